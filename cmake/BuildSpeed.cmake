@@ -1,0 +1,12 @@
+# ccache and mold where they are installed; both only save time.
+find_program(CCACHE ccache)
+if(CCACHE)
+  # A precompiled header is cached only with these; the preprocessor flag is -fpch-preprocess.
+  set(launcher ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
+endif()
+find_program(MOLD mold)
+if(MOLD)
+  add_link_options(-fuse-ld=mold)      # CMake 3.25 has no CMAKE_LINKER_TYPE
+endif()

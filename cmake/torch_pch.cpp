@@ -1,0 +1,1 @@
+// Only a place for the precompiled header to be built.

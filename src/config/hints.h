@@ -1,0 +1,16 @@
+// What someone who wrote an unknown key most likely meant.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace switchyard {
+
+// Names other programs use for our keys: {"num_experts", "moe.n_experts"}.
+const std::vector<std::pair<std::string, std::string>>& key_aliases();
+
+// "did you mean moe.n_experts?", or "" when nothing is near.
+std::string key_hint(const std::string& unknown_key);
+
+}  // namespace switchyard

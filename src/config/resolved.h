@@ -1,0 +1,45 @@
+// A Config that remembers where each value came from. Rules that span keys ask was_set(): what a user wrote conflicts
+// and is an error, an untouched default yields.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/config.h"
+
+namespace switchyard {
+
+enum class Source { kDefault, kFile, kCommandLine, kDerived };
+std::string source_name(Source source);  // "default", "file", "command line", "derived"
+
+class ResolvedConfig {
+ public:
+  Config config;
+  std::vector<std::string> notes;  // which defaults yielded to what, for the log
+
+  bool was_set(const std::string& key) const;  // in the file or on the command line
+  Source source(const std::string& key) const;
+  // Sets a key from its command-line text. ConfigError names an unknown key, a wrong type, a value out of range.
+  void set(const std::string& key, const std::string& text, Source source = Source::kCommandLine);
+  void mark(const std::string& key, Source source);
+  // Puts every derived value back to its default, so that derive() can start again.
+  void forget_derived();
+
+  std::vector<std::string> given_keys() const;  // was_set(), in the order of declaration
+  std::string given_json() const;     // only what was set, and the name: what a checkpoint stores and resume parses
+  std::string resolved_json() const;  // every key
+  std::string table() const;          // "router.top_k  2  (file)" a line, for --dry-run
+
+ private:
+  std::map<std::string, Source> sources_;  // absent: default
+};
+
+// Equal on all ranks of a run, or they must not start: every key but the comment, train.out and log.
+std::uint64_t config_hash(const ResolvedConfig& resolved);
+// Keys whose values differ, "key: a here, b there", to name what config_hash found. Both as resolved_json().
+std::vector<std::string> config_differences(const std::string& resolved_json_here, const std::string& resolved_json_there);
+
+}  // namespace switchyard

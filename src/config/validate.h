@@ -1,0 +1,16 @@
+// The rules that span keys. Ranges of single keys are checked while reading.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config/resolved.h"
+
+namespace switchyard {
+
+// Derives once more, now with the number of ranks, then checks every rule. Throws ConfigError for the first that is
+// broken: key, value, what to change. Returns warnings and notes for the log. dry_run: what only a missing device
+// forbids (fp8 without a GPU) is a warning.
+std::vector<std::string> validate(ResolvedConfig& resolved, int world_size, bool dry_run = false);
+
+}  // namespace switchyard

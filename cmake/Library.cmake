@@ -2,16 +2,24 @@
 # library exports an include folder holding nothing but a link to itself, so an arrow against the order of dependency
 # does not compile.
 add_library(switchyard_flags INTERFACE)
-target_compile_options(switchyard_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unknown-pragmas>)
+target_compile_options(switchyard_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unknown-pragmas>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
 
 # The precompiled header of torch, built once and used by every library that asks for TORCH.
 add_library(switchyard_torch_pch STATIC ${CMAKE_SOURCE_DIR}/cmake/torch_pch.cpp)
-target_link_libraries(switchyard_torch_pch PUBLIC switchyard_flags switchyard_torch)
+target_link_libraries(switchyard_torch_pch PUBLIC switchyard_flags switchyard_torch_headers)
 target_precompile_headers(switchyard_torch_pch PRIVATE ${CMAKE_SOURCE_DIR}/cmake/torch_pch.h)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  target_compile_options(switchyard_torch_pch PUBLIC $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)   # ccache needs it
+endif()
 
 function(switchyard_use_torch target)
   target_link_libraries(${target} PUBLIC switchyard_torch)
   target_precompile_headers(${target} REUSE_FROM switchyard_torch_pch)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+  endif()
 endfunction()
 
 # switchyard_library(folder [DEPENDS library…] [EXTERNAL target…] [TORCH] [CUDA])

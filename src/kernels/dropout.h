@@ -1,11 +1,18 @@
 // kernels/dropout.h: dropout whose mask depends only on what the value is, never on ranks, threads or order.
 #pragma once
 
+#include "base/philox.h"
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
 
-// out = keep ? x / (1 - p) : 0, keep drawn from philox(mix(seed, step, site); window[sequence] * S + position, channel/4).
+// The generator's key of one dropout at one step.
+SWITCHYARD_HOST_DEVICE std::uint64_t dropout_key(std::uint64_t seed, std::int64_t step, std::uint64_t site) {
+  return mix_key(mix_key(seed, static_cast<std::uint64_t>(step)), site);
+}
+
+// out = keep ? x / (1 - p) : 0, keep = to_uniform(word channel % 4) >= p of the block
+// philox(dropout_key(seed, step, site), window[sequence] * S + position, channel / 4).
 // Backward is the same call on the gradient: the mask is drawn again.
 template <class T>
 struct Dropout {

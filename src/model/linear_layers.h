@@ -1,0 +1,16 @@
+// Every linear layer of a model by its full name, from the config alone. The names are those of the modules.
+#pragma once
+
+#include <vector>
+
+#include "config/config.h"
+#include "precision/fp8_report.h"
+
+namespace switchyard {
+
+// Layer by layer: attn.qkv (three logical matrices), attn.value_gate, attn.out, then mlp.up, mlp.down or moe.router,
+// moe.experts.up, moe.experts.down (each expert's apart, a gated up counts two), moe.shared.up, moe.shared.down; at the
+// end the head.
+std::vector<LinearLayer> linear_layers(const Config& config);
+
+}  // namespace switchyard

@@ -1,6 +1,8 @@
 #include "config/constraint.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 
 #include "base/text.h"
 
@@ -33,9 +35,16 @@ std::string Constraint::text() const {
     case Kind::kAny: return "";
   }
   const bool has_high = high != std::numeric_limits<double>::infinity();
-  if (!has_high) return low_open ? format("more than %g", low) : format("at least %g", low);
-  if (high_open) return format("%s %g, less than %g", low_open ? "more than" : "at least", low, high);
-  return format("%g to %g", low, high);
+  const std::string from = (low_open ? "more than " : "at least ") + number_text(low);
+  if (!has_high) return from;
+  if (high_open) return from + ", less than " + number_text(high);
+  return number_text(low) + " to " + number_text(high);
+}
+
+std::string number_text(double number) {
+  if (number == std::floor(number) && std::fabs(number) < 1e15) return format("%.0f", number);
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, number).ptr};
 }
 
 namespace {

@@ -21,6 +21,8 @@ struct Constraint {
   std::string text() const;                      // "" for kAny
 };
 
+std::string number_text(double number);         // the shortest that reads back the same; integers in full
+
 Constraint any();
 Constraint one_of(std::vector<std::string> choices);
 Constraint at_least(double low);

@@ -1,0 +1,142 @@
+#include "config/resolved.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "config/hints.h"
+#include "config/values.h"
+
+namespace switchyard {
+namespace {
+
+// "a.b.c" becomes nested objects.
+void put(Json& root, const std::string& key, Json value) {
+  Json* at = &root;
+  std::size_t begin = 0;
+  for (std::size_t dot = key.find('.'); dot != std::string::npos; dot = key.find('.', begin)) {
+    at = &(*at)[key.substr(begin, dot - begin)];
+    begin = dot + 1;
+  }
+  (*at)[key.substr(begin)] = std::move(value);
+}
+
+void flatten(const Json& value, const std::string& prefix, std::map<std::string, std::string>& out) {
+  for (const auto& [name, item] : value.items()) {
+    if (item.is_object()) flatten(item, prefix + name + ".", out);
+    else out[prefix + name] = item.dump();
+  }
+}
+
+bool may_differ_between_ranks(const std::string& key) {
+  return key == "comment" || key == "train.out" || key.rfind("log.", 0) == 0;
+}
+
+}  // namespace
+
+std::string source_name(Source source) {
+  switch (source) {
+    case Source::kDefault: return "default";
+    case Source::kFile: return "file";
+    case Source::kCommandLine: return "command line";
+    case Source::kDerived: return "derived";
+  }
+  return "";
+}
+
+Source ResolvedConfig::source(const std::string& key) const {
+  SWITCHYARD_ASSERT(find_field(key) != nullptr, "no such key: " + key);
+  const auto found = sources_.find(key);
+  return found == sources_.end() ? Source::kDefault : found->second;
+}
+
+bool ResolvedConfig::was_set(const std::string& key) const {
+  const Source from = source(key);
+  return from == Source::kFile || from == Source::kCommandLine;
+}
+
+void ResolvedConfig::set(const std::string& key, const std::string& text, Source from) {
+  for (Field& field : fields_of(config)) {
+    if (field.key != key) continue;
+    assign_text(field, text, from == Source::kCommandLine ? "on the command line" : source_name(from));
+    return mark(key, from);
+  }
+  const std::string hint = key_hint(key);
+  throw ConfigError("unknown option --" + key + (hint.empty() ? "; --help lists all keys" : "; " + hint));
+}
+
+void ResolvedConfig::mark(const std::string& key, Source from) {
+  SWITCHYARD_ASSERT(find_field(key) != nullptr, "no such key: " + key);
+  sources_[key] = from;
+}
+
+void ResolvedConfig::forget_derived() {
+  for (Field& field : fields_of(config)) {
+    // The run's name and its device are settled once, from the file's name and the machine.
+    if (field.key == "name" || field.key == "device" || source(field.key) != Source::kDerived) continue;
+    std::visit([&](auto* value) { *value = *std::get<std::decay_t<decltype(value)>>(find_field(field.key)->value); }, field.value);
+    sources_.erase(field.key);
+  }
+  notes.clear();
+}
+
+std::vector<std::string> ResolvedConfig::given_keys() const {
+  std::vector<std::string> keys;
+  for (const Field& field : default_fields())
+    if (was_set(field.key)) keys.push_back(field.key);
+  return keys;
+}
+
+std::string ResolvedConfig::given_json() const {
+  Json root = Json::object();
+  for (const Field& field : fields_of(config))
+    if (was_set(field.key) || (field.key == "name" && !config.name.empty())) put(root, field.key, to_json(field));
+  return root.dump(2) + "\n";
+}
+
+std::string ResolvedConfig::resolved_json() const {
+  Json root = Json::object();
+  for (const Field& field : fields_of(config)) put(root, field.key, to_json(field));
+  return root.dump(2) + "\n";
+}
+
+std::string ResolvedConfig::table() const {
+  std::string text;
+  std::size_t key_width = 0, value_width = 0;
+  std::vector<std::pair<Field, std::string>> rows;
+  for (const Field& field : fields_of(config)) {
+    if (field.key == "comment") continue;
+    rows.emplace_back(field, to_json(field).dump());
+    key_width = std::max(key_width, field.key.size());
+    value_width = std::max(value_width, std::min<std::size_t>(rows.back().second.size(), 24));
+  }
+  for (const auto& [field, value] : rows) {
+    text += format("  %-*s  %-*s  %s\n", static_cast<int>(key_width), field.key.c_str(), static_cast<int>(value_width),
+                   value.c_str(), source_name(source(field.key)).c_str());
+  }
+  return text;
+}
+
+std::uint64_t config_hash(const ResolvedConfig& resolved) {
+  std::string all;
+  for (const Field& field : fields_of(resolved.config))
+    if (!may_differ_between_ranks(field.key)) all += field.key + "=" + to_json(field).dump() + "\n";
+  return fnv1a(all);
+}
+
+std::vector<std::string> config_differences(const std::string& resolved_json_here, const std::string& resolved_json_there) {
+  std::map<std::string, std::string> here, there;
+  flatten(Json::parse(resolved_json_here), "", here);
+  flatten(Json::parse(resolved_json_there), "", there);
+  std::vector<std::string> differences;
+  there.insert(here.begin(), here.end());  // keys of both; insert keeps the values of `there`
+  for (const auto& [key, value] : there) {
+    const auto ours = here.find(key);
+    const std::string our_text = ours == here.end() ? "absent" : ours->second;
+    if (our_text != value && !may_differ_between_ranks(key)) differences.push_back(key + ": " + our_text + " here, " + value + " there");
+  }
+  return differences;
+}
+
+}  // namespace switchyard

@@ -61,11 +61,18 @@ function(switchyard_library folder)
   endif()
 endfunction()
 
+add_custom_target(programs)      # every program, and no test
+# switchyard_app(name [LIBRARIES folder…]): src/apps/<name>.cpp, over `train` and all below it unless it names less
 function(switchyard_app name)
+  cmake_parse_arguments(arg "" "" "LIBRARIES" ${ARGN})
+  if(NOT arg_LIBRARIES)
+    set(arg_LIBRARIES train)
+  endif()
   if(NOT EXISTS ${CMAKE_SOURCE_DIR}/src/apps/${name}.cpp)
     return()
   endif()
   add_executable(${name} src/apps/${name}.cpp)
   target_link_libraries(${name} PRIVATE switchyard_flags switchyard_train)
+  add_dependencies(programs ${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endfunction()

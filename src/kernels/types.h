@@ -3,25 +3,19 @@
 // A kernel comes in two forms with one description (a struct of pointers and sizes):
 //   name(description, stream)        CUDA, activations bf16 or float; asynchronous on the stream, capturable
 //   name_cpu(description, range)     the rows [begin, end) of the work, on the calling thread; float or double
+// CUDA: pointers are 16-byte aligned and tokens are fewer than 2^31; nothing allocates or waits for the device.
 #pragma once
 
 #include <cstdint>
-
-#ifdef __CUDACC__
-#include <cuda_bf16.h>
-#endif
 
 struct CUstream_st;
 
 namespace switchyard::kernels {
 
-#ifdef __CUDACC__
-using bf16 = __nv_bfloat16;
-#else
+// The upper half of a float. One type for host and device code: a template over it must have the same name in both.
 struct bf16 {
   std::uint16_t bits;
 };
-#endif
 
 using Stream = CUstream_st*;
 

@@ -1,0 +1,285 @@
+// One warp a row up to width 1024, one block a row beyond it: the row waits in registers between the sum of squares and
+// its use, so every tensor crosses memory once. All loads of a row are issued before the first is used.
+#include <algorithm>
+
+#include "kernels/add_norm.h"
+#include "kernels/cuda_check.h"
+#include "kernels/vector.cuh"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr int kRowWarps = 8;               // rows a block, when a warp has a row of its own
+constexpr std::int64_t kMaxBlocks = 1056;  // backward: a function of the problem only, so that sums repeat bit for bit
+
+template <int kThreads>
+constexpr int kBlockThreads = kThreads == kWarp ? kWarp* kRowWarps : kThreads;
+template <int kThreads>
+constexpr int kBlockRows = kBlockThreads<kThreads> / kThreads;
+
+template <class T, int kThreads, int kPacks>
+__global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNorm<T> a) {
+  const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kBlockRows<kThreads> + threadIdx.x / kThreads;
+  if (t >= a.tokens) return;
+  const int lane = threadIdx.x % kThreads, packs = a.width / kPack;
+  const std::int64_t row = t * a.width;
+
+  Pack<T> x[kPacks], delta[kPacks], x0[kPacks];
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int p = lane + i * kThreads;
+    const bool there = p < packs;
+    x[i] = load_pack_if(there, a.x + row + p * kPack);
+    delta[i] = load_pack_if(there && a.delta, a.delta + row + p * kPack);
+    x0[i] = load_pack_if(there && a.x0, a.x0 + row + p * kPack);
+  }
+  const float keep = a.keep ? *a.keep : 1.0f, again = a.x0 ? *a.again : 0.0f;
+
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    float r[kPack], d[kPack], z[kPack];
+    unpack(x[i], r);
+    unpack(delta[i], d);
+    unpack(x0[i], z);
+#pragma unroll
+    for (int c = 0; c < kPack; ++c) r[c] = fmaf(again, z[c], keep * (r[c] + d[c]));
+    pack(r, x[i]);
+    unpack(x[i], r);  // the rounded value is what backward will see
+#pragma unroll
+    for (int c = 0; c < kPack; ++c) squares = fmaf(r[c], r[c], squares);
+    const int p = lane + i * kThreads;
+    if (a.residual && p < packs) store_pack(a.residual + row + p * kPack, x[i]);
+  }
+  const float inverse = rsqrtf(row_sum<kThreads>(squares) / static_cast<float>(a.width) + a.eps);
+  if (lane == 0) a.inverse_rms[t] = inverse;
+
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int p = lane + i * kThreads;
+    if (p >= packs) break;
+    float n[kPack];
+    unpack(x[i], n);
+#pragma unroll
+    for (int c = 0; c < kPack; ++c) n[c] *= inverse;
+    if (a.gain) {
+      float gain[kPack];
+      unpack(load_pack(a.gain + p * kPack), gain);
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) n[c] *= gain[c];
+    }
+    store_floats(a.normed + row + p * kPack, n);
+  }
+}
+
+// The tensors that only the second half of backward reads.
+template <class T, int kPacks>
+struct Late {
+  Pack<T> d_residual[kPacks], x[kPacks], delta[kPacks], x0[kPacks];
+
+  __device__ __forceinline__ void load(const AddNormBackward<T>& a, int i, std::int64_t at, bool there) {
+    d_residual[i] = load_pack_if(there && a.d_residual, a.d_residual + at);
+    x[i] = load_pack_if(there && a.d_keep, a.x + at);
+    delta[i] = load_pack_if(there && a.d_keep && a.delta, a.delta + at);
+    x0[i] = load_pack_if(there && a.d_again, a.x0 + at);
+  }
+};
+
+// bf16 rows of all six tensors fit in registers; float rows do not, and wait until the row's sum is known.
+template <class T, int kThreads, int kPacks, bool kGain>
+__global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && kPacks <= 3 && !kGain ? 2 : 1)
+    add_norm_backward_kernel(AddNormBackward<T> a) {
+  constexpr bool kEarly = sizeof(T) == 2;
+  constexpr int kRows = kBlockRows<kThreads>;
+  const int lane = threadIdx.x % kThreads, group = threadIdx.x / kThreads, packs = a.width / kPack;
+  const float keep = a.keep ? *a.keep : 1.0f, again = a.d_x0 && a.again ? *a.again : 0.0f;
+  float keep_sum = 0, again_sum = 0;
+  float gain_sum[kGain ? kPacks : 1][kPack] = {};
+
+  for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kRows + group; t < a.tokens;
+       t += static_cast<std::int64_t>(gridDim.x) * kRows) {
+    const std::int64_t row = t * a.width;
+    Pack<T> r[kPacks], dn[kPacks];
+    Late<T, kPacks> late;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int p = lane + i * kThreads;
+      const bool there = p < packs;
+      r[i] = load_pack_if(there && a.d_normed, a.residual + row + p * kPack);
+      dn[i] = load_pack_if(there && a.d_normed, a.d_normed + row + p * kPack);
+      if constexpr (kEarly) late.load(a, i, row + p * kPack, there);
+    }
+    const float inverse = a.d_normed ? a.inverse_rms[t] : 0.0f;
+
+    float dot = 0;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int p = lane + i * kThreads;
+      float f[kPack], g[kPack], gain[kPack];
+      unpack(r[i], f);
+      unpack(dn[i], g);
+      if (a.gain) {
+        unpack(load_pack_if(p < packs, a.gain + p * kPack), gain);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) g[c] *= gain[c];
+      }
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) dot = fmaf(f[c], g[c], dot);
+    }
+    const float along = inverse * inverse * inverse * row_sum<kThreads>(dot) / static_cast<float>(a.width);
+
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int p = lane + i * kThreads;
+      if (p >= packs) break;
+      const std::int64_t at = row + p * kPack;
+      if constexpr (!kEarly) late.load(a, i, at, true);
+      float total[kPack], f[kPack], g[kPack];
+      unpack(late.d_residual[i], total);
+      unpack(r[i], f);
+      unpack(dn[i], g);
+      if constexpr (kGain) {
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) gain_sum[i][c] = fmaf(g[c], f[c] * inverse, gain_sum[i][c]);
+      }
+      if (a.gain) {
+        float gain[kPack];
+        unpack(load_pack(a.gain + p * kPack), gain);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) g[c] *= gain[c];
+      }
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) total[c] += fmaf(inverse, g[c], -along * f[c]);
+      if (a.d_keep) {
+        float x[kPack], delta[kPack];
+        unpack(late.x[i], x);
+        unpack(late.delta[i], delta);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) keep_sum = fmaf(total[c], x[c] + delta[c], keep_sum);
+      }
+      if (a.d_again) {
+        float x0[kPack];
+        unpack(late.x0[i], x0);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) again_sum = fmaf(total[c], x0[c], again_sum);
+      }
+      float out[kPack];
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) out[c] = keep * total[c];
+      store_floats(a.d_x + at, out);
+      if (a.d_x0) {
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) out[c] = again * total[c];
+        store_floats(a.d_x0 + at, out);
+      }
+    }
+  }
+
+  if (!a.scratch) return;
+  float* partial = a.scratch + static_cast<std::int64_t>(blockIdx.x) * (kGain ? a.width + 2 : 2);
+  keep_sum = row_sum<kBlockThreads<kThreads>>(keep_sum);
+  again_sum = row_sum<kBlockThreads<kThreads>>(again_sum);
+  if (threadIdx.x == 0) partial[0] = keep_sum, partial[1] = again_sum;
+  if constexpr (kGain) {
+    __shared__ float shared[kThreads * kPacks * kPack];
+    for (int turn = 0; turn < kRows; ++turn) {  // warps add one after another: a fixed order
+      if (group == turn) {
+#pragma unroll
+        for (int i = 0; i < kPacks; ++i)
+#pragma unroll
+          for (int c = 0; c < kPack; ++c) {
+            float& cell = shared[(lane + i * kThreads) * kPack + c];
+            cell = turn == 0 ? gain_sum[i][c] : cell + gain_sum[i][c];
+          }
+      }
+      __syncthreads();
+    }
+    for (int c = threadIdx.x; c < a.width; c += blockDim.x) partial[2 + c] = shared[c];
+  }
+}
+
+// sums = {d_keep, d_again, d_gain...}; 32 columns a block, 32 rows at a time.
+__global__ void add_partials_kernel(const float* partial, int rows, int columns, float* d_keep, float* d_again,
+                                    float* d_gain) {
+  __shared__ float shared[kWarp][kWarp + 1];
+  const int column = blockIdx.x * kWarp + threadIdx.x;
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 8
+    for (int row = threadIdx.y; row < rows; row += kWarp)
+      sum += partial[static_cast<std::int64_t>(row) * columns + column];
+  }
+  shared[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= columns) return;
+  sum = 0;
+#pragma unroll
+  for (int row = 0; row < kWarp; ++row) sum += shared[row][threadIdx.x];
+  float* target = column == 0 ? d_keep : column == 1 ? d_again : d_gain + column - 2;
+  if (target) *target += sum;
+}
+
+std::int64_t backward_blocks(std::int64_t tokens, int width) {
+  const std::int64_t rows = width <= 1024 ? kRowWarps : 1;
+  return std::max<std::int64_t>(1, std::min(ceil_div(tokens, rows), kMaxBlocks * (rows == 1 ? 2 : 1)));
+}
+
+// Calls run(threads a row, packs a thread) with both as compile-time constants.
+template <class Run>
+void with_row_shape(int width, Run run) {
+  using std::integral_constant;
+  SWITCHYARD_ASSERT(width % kPack == 0 && width > 0 && width <= 8192,
+                    "add_norm needs a width that is a multiple of 8, up to 8192");
+  const auto warp = integral_constant<int, kWarp>();
+  if (width <= 256) return run(warp, integral_constant<int, 1>());
+  if (width <= 512) return run(warp, integral_constant<int, 2>());
+  if (width <= 768) return run(warp, integral_constant<int, 3>());
+  if (width <= 1024) return run(warp, integral_constant<int, 4>());
+  if (width <= 2048) return run(integral_constant<int, 128>(), integral_constant<int, 2>());
+  if (width <= 4096) return run(integral_constant<int, 256>(), integral_constant<int, 2>());
+  run(integral_constant<int, 256>(), integral_constant<int, 4>());
+}
+
+}  // namespace
+
+std::int64_t add_norm_scratch(std::int64_t tokens, int width) { return backward_blocks(tokens, width) * (width + 2); }
+
+template <class T>
+void add_norm(const AddNorm<T>& a, Stream stream) {
+  if (a.tokens == 0) return;
+  with_row_shape(a.width, [&](auto threads, auto packs) {
+    constexpr int kThreads = decltype(threads)::value;
+    const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kBlockRows<kThreads>));
+    add_norm_kernel<T, kThreads, decltype(packs)::value><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+template <class T>
+void add_norm_backward(const AddNormBackward<T>& given, Stream stream) {
+  if (given.tokens == 0) return;
+  AddNormBackward<T> a = given;
+  const bool sums = a.d_keep || a.d_again || a.d_gain;
+  if (!sums) a.scratch = nullptr;
+  const auto blocks = static_cast<unsigned>(backward_blocks(a.tokens, a.width));
+  with_row_shape(a.width, [&](auto threads, auto packs) {
+    constexpr int kThreads = decltype(threads)::value, kPacks = decltype(packs)::value;
+    if (a.d_gain)
+      add_norm_backward_kernel<T, kThreads, kPacks, true><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+    else
+      add_norm_backward_kernel<T, kThreads, kPacks, false><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+  if (!sums) return;
+  const int columns = a.d_gain ? a.width + 2 : 2;
+  add_partials_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(
+      a.scratch, static_cast<int>(blocks), columns, a.d_keep, a.d_again, a.d_gain);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+template void add_norm(const AddNorm<bf16>&, Stream);
+template void add_norm(const AddNorm<float>&, Stream);
+template void add_norm_backward(const AddNormBackward<bf16>&, Stream);
+template void add_norm_backward(const AddNormBackward<float>&, Stream);
+
+}  // namespace switchyard::kernels

@@ -13,7 +13,7 @@ namespace switchyard {
 // what the report counts: a reader compares it with trainers that keep them apart.
 struct LinearLayer {
   std::string name;                  // blocks.3.attn.qkv
-  std::int64_t rows = 0, cols = 0;   // of the matrix one GEMM reads: output and input width
+  std::int64_t rows = 0, cols = 0;   // of the matrix one GEMM reads: output and input width; one expert of a stack
   int matrices = 1;                  // logical ones
   bool is_router_or_gate = false;    // these stay in fp32 or bf16 always
 };

@@ -1,0 +1,135 @@
+#include "model/accounting.h"
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "model/layer_rules.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int kPartKinds = static_cast<int>(PartKind::kScalars) + 1;
+
+// Matrices that multiply a token's activations; a tied head adds its product without owning parameters.
+bool is_matmul(PartKind kind) {
+  return kind != PartKind::kTokenEmbedding && kind != PartKind::kValueEmbedding && kind != PartKind::kNorms &&
+         kind != PartKind::kScalars;
+}
+
+class Table {
+ public:
+  Table() {
+    for (int kind = 0; kind < kPartKinds; ++kind) parts_.push_back({static_cast<PartKind>(kind), 0, 0});
+  }
+  void add(PartKind kind, std::int64_t count) { add(kind, count, count); }
+  void add(PartKind kind, std::int64_t total, std::int64_t active) {
+    parts_[static_cast<std::size_t>(kind)].total += total;
+    parts_[static_cast<std::size_t>(kind)].active += active;
+  }
+  std::vector<Part> take() { return std::move(parts_); }
+
+ private:
+  std::vector<Part> parts_;
+};
+
+void add_attention(Table& table, const ModelConfig& model, int layer) {
+  const std::int64_t width = model.n_embd, q = q_width(model), kv = kv_width(model);
+  table.add(PartKind::kAttention, width * (q + 2 * kv) + q * width);
+  if (has_value_embedding(model, layer)) {
+    table.add(PartKind::kValueEmbedding, model.vocab_size * kv);
+    table.add(PartKind::kValueGate, std::int64_t{kv_head_count(model)} * model.value_gate_channels);
+  }
+}
+
+void add_feed_forward(Table& table, const Config& config, int layer) {
+  const std::int64_t width = config.model.n_embd, matrices = is_gated(config.model.mlp) ? 3 : 2;
+  if (!is_moe_layer(config, layer)) {
+    table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
+    return;
+  }
+  const std::int64_t expert = matrices * width * expert_width(config);
+  table.add(PartKind::kRouter, config.moe.n_experts * width);
+  table.add(PartKind::kExperts, config.moe.n_experts * expert, config.router.top_k * expert);
+  table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
+}
+
+std::int64_t norm_weights(const ModelConfig& model) {
+  std::int64_t count = 0;
+  if (model.norm_weight) count += (2 * model.n_layer + 1 + (model.embed_norm ? 1 : 0)) * std::int64_t{model.n_embd};
+  if (model.qk_norm && model.qk_norm_weight) count += std::int64_t{model.n_layer} * 2 * model.head_dim;
+  return count;
+}
+
+std::int64_t attention_flops(const ModelConfig& model) {
+  std::int64_t keys = 0;
+  for (int layer = 0; layer < model.n_layer; ++layer) keys += std::min(attention_window(model, layer), model.seq_len);
+  return 12 * q_width(model) * keys;
+}
+
+std::string table_line(const std::string& name, std::int64_t total, std::int64_t active) {
+  return format("  %-18s %18s %18s\n", name.c_str(), with_commas(total).c_str(), with_commas(active).c_str());
+}
+
+}  // namespace
+
+std::string part_name(PartKind kind) {
+  static const char* const names[kPartKinds] = {"token embedding", "value embeddings", "value gates", "attention",
+                                                "routers",         "experts",          "shared experts", "dense mlp",
+                                                "head",            "norms",            "scalars"};
+  return names[static_cast<int>(kind)];
+}
+
+Accounting account(const Config& config) {
+  const ModelConfig& model = config.model;
+  const std::int64_t vocabulary_matrix = std::int64_t{model.vocab_size} * model.n_embd;
+  Table table;
+  table.add(PartKind::kTokenEmbedding, vocabulary_matrix);
+  if (!model.tie_head) table.add(PartKind::kHead, vocabulary_matrix);
+  for (int layer = 0; layer < model.n_layer; ++layer) {
+    add_attention(table, model, layer);
+    add_feed_forward(table, config, layer);
+  }
+  table.add(PartKind::kNorms, norm_weights(model));
+  if (model.resid_scalars) table.add(PartKind::kScalars, 2 * model.n_layer);
+
+  Accounting result;
+  result.parts = table.take();
+  for (const Part& part : result.parts) {
+    result.total += part.total;
+    result.active += part.active;
+    if (is_matmul(part.kind)) result.scaling_parameters += part.active;
+  }
+  if (model.tie_head) result.scaling_parameters += vocabulary_matrix;
+  result.inactive = result.total - result.active;
+  result.attention_flops_per_token = attention_flops(model);
+  result.flops_per_token = flops_per_token(config, result.scaling_parameters);
+  return result;
+}
+
+std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters) {
+  return 6 * scaling_parameters + attention_flops(config.model);
+}
+
+std::string parameter_table(const Accounting& accounting) {
+  std::string text = format("  %-18s %18s %18s\n", "parameters", "total", "active a token");
+  for (const Part& part : accounting.parts) {
+    if (part.total > 0) text += table_line(part_name(part.kind), part.total, part.active);
+  }
+  text += table_line("all", accounting.total, accounting.active);
+  text += format("%s total, %s active, %s inactive (%s / %s / %s)\n", with_commas(accounting.total).c_str(),
+                 with_commas(accounting.active).c_str(), with_commas(accounting.inactive).c_str(),
+                 in_millions(accounting.total).c_str(), in_millions(accounting.active).c_str(),
+                 in_millions(accounting.inactive).c_str());
+  text += format("%s scaling parameters (block matrices + head - inactive)\n",
+                 with_commas(accounting.scaling_parameters).c_str());
+  text += format("%s FLOPs a token, of them %s in attention\n", with_commas(accounting.flops_per_token).c_str(),
+                 with_commas(accounting.attention_flops_per_token).c_str());
+  return text;
+}
+
+double model_flops_utilisation(double tokens_per_s, double flops_per_token, double peak_tflops_per_device, int devices) {
+  const double peak = peak_tflops_per_device * 1e12 * devices;
+  return peak > 0 ? tokens_per_s * flops_per_token / peak : 0;
+}
+
+}  // namespace switchyard

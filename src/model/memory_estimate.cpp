@@ -1,0 +1,112 @@
+#include "model/memory_estimate.h"
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "model/accounting.h"
+#include "model/layer_rules.h"
+#include "model/linear_layers.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::int64_t kHeadChunkTokens = 8192;   // logits exist for one chunk of tokens at a time
+
+std::int64_t compute_bytes(const Config& config) { return config.precision.mode == "fp32" ? 4 : 2; }
+std::int64_t micro_tokens(const Config& config) { return std::int64_t{config.train.micro_batch} * config.model.seq_len; }
+
+std::int64_t copy_bytes(const Config& config, const Accounting& size) {
+  if (config.precision.mode == "fp32") return 0;
+  std::int64_t bytes = 2 * size.total;
+  if (config.precision.mode == "fp8") {
+    const std::vector<LinearLayer> layers = linear_layers(config);
+    const Fp8Report report = decide_fp8(layers, config.precision);
+    for (const Fp8Decision& decision : report.decisions) {
+      // rows of an expert stack are those of one expert
+      const LinearLayer& layer = decision.layer;
+      const bool stack = layer.name.find(".experts.") != std::string::npos;
+      if (decision.converts) bytes += layer.rows * layer.cols * (stack ? config.moe.n_experts : 1);
+    }
+  }
+  return bytes;
+}
+
+// Muon keeps one momentum, AdamW two moments; ranks share the state when it is sharded.
+std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int world_size) {
+  std::int64_t muon = 0;
+  if (config.optim.matrix_optimizer == "muon") {
+    for (const PartKind kind : {PartKind::kAttention, PartKind::kExperts, PartKind::kSharedExperts, PartKind::kDenseMlp}) {
+      muon += size.part(kind).total;
+    }
+    if (config.optim.router_optimizer == "muon") muon += size.part(PartKind::kRouter).total;
+  }
+  const std::int64_t bytes = 4 * muon + 8 * (size.total - muon);
+  return config.parallel.shard_optimizer ? (bytes + world_size - 1) / world_size : bytes;
+}
+
+std::int64_t activation_bytes(const Config& config) {
+  std::int64_t elements = 2 * config.model.n_embd;   // x0, and the head's normalised input
+  for (int layer = 0; layer < config.model.n_layer; ++layer) elements += activation_elements_per_token(config, layer);
+  return micro_tokens(config) * elements * compute_bytes(config);
+}
+
+std::int64_t workspace_bytes(const Config& config) {
+  const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config);
+  const std::int64_t logits = std::min(tokens, kHeadChunkTokens) * config.model.vocab_size * (4 + bytes);
+  if (moe_layer_count(config) == 0) return logits;
+  const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1;
+  const std::int64_t row = (inputs + 1) * expert_width(config) + config.model.n_embd;   // dH, weighted A, dx
+  return std::max(logits, tokens * config.router.top_k * row * bytes);
+}
+
+}  // namespace
+
+// attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head
+// residual      x' and its norm n, after attention and after the feed-forward
+// dense mlp     the pre-activation (two when gated) and the activation
+// MoE           the pre-activation of the top_k rows; the gathered x and the experts' output are never kept.
+//               Router: fp32 logits and scores of every expert; shared experts as a dense mlp
+std::int64_t activation_elements_per_token(const Config& config, int layer) {
+  const ModelConfig& model = config.model;
+  const std::int64_t words = 4 / compute_bytes(config);      // elements that one fp32 value takes
+  const std::int64_t inputs = is_gated(model.mlp) ? 2 : 1;
+  std::int64_t elements = 2 * (q_width(model) + 2 * kv_width(model)) + q_width(model) + head_count(model) * words;
+  elements += 4 * std::int64_t{model.n_embd};
+  if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
+  elements += config.router.top_k * inputs * expert_width(config);
+  elements += (inputs + 1) * shared_width(config);
+  elements += (2 * config.moe.n_experts + 3 * config.router.top_k) * words;
+  return elements;
+}
+
+MemoryEstimate estimate_memory(const Config& config, int world_size) {
+  const Accounting size = account(config);
+  MemoryEstimate estimate;
+  estimate.weights = 4 * size.total;
+  estimate.compute_copies = copy_bytes(config, size);
+  estimate.gradients = 4 * size.total;
+  estimate.optimizer = optimizer_bytes(config, size, std::max(1, world_size));
+  estimate.activations = activation_bytes(config);
+  estimate.workspace = workspace_bytes(config);
+  return estimate;
+}
+
+std::string memory_table(const MemoryEstimate& estimate) {
+  const auto line = [](const char* name, std::int64_t bytes) {
+    return format("  %-18s %12s\n", name, human_bytes(static_cast<double>(bytes)).c_str());
+  };
+  return "memory a rank, estimated\n" + line("weights", estimate.weights) +
+         line("compute copies", estimate.compute_copies) + line("gradients", estimate.gradients) +
+         line("optimizer", estimate.optimizer) + line("activations", estimate.activations) +
+         line("workspace", estimate.workspace) + line("all", estimate.total());
+}
+
+std::string memory_advice(const Config& config, const MemoryEstimate& estimate) {
+  return format("training needs about %s a rank; lower train.micro_batch = %d or model.seq_len = %d (activations %s), "
+                "model.n_layer = %d or model.n_embd = %d (weights, gradients and optimizer %s)",
+                human_bytes(static_cast<double>(estimate.total())).c_str(), config.train.micro_batch, config.model.seq_len,
+                human_bytes(static_cast<double>(estimate.activations)).c_str(), config.model.n_layer, config.model.n_embd,
+                human_bytes(static_cast<double>(estimate.weights + estimate.gradients + estimate.optimizer)).c_str());
+}
+
+}  // namespace switchyard

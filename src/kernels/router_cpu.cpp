@@ -1,0 +1,195 @@
+#include "kernels/router.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/vector_math.h"
+
+namespace switchyard::kernels {
+namespace {
+
+// Guards both divisions against a sum of 0: w / (sum + tiny), and s / sum s for sigmoid scores that all underflow.
+constexpr double kTiny = 1e-20;
+
+// One token's scores. Rows are padded to whole vectors with logits of -infinity, so that equal logits take the same
+// instructions and get bit-equal scores wherever they stand: ties depend on that.
+template <class T>
+class TokenScores {
+ public:
+  TokenScores(int experts, Score score)
+      : experts_(experts), padded_((experts + kLanes<T> - 1) / kLanes<T> * kLanes<T>), kind_(score),
+        logit_(padded_, -std::numeric_limits<T>::infinity()), softmax_(padded_), sigmoid_(padded_) {}
+
+  void read(const T* logits) {
+    std::copy_n(logits, experts_, logit_.data());
+    const T best = largest(logits, experts_);
+    const T total = sum<T>(padded_, [&](auto at) {
+      const auto e = fast_exp(at(logit_.data()) - at.all(best));
+      at.write(softmax_.data(), e);
+      return e;
+    });
+    const T inverse = T(1) / total;
+    each<T>(padded_, [&](auto at) { at.write(softmax_.data(), at(softmax_.data()) * at.all(inverse)); });
+    log_sum_ = best + std::log(total);
+    if (kind_ != Score::kSigmoid) return;
+    sigmoid_sum_ = static_cast<T>(kTiny) + sum<T>(padded_, [&](auto at) {
+      const auto s = fast_sigmoid(at(logit_.data()));
+      at.write(sigmoid_.data(), s);
+      return s;
+    });
+  }
+
+  const T* softmax() const { return softmax_.data(); }
+  const T* score() const {
+    return kind_ == Score::kSoftmax ? softmax_.data() : kind_ == Score::kSigmoid ? sigmoid_.data() : logit_.data();
+  }
+  T probability(int e) const { return kind_ == Score::kSigmoid ? sigmoid_[e] / sigmoid_sum_ : softmax_[e]; }
+  T sigmoid_sum() const { return sigmoid_sum_; }
+  T log_sum() const { return log_sum_; }
+
+ private:
+  int experts_, padded_;
+  Score kind_;
+  std::vector<T> logit_, softmax_, sigmoid_;
+  T log_sum_ = 0, sigmoid_sum_ = 0;
+};
+
+// The K largest of q, best first. Candidates come in the order that ties prefer and displace only smaller ones, so an
+// earlier one wins a tie. NaN counts as the smallest: K distinct experts come out whatever the logits are.
+template <class T>
+void choose(const T* q, int experts, int top_k, int first, int* expert, T* best) {
+  int found = 0;
+  for (int step = 0; step < experts; ++step) {
+    const int e = first + step < experts ? first + step : first + step - experts;
+    const T value = q[e] == q[e] ? q[e] : -std::numeric_limits<T>::infinity();
+    if (found == top_k && !(value > best[top_k - 1])) continue;
+    int place = found < top_k ? found++ : top_k - 1;
+    for (; place > 0 && value > best[place - 1]; --place) {
+      best[place] = best[place - 1];
+      expert[place] = expert[place - 1];
+    }
+    best[place] = value;
+    expert[place] = e;
+  }
+}
+
+// 1 / (sum of the chosen scores), or 1.
+template <class T>
+SWITCHYARD_INLINE T inverse_norm(const T* score, const int* expert, int top_k, bool normalize) {
+  if (!normalize) return T(1);
+  T total = 0;
+  for (int k = 0; k < top_k; ++k) total += score[expert[k]];
+  return T(1) / (total + static_cast<T>(kTiny));
+}
+
+// Sums of one group in double: a float would lose what thousands of tokens add to it.
+struct GroupSums {
+  std::vector<double> probability, importance;
+  double z = 0;
+  explicit GroupSums(int experts) : probability(experts), importance(experts) {}
+};
+
+template <class T>
+void add_to_outputs(const RouterScores<T>& p, std::int64_t group, GroupSums& sums) {
+  for (int e = 0; e < p.experts; ++e) {
+    p.prob_sum[group * p.experts + e] += static_cast<T>(sums.probability[e]);
+    if (p.importance) p.importance[e] += static_cast<T>(sums.importance[e]);
+  }
+  *p.z_sum += static_cast<T>(sums.z);
+  sums = GroupSums(p.experts);
+}
+
+template <class T>
+void check(const T& p) {
+  SWITCHYARD_ASSERT(p.top_k >= 1 && p.top_k <= p.experts, "top_k must be 1 to experts");
+  SWITCHYARD_ASSERT(p.group_size >= 1, "group_size must be positive");
+}
+
+}  // namespace
+
+template <class T>
+void router_scores_cpu(const RouterScores<T>& p, Range tokens) {
+  check(p);
+  TokenScores<T> scores(p.experts, p.score);
+  GroupSums sums(p.experts);
+  std::vector<T> biased(p.experts), best(p.top_k);
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+    const std::int64_t group = t / p.group_size;
+    scores.read(p.logits + t * p.experts);
+    const T* score = scores.score();
+    const T* q = score;
+    if (p.selection_bias) {
+      for (int e = 0; e < p.experts; ++e) biased[e] = score[e] + static_cast<T>(p.selection_bias[e]);
+      q = biased.data();
+    }
+    const int first = p.rotate_ties ? static_cast<int>(t % p.seq_len * p.top_k % p.experts) : 0;
+    int* expert = p.expert + t * p.top_k;
+    choose(q, p.experts, p.top_k, first, expert, best.data());
+
+    const T inverse = inverse_norm(score, expert, p.top_k, p.normalize);
+    for (int k = 0; k < p.top_k; ++k) {
+      const T weight = score[expert[k]] * inverse;
+      p.weight[t * p.top_k + k] = weight * static_cast<T>(p.scale);
+      p.count[group * p.experts + expert[k]] += 1;
+      sums.importance[expert[k]] += static_cast<double>(weight);
+    }
+    for (int e = 0; e < p.experts; ++e) sums.probability[e] += static_cast<double>(scores.probability(e));
+    sums.z += static_cast<double>(scores.log_sum()) * static_cast<double>(scores.log_sum());
+    if (t + 1 == tokens.end || (t + 1) % p.group_size == 0) add_to_outputs(p, group, sums);
+  }
+}
+
+template <class T>
+void router_scores_backward_cpu(const RouterScoresBackward<T>& p, Range tokens) {
+  check(p);
+  TokenScores<T> scores(p.experts, p.score);
+  std::vector<T> d_probability(p.experts), d_score(p.experts), d_chosen(p.top_k);
+  const T d_z = p.d_z_sum ? T(2) * *p.d_z_sum : T(0);
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+    scores.read(p.logits + t * p.experts);
+    const T* score = scores.score();
+    const T* softmax = scores.softmax();
+    const int* expert = p.expert + t * p.top_k;
+
+    // Of the chosen: n = s / Z with Z the sum over them, so d s_k = (d n_k - sum_i n_i d n_i) / Z.
+    std::fill(d_score.begin(), d_score.end(), T(0));
+    const T inverse = inverse_norm(score, expert, p.top_k, p.normalize);
+    T share = 0;
+    for (int k = 0; k < p.top_k; ++k) {
+      T d = p.d_weight ? p.d_weight[t * p.top_k + k] * static_cast<T>(p.scale) : T(0);
+      if (p.d_importance) d += p.d_importance[expert[k]];
+      d_chosen[k] = d;
+      if (p.normalize) share += d * score[expert[k]] * inverse;
+    }
+    for (int k = 0; k < p.top_k; ++k) d_score[expert[k]] = (d_chosen[k] - share) * inverse;
+
+    const T* d_group = p.d_prob_sum ? p.d_prob_sum + t / p.group_size * p.experts : nullptr;
+    for (int e = 0; e < p.experts; ++e) {
+      d_probability[e] = d_group ? d_group[e] : T(0);
+      if (p.score == Score::kSoftmax) d_probability[e] += d_score[e];    // there p is s
+    }
+    T mean = 0;
+    for (int e = 0; e < p.experts; ++e) mean += scores.probability(e) * d_probability[e];
+
+    T* d_logits = p.d_logits + t * p.experts;
+    const T d_log_sum = d_z * scores.log_sum();
+    for (int e = 0; e < p.experts; ++e) {
+      T d = d_log_sum * softmax[e];
+      if (p.score == Score::kSigmoid) {
+        d += (d_score[e] + (d_probability[e] - mean) / scores.sigmoid_sum()) * score[e] * (T(1) - score[e]);
+      } else {
+        d += softmax[e] * (d_probability[e] - mean);
+        if (p.score == Score::kIdentity) d += d_score[e];
+      }
+      d_logits[e] = d;
+    }
+  }
+}
+
+template void router_scores_cpu(const RouterScores<float>&, Range);
+template void router_scores_cpu(const RouterScores<double>&, Range);
+template void router_scores_backward_cpu(const RouterScoresBackward<float>&, Range);
+template void router_scores_backward_cpu(const RouterScoresBackward<double>&, Range);
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,58 @@
+"""Options as plain attributes: config.router.top_k. Read from a dump's config.json, or built here for the self test."""
+
+import json
+from types import SimpleNamespace
+
+# The defaults of every option that the Python model or its optimizers read.
+DEFAULTS = {
+    "model": dict(n_layer=12, n_embd=768, head_dim=64, n_head=0, n_kv_head=0, seq_len=1024, vocab_size=32768,
+                  mlp="relu2", ffn_hidden=0, norm_weight=False, norm_eps=1e-6, rope_theta=10000.0, qk_norm=True,
+                  qk_norm_weight=False, window_pattern="L", value_embeds=True, value_gate_channels=32,
+                  resid_scalars=True, logit_softcap=15.0, tie_head=False, embed_norm=True, dropout=0.0),
+    "moe": dict(use_moe=False, moe_freq=1, first_dense=0, n_experts=8, expert_hidden_mult=4, d_expert=0,
+                n_shared_experts=0, d_shared=0),
+    "router": dict(type="topk", top_k=2, score="softmax", norm_topk_prob=True, routed_scaling_factor=1.0,
+                   tie_break="rotate", balance_loss="switch", balance_coef=0.01, balance_topk_normalize=False,
+                   balance_scope="micro", z_loss_coef=0.0),
+    "optim": dict(matrix_optimizer="muon", matrix_lr=0.004, router_optimizer="muon", clip_norm=0.0,
+                  muon=dict(lr=0.02, momentum_start=0.85, momentum_end=0.95, momentum_warmup_steps=300, nesterov=True,
+                            iterations=5, weight_decay=0.2, variance_reduction=False, beta2=0.95),
+                  adamw=dict(embed_lr=0.3, value_embed_lr=0.15, head_lr=0.004, gate_lr=0.004, scalar_lr=0.005,
+                             x0_lr=0.5, beta1=0.8, x0_beta1=0.96, beta2=0.95, eps=1e-10, weight_decay=0.0,
+                             scale_lr_with_width=True),
+                  schedule=dict(shape="linear", warmup_steps=0, warmdown_fraction=0.5, final_fraction=0.0)),
+    "train": dict(steps=50, micro_batch=2, batch_tokens=0),
+}
+
+
+def to_namespace(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return SimpleNamespace(**{key: to_namespace(value) for key, value in tree.items()})
+
+
+def load(path):
+    """A resolved config.json: every key present, derived values filled in."""
+    with open(path) as file:
+        return to_namespace(json.load(file))
+
+
+def build(overrides=None):
+    """The defaults with dotted overrides, {"router.top_k": 1}, and derived values filled in."""
+    config = to_namespace(DEFAULTS)
+    for key, value in (overrides or {}).items():
+        *groups, name = key.split(".")
+        place = config
+        for group in groups:
+            place = getattr(place, group)
+        if not hasattr(place, name):
+            raise KeyError(f"no option {key}")
+        setattr(place, name, value)
+    model, moe, train = config.model, config.moe, config.train
+    model.n_head = model.n_head or model.n_embd // model.head_dim
+    model.n_kv_head = model.n_kv_head or model.n_head
+    model.ffn_hidden = model.ffn_hidden or 4 * model.n_embd
+    moe.d_expert = moe.d_expert or moe.expert_hidden_mult * model.n_embd
+    moe.d_shared = moe.d_shared or moe.d_expert
+    train.batch_tokens = train.batch_tokens or train.micro_batch * model.seq_len
+    return config

@@ -49,7 +49,7 @@ new_environment() {      # new_environment FOLDER PIP-ARGUMENTS…: all or nothi
   shift
   rm -rf "$folder"
   python3 -m venv "$folder"
-  PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 "$folder/bin/python3" -m pip install --no-cache-dir "$@"
+  PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 "$folder/bin/python3" -m pip install --no-cache-dir --no-compile "$@" || return 1
   touch "$folder/complete"
 }
 

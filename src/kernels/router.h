@@ -11,7 +11,7 @@ inline constexpr int kMaxTopK = 16;       // K, on CUDA
 inline constexpr int kMaxExperts = 512;   // E, on CUDA
 
 // s = score(l); q = s + selection_bias; S_t = the K largest q, ties in the order (e - t K) mod E with t the position in
-// the sequence (rotate), or e (lowest index); w = s[S], normalised (w / (sum + 1e-20)) if asked, times scale.
+// the sequence, first_position + token mod seq_len (rotate), or e (lowest index); w = s[S], normalised (w / (sum + 1e-20)) if asked, times scale.
 // p = softmax(l), for sigmoid s / sum s. Token t belongs to group t / group_size: sequences, or all as one.
 template <class T>
 struct RouterScores {
@@ -29,6 +29,7 @@ struct RouterScores {
   Score score;
   bool normalize, rotate_ties;
   float scale;
+  int first_position = 0;         // of each sequence's first token here (cached decoding)
 };
 
 // The gradient of all of forward's outputs by the logits. d_* null: zero.

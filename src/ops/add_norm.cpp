@@ -1,0 +1,135 @@
+#include "ops/add_norm.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "kernels/add_norm.h"
+#include "ops/launch.h"
+
+namespace switchyard::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+const float* scalar(const Parameter* parameter, int index) {
+  if (!parameter) return nullptr;
+  SWITCHYARD_ASSERT(parameter->master.scalar_type() == at::kFloat, "residual scalars are fp32");
+  return parameter->master.data_ptr<float>() + index;
+}
+
+// CPU backward: each range sums its tokens, ranges are added in order, so the result does not depend on timing.
+template <class T>
+void backward_on_cpu(const kernels::AddNormBackward<T>& work) {
+  constexpr std::int64_t kRange = 256;
+  const std::int64_t ranges = (work.tokens + kRange - 1) / kRange, columns = 2 + work.width;
+  std::vector<double> sums(static_cast<std::size_t>(ranges * columns), 0.0);
+  parallel_ranges(ranges, 1, [&](kernels::Range r) {
+    for (std::int64_t i = r.begin; i < r.end; ++i)
+      kernels::add_norm_backward_cpu(work, {i * kRange, std::min(work.tokens, (i + 1) * kRange)}, &sums[i * columns]);
+  });
+  for (std::int64_t i = 0; i < ranges; ++i) {
+    const double* row = &sums[i * columns];
+    if (work.d_keep) *work.d_keep += static_cast<float>(row[0]);
+    if (work.d_again) *work.d_again += static_cast<float>(row[1]);
+    for (int j = 0; work.d_gain && j < work.width; ++j) work.d_gain[j] += static_cast<float>(row[2 + j]);
+  }
+}
+
+class AddNorm : public torch::autograd::Function<AddNorm> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& delta, const Tensor& x0,
+                               const Residual& r) {
+    const std::int64_t tokens = x.size(0), width = x.size(1);
+    const bool stored = delta.defined() || r.keep;
+    Tensor residual = stored ? at::empty_like(x) : Tensor(), normed = at::empty_like(x);
+    Tensor inverse_rms = at::empty({tokens}, x.options().dtype(at::kFloat));
+    launch(
+        x,
+        [&](auto type) {
+          using T = typename decltype(type)::type;
+          return kernels::AddNorm<T>{pointer<T>(x), pointer<T>(delta), r.keep ? pointer<T>(x0) : nullptr,
+                                     scalar(r.keep, r.index), scalar(r.again, r.index), scalar(r.gain, 0),
+                                     pointer<T>(residual), pointer<T>(normed), inverse_rms.data_ptr<float>(), tokens,
+                                     static_cast<int>(width), static_cast<float>(r.eps)};
+        },
+        [](const auto& work, kernels::Stream stream) { kernels::add_norm(work, stream); },
+        [](const auto& work) {
+          parallel_ranges(work.tokens, 64, [&](kernels::Range range) { kernels::add_norm_cpu(work, range); });
+        });
+    const bool scalars = r.keep != nullptr;
+    context->save_for_backward({stored ? residual : x, inverse_rms, scalars ? x : Tensor(), scalars ? delta : Tensor(),
+                                scalars ? x0 : Tensor()});
+    context->saved_data["keep"] = reinterpret_cast<std::int64_t>(r.keep);
+    context->saved_data["again"] = reinterpret_cast<std::int64_t>(r.again);
+    context->saved_data["gain"] = reinterpret_cast<std::int64_t>(r.gain);
+    context->saved_data["index"] = static_cast<std::int64_t>(r.index);
+    context->saved_data["delta"] = delta.defined();
+    context->set_materialize_grads(false);
+    if (!stored) return {normed};
+    return {residual, normed};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const auto parameter = [&](const char* key) {
+      return reinterpret_cast<const Parameter*>(context->saved_data[key].toInt());
+    };
+    const Parameter *keep = parameter("keep"), *again = parameter("again"), *gain = parameter("gain");
+    const int index = static_cast<int>(context->saved_data["index"].toInt());
+    const Tensor &residual = saved[0], &x0 = saved[4];
+    const std::int64_t tokens = residual.size(0), width = residual.size(1);
+    const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
+    const Tensor d_residual = grads.size() == 2 ? dense(grads[0]) : Tensor(), d_normed = dense(grads.back());
+    Tensor d_x = at::empty_like(residual), d_x0 = keep ? at::empty_like(residual) : Tensor();
+    Tensor scratch;
+    if (residual.is_cuda()) {
+#ifdef SWITCHYARD_WITH_CUDA
+      scratch = at::empty({kernels::add_norm_scratch(tokens, static_cast<int>(width))}, residual.options().dtype(at::kFloat));
+#endif
+    }
+    const auto slice = [&](const Parameter* p, int at) { return p ? p->grad.data_ptr<float>() + at : nullptr; };
+    launch(
+        residual,
+        [&](auto type) {
+          using T = typename decltype(type)::type;
+          return kernels::AddNormBackward<T>{
+              pointer<T>(d_residual), pointer<T>(d_normed), pointer<T>(residual), saved[1].data_ptr<float>(),
+              pointer<T>(saved[2]), pointer<T>(saved[3]), pointer<T>(x0), scalar(keep, index), scalar(again, index),
+              scalar(gain, 0), pointer<T>(d_x), pointer<T>(d_x0), slice(keep, index), slice(again, index),
+              slice(gain, 0), pointer<float>(scratch), tokens, static_cast<int>(width)};
+        },
+        [](const auto& work, kernels::Stream stream) { kernels::add_norm_backward(work, stream); },
+        [](const auto& work) { backward_on_cpu(work); });
+    for (const Parameter* p : {keep, again, gain})
+      if (p) p->grad_added();
+    return {d_x, context->saved_data["delta"].toBool() ? d_x : Tensor(), d_x0, Tensor()};
+  }
+};
+
+}  // namespace
+
+std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
+  if (at::GradMode::is_enabled())
+    for (const Parameter* p : {residual.keep, residual.again, residual.gain})
+      if (p) p->use();
+  const variable_list out = AddNorm::apply(x_TD, delta_TD, x0_TD, residual);
+  return {out.size() == 2 ? out[0] : x_TD, out.back()};
+}
+
+std::pair<Tensor, Tensor> add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
+                                             const Residual& residual) {
+  Tensor x = delta_TD.defined() ? x_TD + delta_TD : x_TD;
+  if (residual.keep) x = attach(*residual.keep)[residual.index] * x + attach(*residual.again)[residual.index] * x0_TD;
+  Tensor normed = x * (x.pow(2).mean(-1, true) + residual.eps).rsqrt();
+  if (residual.gain) normed = normed * attach(*residual.gain);
+  return {x, normed};
+}
+
+Tensor rms_norm(const Tensor& x_TD, const Parameter* gain, double eps) {
+  Residual plain;
+  plain.gain = gain;
+  plain.eps = eps;
+  return add_norm(x_TD, Tensor(), Tensor(), plain).second;
+}
+
+}  // namespace switchyard::ops

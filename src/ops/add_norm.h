@@ -1,0 +1,31 @@
+// ops/add_norm.h: the residual stream's add and the norm that follows.
+#pragma once
+
+#include <utility>
+
+#include "ops/parameter.h"
+
+namespace switchyard::ops {
+
+// What is added where: x' = keep * (x + delta) + again * x0;  n = gain * x' / rms(x').
+// keep and again are element `index` of two parameters [L] (used together), or none: x' = x + delta.
+struct Residual {
+  const Parameter* keep = nullptr;
+  const Parameter* again = nullptr;
+  int index = 0;
+  const Parameter* gain = nullptr;    // [D] or none
+  double eps = 1e-6;
+};
+
+// Returns (x', n). delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.
+// Gradients for x, delta and x0 go to autograd, those of the scalars and the gain into their slices.
+std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);
+
+// The same in plain ATen, slow and obvious; tests compare the two, forward and backward.
+std::pair<Tensor, Tensor> add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
+                                             const Residual& residual);
+
+// n = gain * x / rms(x) alone.
+Tensor rms_norm(const Tensor& x_TD, const Parameter* gain, double eps);
+
+}  // namespace switchyard::ops

@@ -1,0 +1,52 @@
+// From tensors to kernels: the element type and the backend follow the tensor, CPU work is split over torch's threads.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "base/error.h"
+#include "kernels/types.h"
+
+namespace switchyard::ops {
+
+using at::Tensor;
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+#ifdef SWITCHYARD_WITH_CUDA
+kernels::Stream current_stream(const Tensor& like);
+#endif
+
+// A tensor's data as the kernel's element type; null for an undefined tensor.
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+}
+
+// Calls cuda(description, stream) or cpu(description) with description = describe(Type<T>{}) for like's element type.
+template <class Describe, class Cuda, class Cpu>
+void launch(const Tensor& like, Describe describe, [[maybe_unused]] Cuda cuda, Cpu cpu) {
+  if (like.is_cuda()) {
+#ifdef SWITCHYARD_WITH_CUDA
+    if (like.scalar_type() == at::kBFloat16) return cuda(describe(Type<kernels::bf16>{}), current_stream(like));
+    SWITCHYARD_ASSERT(like.scalar_type() == at::kFloat, "CUDA kernels take bf16 or fp32");
+    return cuda(describe(Type<float>{}), current_stream(like));
+#else
+    SWITCHYARD_ASSERT(false, "a CUDA tensor in a build without CUDA");
+#endif
+  }
+  if (like.scalar_type() == at::kDouble) return cpu(describe(Type<double>{}));
+  SWITCHYARD_ASSERT(like.scalar_type() == at::kFloat, "CPU kernels take fp32 or fp64");
+  cpu(describe(Type<float>{}));
+}
+
+// run(Range) over [0, count), split over threads in pieces of at least `grain`.
+template <class Run>
+void parallel_ranges(std::int64_t count, std::int64_t grain, Run run) {
+  at::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) { run(kernels::Range{begin, end}); });
+}
+
+}  // namespace switchyard::ops

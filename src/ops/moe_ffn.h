@@ -1,0 +1,25 @@
+// ops/moe_ffn.h: the routed experts as one differentiable operation: gather, experts, weighted gather-sum.
+#pragma once
+
+#include "ops/activation.h"
+#include "ops/dispatch_plan.h"
+#include "ops/grouped_products.h"
+
+namespace switchyard::ops {
+
+struct ExpertWeights {
+  const Parameter* up;       // [E, N, D]; gated activations [E, 2N, D]: N gate rows, then N value rows
+  const Parameter* down;     // [E, D, N]
+  ActivationKind kind;
+};
+
+// out[t] = sum_k weight[t,k] * down_e act(up_e x[t]),  e = the expert of (t, k) in the plan.
+// x [T, D], weight [T, K] fp32. The weight multiplies the activation, which equals weighting the expert's output and
+// lets its gradient come from the activation: dw = <dA, A>, so neither the outputs nor the gathered x are kept.
+Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
+               const GroupedProducts& products);
+
+// A loop over experts in plain ATen; expert_TK [T, K] int32.
+Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK, const ExpertWeights& experts);
+
+}  // namespace switchyard::ops

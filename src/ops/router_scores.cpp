@@ -1,0 +1,139 @@
+#include "ops/router_scores.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/launch.h"
+#include "ops/linear.h"
+
+namespace switchyard::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <class T>
+void scores_on_cpu(const kernels::RouterScores<T>& work) {
+  for (std::int64_t begin = 0; begin < work.tokens; begin += work.group_size)
+    kernels::router_scores_cpu(work, {begin, begin + work.group_size});
+}
+
+class Scores : public torch::autograd::Function<Scores> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& logits, const Tensor& bias, const RoutingRule& rule) {
+    const std::int64_t tokens = logits.size(0), experts = logits.size(1);
+    const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
+    const auto ints = logits.options().dtype(at::kInt);
+    Tensor expert = at::empty({tokens, rule.top_k}, ints), count = at::zeros({groups, experts}, ints);
+    Tensor weight = at::empty({tokens, rule.top_k}, logits.options()), prob_sum = at::zeros({groups, experts}, logits.options());
+    Tensor importance = at::zeros({experts}, logits.options()), z_sum = at::zeros({1}, logits.options()), scratch;
+#ifdef SWITCHYARD_WITH_CUDA
+    if (logits.is_cuda())
+      scratch = at::empty({kernels::router_scratch(tokens, group, static_cast<int>(experts))}, logits.options());
+#endif
+    const auto describe = [&](auto type) {
+      using T = typename decltype(type)::type;
+      return kernels::RouterScores<T>{pointer<T>(logits), pointer<float>(bias), expert.data_ptr<int>(), pointer<T>(weight),
+                                      count.data_ptr<int>(), pointer<T>(prob_sum), pointer<T>(importance), pointer<T>(z_sum),
+                                      pointer<float>(scratch), tokens, group, static_cast<int>(experts), rule.top_k,
+                                      rule.seq_len, rule.score, rule.normalize, rule.rotate_ties,
+                                      static_cast<float>(rule.scale), rule.first_position};
+    };
+    if (logits.is_cuda()) {
+#ifdef SWITCHYARD_WITH_CUDA
+      kernels::router_scores(describe(Type<float>{}), current_stream(logits));
+#endif
+    } else if (logits.scalar_type() == at::kDouble) {
+      scores_on_cpu(describe(Type<double>{}));
+    } else {
+      scores_on_cpu(describe(Type<float>{}));
+    }
+    context->save_for_backward({logits, expert});
+    context->saved_data["shape"] = std::vector<std::int64_t>{group, static_cast<std::int64_t>(rule.score), rule.normalize};
+    context->saved_data["scale"] = rule.scale;
+    context->mark_non_differentiable({expert, count});
+    context->set_materialize_grads(false);
+    return {expert, weight, count, prob_sum, importance, z_sum};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &logits = saved[0], &expert = saved[1];
+    const auto shape = context->saved_data["shape"].toIntVector();
+    const float scale = static_cast<float>(context->saved_data["scale"].toDouble());
+    const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
+    const Tensor d_weight = dense(grads[1]), d_prob = dense(grads[3]), d_importance = dense(grads[4]), d_z = dense(grads[5]);
+    Tensor d_logits = at::empty_like(logits);
+    const auto describe = [&](auto type) {
+      using T = typename decltype(type)::type;
+      return kernels::RouterScoresBackward<T>{pointer<T>(logits), expert.data_ptr<int>(), pointer<T>(d_weight),
+                                              pointer<T>(d_prob), pointer<T>(d_importance), pointer<T>(d_z),
+                                              pointer<T>(d_logits), logits.size(0), shape[0], static_cast<int>(logits.size(1)),
+                                              static_cast<int>(expert.size(1)), static_cast<Score>(shape[1]), shape[2] != 0, scale};
+    };
+    launch(
+        logits, describe,
+        [](const auto& work, kernels::Stream stream) {
+          if constexpr (std::is_same_v<std::decay_t<decltype(work)>, kernels::RouterScoresBackward<float>>)
+            kernels::router_scores_backward(work, stream);
+        },
+        [](const auto& work) {
+          parallel_ranges(work.tokens, 256, [&](kernels::Range range) { kernels::router_scores_backward_cpu(work, range); });
+        });
+    return {d_logits, Tensor(), Tensor()};
+  }
+};
+
+class RouterLogits : public torch::autograd::Function<RouterLogits> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const Parameter* parameter) {
+    context->save_for_backward({x});
+    context->saved_data["parameter"] = reinterpret_cast<std::int64_t>(parameter);
+    return at::mm(x.to(w.scalar_type()), w.t());
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const auto* parameter = reinterpret_cast<const Parameter*>(context->saved_data["parameter"].toInt());
+    const Tensor x = context->get_saved_variables()[0], d_logits = grads[0].contiguous();
+    const Tensor weight = parameter->compute.detach();
+    add_product(parameter->grad, d_logits, x.to(d_logits.scalar_type()));
+    parameter->grad_added();
+    return {at::mm(d_logits, weight).to(x.scalar_type()), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule) {
+  const variable_list out = Scores::apply(logits_TE, selection_bias_E, rule);
+  return {out[0], out[1], out[2], out[3], out[4], out[5]};
+}
+
+RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule) {
+  const std::int64_t tokens = logits_TE.size(0), experts = logits_TE.size(1);
+  const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
+  const Tensor softmax = at::softmax(logits_TE, -1);
+  const Tensor score = rule.score == Score::kSoftmax ? softmax
+                       : rule.score == Score::kSigmoid ? at::sigmoid(logits_TE) : logits_TE;
+  const Tensor prob = rule.score == Score::kSigmoid ? score / score.sum(-1, true) : softmax;
+  Tensor q = selection_bias_E.defined() ? score + selection_bias_E : score;
+  // Ties: sort columns by their rotated order first, then a stable descending sort keeps that order among equals.
+  const auto options = at::TensorOptions().dtype(at::kLong).device(logits_TE.device());
+  const Tensor position = (at::arange(tokens, options).remainder(rule.seq_len) + rule.first_position).unsqueeze(1);
+  const Tensor column = at::arange(experts, options).unsqueeze(0).expand({tokens, experts});
+  const Tensor order = rule.rotate_ties ? (column + position * rule.top_k).remainder(experts) : column;
+  const Tensor sorted = std::get<1>(at::sort(q.detach().gather(1, order), /*stable=*/true, 1, /*descending=*/true));
+  const Tensor expert = order.gather(1, sorted.narrow(1, 0, rule.top_k));
+  Tensor weight = score.gather(1, expert);
+  if (rule.normalize && rule.top_k > 1) weight = weight / (weight.sum(-1, true) + 1e-20);
+  const Tensor chosen = at::zeros_like(logits_TE.detach()).scatter(1, expert, 1.0);
+  const Tensor importance = at::zeros_like(logits_TE).scatter(1, expert, weight).sum(0);
+  const Tensor z = at::logsumexp(logits_TE, 1).square().sum().reshape({1});
+  return {expert.to(at::kInt), weight * rule.scale, chosen.view({groups, group, experts}).sum(1).to(at::kInt),
+          prob.view({groups, group, experts}).sum(1), importance, z};
+}
+
+Tensor router_logits(const Tensor& x_TD, const Parameter& w_ED) {
+  if (at::GradMode::is_enabled()) w_ED.use();
+  return RouterLogits::apply(x_TD, w_ED.compute, &w_ED);
+}
+
+}  // namespace switchyard::ops

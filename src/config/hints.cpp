@@ -77,14 +77,15 @@ std::vector<std::string> keys_with_leaf(const std::string& leaf) {
 }
 
 std::string nearest_key(const std::string& unknown) {
-  std::vector<std::string> keys, leaves;
-  for (const Field& field : default_fields()) keys.push_back(field.key), leaves.push_back(field.leaf());
-  for (const Group& group : config_groups()) keys.push_back(group.name);
-  const std::string near = nearest(unknown, keys);
-  const std::string near_leaf = nearest(leaf_of(unknown), leaves);
-  // A dotted key near as a whole is the better guess; otherwise the last part may stand in another group.
-  if (!near.empty() && (unknown.find('.') != std::string::npos || near_leaf.empty())) return near;
-  return near_leaf.empty() ? near : join(keys_with_leaf(near_leaf), " or ");
+  std::vector<std::string> keys, parts;
+  for (const Field& field : default_fields()) keys.push_back(field.key), parts.push_back(field.leaf());
+  for (const Group& group : config_groups()) keys.push_back(group.name), parts.push_back(group.name);
+  // A dotted key is first taken as a whole; otherwise its last part may stand in another group.
+  const std::string whole = unknown.find('.') == std::string::npos ? "" : nearest(unknown, keys);
+  if (!whole.empty()) return whole;
+  const std::string part = nearest(leaf_of(unknown), parts);
+  const auto owners = keys_with_leaf(part);
+  return owners.empty() ? part : join(owners, " or ");
 }
 
 }  // namespace

@@ -113,11 +113,12 @@ class ObjectReader {
   const std::string origin_;
 };
 
+// Their names without .json.
 std::vector<std::string> configs_in(const fs::path& folder) {
   std::vector<std::string> names;
   std::error_code missing;
   for (const auto& entry : fs::directory_iterator(folder, missing))
-    if (entry.path().extension() == ".json" && entry.path().stem() != "schema") names.push_back(entry.path().filename().string());
+    if (entry.path().extension() == ".json" && entry.path().stem() != "schema") names.push_back(entry.path().stem().string());
   return names;
 }
 
@@ -136,7 +137,7 @@ std::string find_config(const std::string& path_or_name, const std::string& sour
   }
   std::vector<std::string> known = configs_in("configs");
   for (const std::string& name : configs_in(fs::path(source_root) / "configs")) known.push_back(name);
-  const std::string near = nearest(fs::path(path_or_name).filename().string(), known);
+  const std::string near = nearest(fs::path(path_or_name).stem().string(), known);
   throw ConfigError("--config " + path_or_name + ": no such file; looked at " + join(tried, ", ") +
                     (near.empty() ? "" : "; did you mean " + near + "?"));
 }

@@ -90,9 +90,12 @@ std::string table_of(const std::string& group) {
 std::string json_schema() {
   Json root = empty_group("A run of Switchyard");
   root["properties"]["$schema"] = {{"type", "string"}};
+  for (const Field& field : default_fields())
+    if (field.group().empty()) root["properties"][field.key] = schema_of(field);
   for (const Group& group : config_groups()) group_at(root, group.name) = empty_group(group.help);
   std::vector<std::string> top;
-  for (const Field& field : default_fields()) group_at(root, field.group())["properties"][field.leaf()] = schema_of(field);
+  for (const Field& field : default_fields())
+    if (!field.group().empty()) group_at(root, field.group())["properties"][field.leaf()] = schema_of(field);
   for (const Group& group : config_groups())
     if (group.name.find('.') == std::string::npos) top.push_back(group.name);
   root["patternProperties"]["^(" + join(top, "|") + ")\\."] = {{"description", "a key written with dots, \"router.top_k\": 2"}};

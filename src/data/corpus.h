@@ -50,7 +50,8 @@ std::string document_text(Document&& document, const std::string& json_field);
 struct Holdout {
   double fraction = 0;
   std::uint64_t seed = 0;
-  bool contains(std::string_view document_id) const;
+  double key(std::string_view document_id) const;            // in (0, 1)
+  bool contains(std::string_view document_id) const { return key(document_id) < fraction; }
 };
 
 }  // namespace switchyard

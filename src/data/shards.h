@@ -36,6 +36,8 @@ class ShardWriter {
   void finish();                       // checksum, fsync, rename
 
  private:
+  void flush();
+
   std::string path_, temporary_;
   std::FILE* file_ = nullptr;
   ShardHeader header_{};

@@ -1,0 +1,71 @@
+#include "model/block.h"
+
+#include "base/error.h"
+#include "model/init_rules.h"
+#include "model/layer_rules.h"
+
+namespace switchyard {
+namespace {
+
+#ifdef SWITCHYARD_WITH_MOE
+MoeShape moe_shape(const Config& config) {
+  const ExpertShape routed{config.model.n_embd, expert_width(config), ops::parse_activation(config.model.mlp),
+                           initial_expert(Role::kInput, config), initial_expert(Role::kOutput, config)};
+  ExpertShape shared = routed;
+  shared.hidden = shared_width(config);
+  return {config.model.n_embd, config.moe.n_experts, routed, shared};
+}
+#endif
+
+}  // namespace
+
+Block::Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
+             const Parameter* again, const PrecisionPolicy& policy)
+    : Layer(name), layer_(layer), dropout_(config.model.dropout) {
+  const auto gain = [&](const char* local) -> const Parameter* {
+    if (!config.model.norm_weight) return nullptr;
+    return &declare(store, local, ParameterKind::kNorm, {config.model.n_embd}, {Init::Kind::kConstant, 1.0});
+  };
+  before_attention_ = {keep, again, layer, gain("attn_norm.weight"), config.model.norm_eps};
+  attention_ = register_module("attn", std::make_shared<Attention>(store, name + ".attn", config, layer, policy));
+  before_mlp_ = {nullptr, nullptr, 0, gain("mlp_norm.weight"), config.model.norm_eps};
+#ifdef SWITCHYARD_WITH_MOE
+  if (is_moe_layer(config, layer)) {
+    moe_ = register_module("moe", std::make_shared<Moe>(store, name + ".moe", moe_shape(config), config, policy));
+    return;
+  }
+#else
+  if (is_moe_layer(config, layer))
+    throw ConfigError("moe.use_moe = true needs a build with sparse layers; configure with -DWITH_MOE=ON");
+#endif
+  mlp_ = register_module("mlp", std::make_shared<Mlp>(store, name + ".mlp", config, policy));
+}
+
+bool Block::sparse() const { return mlp_ == nullptr; }
+
+BlockReport Block::forward(Stream& stream, const at::Tensor& x0_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                           const StepContext& step, KvCache::LayerCache* cache) const {
+  const double dropout = step.training ? dropout_ : 0;
+  auto [x, n] = ops::add_norm(stream.x_TD, stream.delta_TD, x0_TD, before_attention_);
+  const at::Tensor attended = cache ? attention_->forward_cached(n, value, tables, step, *cache)
+                                    : attention_->forward(n, value, tables, step);
+  std::tie(x, n) = ops::add_norm(x, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
+  at::Tensor out;
+  BlockReport report = feed_forward(n, out, step);
+  stream = {x, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout)};
+  return report;
+}
+
+BlockReport Block::feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const {
+#ifdef SWITCHYARD_WITH_MOE
+  if (moe_) {
+    const MoeOutput output = moe_->forward(n_TD, step);
+    out_TD = output.out_TD;
+    return {output.auxiliary, output.routing.count_E, output.routing.prob_E, output.routing.balance, output.routing.z_loss};
+  }
+#endif
+  out_TD = mlp_->forward(n_TD, step);
+  return {};
+}
+
+}  // namespace switchyard

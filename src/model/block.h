@@ -1,0 +1,52 @@
+// One transformer block: attention and an MLP, dense or sparse, each behind its norm.
+#pragma once
+
+#include <optional>
+
+#include "model/attention.h"
+#include "model/mlp.h"
+#include "ops/add_norm.h"
+
+#ifdef SWITCHYARD_WITH_MOE
+#include "model/moe/moe.h"
+#endif
+
+namespace switchyard {
+
+// The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
+// with the norm that follows.
+struct Stream {
+  at::Tensor x_TD, delta_TD;     // delta undefined: nothing to add
+};
+
+// What a block's sparse layer reports; all undefined for a dense block.
+struct BlockReport {
+  at::Tensor auxiliary;          // weighted loss to add
+  at::Tensor count_E, prob_E, balance, z_loss;
+};
+
+class Block : public Layer {
+ public:
+  // keep and again: the residual scalars [L] of all blocks, or null
+  Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
+        const Parameter* again, const PrecisionPolicy& policy);
+
+  // cache null: training and evaluation over whole sequences.
+  BlockReport forward(Stream& stream, const at::Tensor& x0_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                      const StepContext& step, KvCache::LayerCache* cache) const;
+  bool sparse() const;
+
+ private:
+  BlockReport feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const;
+
+  const int layer_;
+  const double dropout_;
+  ops::Residual before_attention_, before_mlp_;
+  std::shared_ptr<Attention> attention_;
+  std::shared_ptr<Mlp> mlp_;
+#ifdef SWITCHYARD_WITH_MOE
+  std::shared_ptr<Moe> moe_;
+#endif
+};
+
+}  // namespace switchyard

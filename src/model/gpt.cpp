@@ -1,0 +1,130 @@
+#include "model/gpt.h"
+
+#include "base/text.h"
+#include "model/init_rules.h"
+#include "model/layer_rules.h"
+#include "ops/embedding.h"
+
+namespace switchyard {
+
+void RoutingTotals::zero() {
+  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L})
+    if (total.defined()) total.zero_();
+}
+
+Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), config_(config) {
+  const ModelConfig& model = config_.model;
+  const std::int64_t width = model.n_embd, vocab = model.vocab_size, layers = model.n_layer;
+  embed_ = &declare(store_, "embed.weight", ParameterKind::kTokenEmbedding, {vocab, width}, initial(Role::kTokenEmbedding, model));
+  for (int layer = 0; layer < layers; ++layer)
+    value_embeds_.push_back(has_value_embedding(model, layer)
+                                ? &declare(store_, format("value_embed.%d.weight", layer), ParameterKind::kValueEmbedding,
+                                           {vocab, kv_width(model)}, initial(Role::kValueEmbedding, model))
+                                : nullptr);
+  const Parameter *keep = nullptr, *again = nullptr;
+  if (model.resid_scalars) {
+    keep = &declare(store_, "resid.keep", ParameterKind::kKeepScalar, {layers}, {Init::Kind::kConstant, 1.0});
+    again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
+  }
+  for (int layer = 0; layer < layers; ++layer) {
+    blocks_.push_back(register_module(format("block%d", layer), std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer,
+                                                                                        keep, again, policy)));
+    sparse_layers_ += blocks_.back()->sparse();
+  }
+  final_norm_.eps = model.norm_eps;
+  if (model.norm_weight)
+    final_norm_.gain = &declare(store_, "final_norm.weight", ParameterKind::kNorm, {width}, {Init::Kind::kConstant, 1.0});
+  if (!model.tie_head)
+    head_ = register_module("head", std::make_shared<Linear>(store_, "head", ParameterKind::kHead, vocab, width, initial(Role::kHead, model), policy));
+}
+
+void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
+  device_ = device;
+  dtype_ = activation_dtype;
+  tables_ = {};
+  if (sparse_layers_ == 0) return;
+  const auto options = at::TensorOptions().device(device);
+  totals_.count_LE = at::zeros({sparse_layers_, config_.moe.n_experts}, options.dtype(at::kLong));
+  totals_.prob_LE = at::zeros({sparse_layers_, config_.moe.n_experts}, options.dtype(at::kFloat));
+  totals_.balance_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
+  totals_.z_loss_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
+}
+
+const ops::RotaryTables& Gpt::tables(const StepContext& step) {
+  const std::int64_t end = step.first_position + step.seq_len;
+  if (!tables_.cos_SC.defined() || tables_.cos_SC.size(0) < end)
+    tables_ = ops::rotary_tables(std::max<std::int64_t>(end, config_.model.seq_len), config_.model.head_dim, config_.model.rope_theta,
+                                 device_, at::kFloat);
+  return tables_;
+}
+
+at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, at::Tensor* auxiliary) {
+  ops::RotaryTables tables = this->tables(step);
+  if (step.first_position > 0)
+    tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len), tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
+  at::Tensor x0 = ops::embedding(tokens_T, *embed_, step.deterministic);
+  if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
+  Stream stream{x0, at::Tensor()};
+  int sparse_layer = 0;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
+    const BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
+    if (auxiliary && report.auxiliary.defined())
+      *auxiliary = auxiliary->defined() ? *auxiliary + report.auxiliary : report.auxiliary;
+    if (report.count_E.defined()) {
+      if (step.training) count(report, sparse_layer);
+      ++sparse_layer;
+    }
+  }
+  return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).second;
+}
+
+void Gpt::count(const BlockReport& report, int sparse_layer) {
+  at::NoGradGuard no_grad;
+  totals_.count_LE[sparse_layer].add_(report.count_E);
+  totals_.prob_LE[sparse_layer].add_(report.prob_E);
+  if (report.balance.defined()) totals_.balance_L[sparse_layer].add_(report.balance);
+  if (report.z_loss.defined()) totals_.z_loss_L[sparse_layer].add_(report.z_loss);
+}
+
+ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {
+  at::Tensor auxiliary;
+  const at::Tensor n = run_blocks(tokens_T, step, nullptr, &auxiliary);
+  ops::HeadLossOptions options;
+  options.softcap = config_.model.logit_softcap;
+  options.grad_scale = step.loss_scale / static_cast<double>(tokens_T.numel());
+  const auto& products = head_ ? head_->products(step) : ops::LinearProducts::plain();
+  const auto [loss, nll] = ops::head_loss(n, head(), targets_T, options, products);
+  ModelOutput output{loss, nll, at::zeros({}, at::TensorOptions().device(device_).dtype(at::kFloat))};
+  if (auxiliary.defined()) {
+    output.total = loss + auxiliary * step.loss_scale;
+    output.auxiliary = auxiliary.detach();
+  }
+  return output;
+}
+
+at::Tensor Gpt::logits(const at::Tensor& tokens_T, const StepContext& step) {
+  at::NoGradGuard no_grad;
+  return ops::capped_logits(run_blocks(tokens_T, step, nullptr, nullptr), head(), config_.model.logit_softcap);
+}
+
+at::Tensor Gpt::logits_cached(const at::Tensor& tokens_T, StepContext step, KvCache& cache) {
+  at::NoGradGuard no_grad;
+  step.first_position = static_cast<int>(cache.length);
+  const at::Tensor n = run_blocks(tokens_T, step, &cache, nullptr);
+  cache.length += step.seq_len;
+  const at::Tensor last = n.view({-1, step.seq_len, n.size(1)}).select(1, step.seq_len - 1).contiguous();
+  return ops::capped_logits(last, head(), config_.model.logit_softcap);
+}
+
+KvCache Gpt::make_cache(std::int64_t sequences, std::int64_t capacity) const {
+  KvCache cache;
+  const auto options = at::TensorOptions().device(device_).dtype(dtype_);
+  for (int layer = 0; layer < config_.model.n_layer; ++layer) {
+    const std::vector<std::int64_t> shape{sequences, kv_head_count(config_.model), capacity, config_.model.head_dim};
+    cache.layers.push_back({at::empty(shape, options), at::empty(shape, options)});
+  }
+  return cache;
+}
+
+}  // namespace switchyard

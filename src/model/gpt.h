@@ -1,0 +1,66 @@
+// The whole model: embeddings, blocks, head and loss. Two families by config alone: nanochat's (relu2, unweighted norms,
+// value embeddings, residual scalars, soft-cap) and Llama's (SwiGLU, weighted norms, grouped-query attention).
+#pragma once
+
+#include "config/config.h"
+#include "model/block.h"
+#include "ops/head_loss.h"
+#include "precision/linear.h"
+
+namespace switchyard {
+
+struct ModelOutput {
+  at::Tensor total;        // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
+  at::Tensor nll_T;        // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
+  at::Tensor auxiliary;    // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
+};
+
+// Sums over the micro-batches since the last reset, on the device. Rows are the sparse layers in order.
+struct RoutingTotals {
+  at::Tensor count_LE;     // int64: assignments
+  at::Tensor prob_LE;      // fp32: sum over tokens of the routing probability
+  at::Tensor balance_L, z_loss_L;   // fp32: raw losses, summed over micro-batches
+  void zero();
+};
+
+class Gpt : public Layer {
+ public:
+  Gpt(const Config& config, const PrecisionPolicy& policy = {});
+
+  // After the constructor: `store().allocate(...)` and `store().initialize(...)`, then prepare() on the same device.
+  ParameterStore& store() { return store_; }
+  void prepare(at::Device device, at::ScalarType activation_dtype);
+
+  // tokens, targets [T] int64, T a multiple of step.seq_len. In training adds this micro-batch to routing_totals().
+  ModelOutput forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step);
+  // Soft-capped logits [T, V] fp32 of every position; no gradient.
+  at::Tensor logits(const at::Tensor& tokens_T, const StepContext& step);
+  // The next step.seq_len tokens of each sequence; returns the logits of each sequence's last [B, V].
+  at::Tensor logits_cached(const at::Tensor& tokens_T, StepContext step, KvCache& cache);
+  KvCache make_cache(std::int64_t sequences, std::int64_t capacity) const;
+
+  RoutingTotals& routing_totals() { return totals_; }
+  int sparse_layers() const { return sparse_layers_; }
+  const Config& config() const { return config_; }
+
+ private:
+  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, at::Tensor* auxiliary);
+  void count(const BlockReport& report, int sparse_layer);
+  const ops::RotaryTables& tables(const StepContext& step);
+  const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
+
+  const Config config_;
+  ParameterStore store_;
+  Parameter* embed_ = nullptr;
+  std::vector<Parameter*> value_embeds_;           // one a block, null where it has none
+  std::vector<std::shared_ptr<Block>> blocks_;
+  ops::Residual final_norm_;
+  std::shared_ptr<Linear> head_;                   // null: tied to the token embedding
+  int sparse_layers_ = 0;
+  at::Device device_ = at::kCPU;
+  at::ScalarType dtype_ = at::kFloat;
+  ops::RotaryTables tables_;
+  RoutingTotals totals_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,45 @@
+// The experts' weights and the operation that runs them (moe_spec E2, E3, E5, E14).
+#pragma once
+
+#include "model/moe/routing.h"
+#include "ops/moe_ffn.h"
+#include "precision/linear.h"
+
+namespace switchyard {
+
+struct ExpertShape {
+  std::int64_t width;          // D
+  std::int64_t hidden;         // N
+  ops::ActivationKind activation;
+  Init up, down;
+};
+
+// E experts as two stacks: up [E, N, D] (gated: 2N rows, gate first), down [E, D, N].
+class Experts : public Layer {
+ public:
+  // backend: auto, cuda, cpu, or reference (a plain-ATen loop over experts)
+  Experts(ParameterStore& store, const std::string& name, int experts, const ExpertShape& shape, const std::string& backend,
+          const PrecisionPolicy& policy);
+
+  // x [T, D] -> sum over the chosen experts of weight * expert(x), [T, D].
+  at::Tensor forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const;
+
+ private:
+  const ops::ExpertWeights weights_;
+  const int experts_;
+  const bool reference_;
+  const ops::GroupedProducts* fp8_;
+};
+
+// Experts that every token visits: one MLP of the summed width (DeepSeekMoE, Dai et al. 2024).
+class SharedExperts : public Layer {
+ public:
+  SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape, const PrecisionPolicy& policy);
+  at::Tensor forward(const at::Tensor& x_TD, const StepContext& step) const;
+
+ private:
+  std::shared_ptr<Linear> up_, down_;
+  const ops::ActivationKind activation_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,38 @@
+// The sparse layer that stands where a dense MLP would: router, experts, shared experts, auxiliary losses.
+#pragma once
+
+#include "model/moe/experts.h"
+#include "model/moe/router.h"
+
+namespace switchyard {
+
+struct MoeShape {
+  std::int64_t width;
+  int experts;
+  ExpertShape routed;
+  ExpertShape shared;          // hidden 0: none
+};
+
+struct MoeOutput {
+  at::Tensor out_TD;
+  at::Tensor auxiliary;        // coefficient-weighted scalar to add to the loss; undefined when there is none to add
+  LayerRouting routing;
+};
+
+class Moe : public Layer {
+ public:
+  Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config, const PrecisionPolicy& policy);
+  MoeOutput forward(const at::Tensor& x_TD, const StepContext& step) const;
+
+ private:
+  // Adds balance and z-loss to the output: as a scalar, or injected into the gradient of `out` (moe_spec E15).
+  void add_losses(MoeOutput& output, const Routing& routing, const StepContext& step) const;
+
+  const RouterConfig router_config_;
+  const bool inject_;
+  std::shared_ptr<TopkRouter> router_;
+  std::shared_ptr<Experts> experts_;
+  std::shared_ptr<SharedExperts> shared_;
+};
+
+}  // namespace switchyard

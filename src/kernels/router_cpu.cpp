@@ -123,7 +123,8 @@ void router_scores_cpu(const RouterScores<T>& p, Range tokens) {
       for (int e = 0; e < p.experts; ++e) biased[e] = score[e] + static_cast<T>(p.selection_bias[e]);
       q = biased.data();
     }
-    const int first = p.rotate_ties ? static_cast<int>(t % p.seq_len * p.top_k % p.experts) : 0;
+    const std::int64_t position = p.first_position + t % p.seq_len;
+    const int first = p.rotate_ties ? static_cast<int>(position * p.top_k % p.experts) : 0;
     int* expert = p.expert + t * p.top_k;
     choose(q, p.experts, p.top_k, first, expert, best.data());
 

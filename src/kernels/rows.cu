@@ -1,0 +1,140 @@
+// The moves of rows that dispatch plans: one warp a row or token, all of its loads in flight before the first store.
+#include <algorithm>
+
+#include "kernels/cuda_check.h"
+#include "kernels/dispatch.h"
+#include "kernels/vector.cuh"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr int kRows = 8;  // a block: one a warp
+constexpr int kThreads = kRows * kWarp;
+constexpr int kBatch = 3;  // packs in flight a lane and row: a width of 768 in one go
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherRows<T> a) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
+  if (row >= (a.row_count ? min(a.row_capacity, static_cast<std::int64_t>(*a.row_count)) : a.row_capacity)) return;
+  const int token = a.token_of_row[row], packs = a.width / kPack;
+  const T* from = a.rows + static_cast<std::int64_t>(token) * a.width;
+  T* to = a.out + row * a.width;
+  for (int base = threadIdx.x % kWarp; base < packs; base += kBatch * kWarp) {
+    Pack<T> v[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int p = base + i * kWarp;
+      v[i] = load_pack_if(token >= 0 && p < packs, from + p * kPack);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int p = base + i * kWarp;
+      if (p < packs) store_pack(to + p * kPack, v[i]);
+    }
+  }
+}
+
+// kTogether rows of a token are in flight at once; their sums still run in order of k.
+template <class T, int kTogether>
+__global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
+  const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
+  if (t >= a.tokens) return;
+  const int packs = a.width / kPack;
+  for (int base = threadIdx.x % kWarp; base < packs; base += kBatch * kWarp) {
+    float sum[kBatch][kPack] = {};
+    for (int k = 0; k < a.top_k; k += kTogether) {
+      int row[kTogether];
+      float weight[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const bool there = k + j < a.top_k;
+        row[j] = there ? a.row_of[t * a.top_k + k + j] : -1;
+        weight[j] = there && a.weight ? a.weight[t * a.top_k + k + j] : 1.0f;
+      }
+      Pack<T> v[kTogether][kBatch];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j)
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int p = base + i * kWarp;
+          v[j][i] =
+              load_pack_if(row[j] >= 0 && p < packs, a.rows + static_cast<std::int64_t>(row[j]) * a.width + p * kPack);
+        }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        if (row[j] < 0) continue;  // a weight of NaN must not reach the sum of a dropped assignment
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          float f[kPack];
+          unpack(v[j][i], f);
+#pragma unroll
+          for (int c = 0; c < kPack; ++c) sum[i][c] = fmaf(weight[j], f[c], sum[i][c]);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int p = base + i * kWarp;
+      if (p < packs) store_floats(a.out + t * a.width + p * kPack, sum[i]);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) values_to_rows_kernel(AssignmentValues a) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < a.assignments && a.row_of[i] >= 0) a.out[a.row_of[i]] = a.values[i];
+  if (i < a.row_capacity && a.token_of_row[i] < 0) a.out[i] = 0;
+}
+
+__global__ void __launch_bounds__(kThreads) values_from_rows_kernel(AssignmentValues a) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < a.assignments) a.out[i] = a.row_of[i] >= 0 ? a.values[a.row_of[i]] : 0.0f;
+}
+
+unsigned blocks_for(std::int64_t items, int a_block) {
+  return static_cast<unsigned>(ceil_div<std::int64_t>(items, a_block));
+}
+
+}  // namespace
+
+template <class T>
+void gather_rows(const GatherRows<T>& a, Stream stream) {
+  SWITCHYARD_ASSERT(a.width % kPack == 0, "gather_rows needs a width that is a multiple of 8");
+  if (a.row_capacity == 0) return;
+  gather_rows_kernel<T><<<blocks_for(a.row_capacity, kRows), kThreads, 0, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+template <class T>
+void combine(const Combine<T>& a, Stream stream) {
+  SWITCHYARD_ASSERT(a.width % kPack == 0, "combine needs a width that is a multiple of 8");
+  if (a.tokens == 0) return;
+  const unsigned blocks = blocks_for(a.tokens, kRows);
+  if (a.top_k == 1)
+    combine_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(a);
+  else if (a.top_k == 2)
+    combine_kernel<T, 2><<<blocks, kThreads, 0, stream>>>(a);
+  else
+    combine_kernel<T, 4><<<blocks, kThreads, 0, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+void values_to_rows(const AssignmentValues& a, Stream stream) {
+  const std::int64_t items = std::max(a.assignments, a.row_capacity);
+  if (items == 0) return;
+  values_to_rows_kernel<<<blocks_for(items, kThreads), kThreads, 0, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+void values_from_rows(const AssignmentValues& a, Stream stream) {
+  if (a.assignments == 0) return;
+  values_from_rows_kernel<<<blocks_for(a.assignments, kThreads), kThreads, 0, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+template void gather_rows(const GatherRows<bf16>&, Stream);
+template void gather_rows(const GatherRows<float>&, Stream);
+template void combine(const Combine<bf16>&, Stream);
+template void combine(const Combine<float>&, Stream);
+
+}  // namespace switchyard::kernels

@@ -46,7 +46,8 @@ Overrides read_overrides(const std::vector<std::string>& words, const std::vecto
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (word.rfind("--", 0) != 0 || word.size() == 2)
-      throw ConfigError("unexpected argument \"" + word + "\"; a config is named by --config " + word + ", a key by --key value");
+      throw ConfigError("unexpected argument \"" + word + "\"; a config is named by --config " + word +
+                        ", a key by --key value");
     const std::size_t equals = word.find('=');
     const std::string key = word.substr(2, equals == std::string::npos ? equals : equals - 2);
     const Field* field = find_field(key);
@@ -92,9 +93,7 @@ CommandLine parse_command_line(int argc, const char* const* argv, const std::str
   }
   try {
     app.parse(argc, argv);
-  } catch (const CLI::Error& error) {
-    throw ConfigError(app_name + ": " + error.what());
-  }
+  } catch (const CLI::Error& error) { throw ConfigError(app_name + ": " + error.what()); }
   for (const auto& [name, given] : switches) line.own[name] = given ? "true" : "";
   line.overrides = read_overrides(app.remaining(), own_options);
   if (resume) line.overrides.emplace_back("train.resume", "true");
@@ -123,7 +122,8 @@ std::string wrapped(const std::vector<std::string>& words, std::size_t indent) {
 
 }  // namespace
 
-std::string help_text(const std::string& app_name, const std::string& purpose, const std::vector<AppOption>& own_options) {
+std::string help_text(const std::string& app_name, const std::string& purpose,
+                      const std::vector<AppOption>& own_options) {
   std::string text = app_name + ": " + purpose + "\n\nusage: " + app_name + " [--config NAME] [--KEY VALUE]...\n\n";
   for (const AppOption& option : own_options) {
     const std::string usual = option.default_value.empty() ? "" : " (default " + option.default_value + ")";
@@ -138,7 +138,8 @@ std::string help_text(const std::string& app_name, const std::string& purpose, c
     return wrapped(leaves, 4);
   };
   text += keys_of("");
-  for (const Group& group : config_groups()) text += "  " + group.name + ".  " + group.help + "\n" + keys_of(group.name);
+  for (const Group& group : config_groups())
+    text += "  " + group.name + ".  " + group.help + "\n" + keys_of(group.name);
   return text;
 }
 

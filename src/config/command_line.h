@@ -18,13 +18,13 @@ struct AppOption {
 };
 
 struct CommandLine {
-  std::string config;        // --config NAME; "": none given
+  std::string config;  // --config NAME; "": none given
   bool help = false;
   bool dry_run = false;
-  bool schema = false;       // print configs/schema.json
-  bool option_table = false; // print docs/options.md
-  std::string explain;       // --explain KEY or GROUP; "": not asked
-  Overrides overrides;       // --key value, --key=value, --bool_key; --resume and --init_from are among them
+  bool schema = false;        // print configs/schema.json
+  bool option_table = false;  // print docs/options.md
+  std::string explain;        // --explain KEY or GROUP; "": not asked
+  Overrides overrides;        // --key value, --key=value, --bool_key; --resume and --init_from are among them
   std::map<std::string, std::string> own;  // the app's options, by name; defaults filled in
 };
 

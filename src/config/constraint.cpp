@@ -18,21 +18,30 @@ bool Constraint::accepts(const std::string& text) const {
     return std::find(choices.begin(), choices.end(), word) != choices.end();
   };
   switch (kind) {
-    case Kind::kOneOf: return is_choice(text);
-    case Kind::kNotEmpty: return !text.empty();
+    case Kind::kOneOf:
+      return is_choice(text);
+    case Kind::kNotEmpty:
+      return !text.empty();
     case Kind::kLetters:
-      return !text.empty() && std::all_of(text.begin(), text.end(), [&](char c) { return is_choice(std::string(1, c)); });
-    default: return true;
+      return !text.empty() &&
+             std::all_of(text.begin(), text.end(), [&](char c) { return is_choice(std::string(1, c)); });
+    default:
+      return true;
   }
 }
 
 std::string Constraint::text() const {
   switch (kind) {
-    case Kind::kOneOf: return choices.size() == 1 ? "only " + choices[0] : "one of " + join(choices, ", ");
-    case Kind::kNotEmpty: return "not empty";
-    case Kind::kLetters: return "the letters " + join(choices, " and ");
-    case Kind::kRange: break;
-    case Kind::kAny: return "";
+    case Kind::kOneOf:
+      return choices.size() == 1 ? "only " + choices[0] : "one of " + join(choices, ", ");
+    case Kind::kNotEmpty:
+      return "not empty";
+    case Kind::kLetters:
+      return "the letters " + join(choices, " and ");
+    case Kind::kRange:
+      break;
+    case Kind::kAny:
+      return "";
   }
   const bool has_high = high != std::numeric_limits<double>::infinity();
   const std::string from = (low_open ? "more than " : "at least ") + number_text(low);

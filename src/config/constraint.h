@@ -13,15 +13,15 @@ struct Constraint {
   std::vector<std::string> choices;  // kOneOf; kLetters: the letters, one a string
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
-  bool low_open = false;   // low itself is not allowed
+  bool low_open = false;  // low itself is not allowed
   bool high_open = false;
 
-  bool accepts(double number) const;             // numbers: kRange
-  bool accepts(const std::string& text) const;   // strings: kOneOf, kNotEmpty, kLetters
-  std::string text() const;                      // "" for kAny
+  bool accepts(double number) const;            // numbers: kRange
+  bool accepts(const std::string& text) const;  // strings: kOneOf, kNotEmpty, kLetters
+  std::string text() const;                     // "" for kAny
 };
 
-std::string number_text(double number);         // the shortest that reads back the same; integers in full
+std::string number_text(double number);  // the shortest that reads back the same; integers in full
 
 Constraint any();
 Constraint one_of(std::vector<std::string> choices);

@@ -46,7 +46,8 @@ class Yielding {
     const RouterConfig& router = config_.router;
     if (!set("router.top_k") && router.top_k > config_.moe.n_experts)
       yields("router.top_k", std::to_string(config_.moe.n_experts), "moe.n_experts");
-    if (router.score == "identity" && !set("router.norm_topk_prob")) yields("router.norm_topk_prob", "false", "router.score");
+    if (router.score == "identity" && !set("router.norm_topk_prob"))
+      yields("router.norm_topk_prob", "false", "router.score");
     const bool never_spreads = router.balance_loss == "cv_squared" && router.tie_break == "lowest_index";
     if (never_spreads && !set("router.init")) yields("router.init", "normal", "router.tie_break");
   }
@@ -65,7 +66,8 @@ class Yielding {
     if (batch % unit == 0) return;
     if (!set("train.batch_tokens")) {
       const std::int64_t nearest = std::max<std::int64_t>(1, (batch + unit / 2) / unit) * unit;
-      yields("train.batch_tokens", std::to_string(nearest), set("train.micro_batch") ? "train.micro_batch" : "model.seq_len");
+      yields("train.batch_tokens", std::to_string(nearest),
+             set("train.micro_batch") ? "train.micro_batch" : "model.seq_len");
     } else if (!set("train.micro_batch")) {
       int fitting = config_.train.micro_batch;
       while (fitting > 0 && batch % (a_sequence_each * fitting) != 0) --fitting;
@@ -83,7 +85,8 @@ class Yielding {
     std::string cause;
     for (const Field& field : fields_of(config_))
       if (field.key == because) cause = field.key + " = " + field.text();
-    resolved_.notes.push_back(format("%s: the default %s yields to %s; now %s", key, before.c_str(), cause.c_str(), value.c_str()));
+    resolved_.notes.push_back(
+        format("%s: the default %s yields to %s; now %s", key, before.c_str(), cause.c_str(), value.c_str()));
   }
 
   ResolvedConfig& resolved_;

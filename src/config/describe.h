@@ -1,5 +1,6 @@
-// Every option, declared once: key, value, what it may hold, what it does. Reading, writing, the command line, --explain,
-// the JSON schema and the option table all come from here. To add one: a member in config.h, a field() in describe_*.h.
+// Every option, declared once: key, value, what it may hold, what it does. Reading, writing, the command line,
+// --explain, the JSON schema and the option table all come from here. To add one: a member in config.h, a field() in
+// describe_*.h.
 #pragma once
 
 #include "config/config.h"

@@ -10,14 +10,19 @@ template <class V>
 void describe_dimensions(V& v, ModelConfig& c) {
   v.field("depth", c.depth, between(0, 10000),
           "Shorthand for a model's size: sets n_layer to this and n_embd to depth * aspect_ratio, rounded up to a "
-          "multiple of head_dim. 0: unset, n_layer and n_embd say it themselves.", "M1");
-  v.field("aspect_ratio", c.aspect_ratio, between(1, 65536), "Width per layer of the depth shorthand; without depth it does nothing.", "M1");
+          "multiple of head_dim. 0: unset, n_layer and n_embd say it themselves.",
+          "M1");
+  v.field("aspect_ratio", c.aspect_ratio, between(1, 65536),
+          "Width per layer of the depth shorthand; without depth it does nothing.", "M1");
   v.field("n_layer", c.n_layer, between(1, 10000), "Transformer blocks. Cost and parameters grow in proportion.", "M1");
   v.field("n_embd", c.n_embd, between(1, 1048576),
-          "Width D of the residual stream. Parameters grow with its square. A multiple of head_dim, unless n_head is given.", "M1");
+          "Width D of the residual stream. Parameters grow with its square. A multiple of head_dim, unless n_head is "
+          "given.",
+          "M1");
   v.field("head_dim", c.head_dim, between(2, 65536),
-          "Width of one attention head; even, because rotary embeddings turn pairs of channels. If only n_head is given, "
-          "n_embd / n_head.", "M1");
+          "Width of one attention head; even, because rotary embeddings turn pairs of channels. If only n_head is "
+          "given, n_embd / n_head.",
+          "M1");
   v.field("n_head", c.n_head, between(0, 65536), "Query heads. 0: n_embd / head_dim.", "M1");
   v.field("n_kv_head", c.n_kv_head, between(0, 65536),
           "Key and value heads (grouped-query attention): query head h reads kv head h * n_kv_head / n_head, rounded "
@@ -27,52 +32,67 @@ void describe_dimensions(V& v, ModelConfig& c) {
           "Tokens of one training window, and the longest context. Attention's cost a token grows with it.", "M1");
   v.field("vocab_size", c.vocab_size, between(2, 2147483647),
           "Tokens the tokenizer knows; rows of embedding and head. At least 260 for the built-in tokenizer, whose byte "
-          "pieces alone take 256. Shards are uint16 up to 65536 and uint32 beyond.", "M1");
+          "pieces alone take 256. Shards are uint16 up to 65536 and uint32 beyond.",
+          "M1");
 }
 
 template <class V>
 void describe_blocks(V& v, ModelConfig& c) {
   v.field("mlp", c.mlp, one_of({"relu2", "swiglu", "gelu", "geglu"}),
-          "Activation of dense MLPs and of experts alike, without biases. relu2: W2 max(W1 x, 0)^2; gelu: W2 gelu(W1 x); "
-          "swiglu: Wd (silu(Wg x) * Wu x); geglu: the same with gelu. The gated two have three matrices, not two.",
+          "Activation of dense MLPs and of experts alike, without biases. relu2: W2 max(W1 x, 0)^2; gelu: W2 gelu(W1 "
+          "x); swiglu: Wd (silu(Wg x) * Wu x); geglu: the same with gelu. The gated two have three matrices, not two.",
           "M2; So et al. 2021 (relu2), Shazeer 2020 (GLU variants)");
   v.field("ffn_hidden", c.ffn_hidden, between(0, 16777216), "Hidden width of the dense MLP. 0: 4 * n_embd.", "M2");
   v.field("norm_weight", c.norm_weight, any(),
-          "Whether each RMSNorm has learned weights (Llama family) or none (nanochat family).", "M3; Zhang, Sennrich 2019 (RMSNorm)");
+          "Whether each RMSNorm has learned weights (Llama family) or none (nanochat family).",
+          "M3; Zhang, Sennrich 2019 (RMSNorm)");
   v.field("norm_eps", c.norm_eps, positive(), "Added to the mean square under RMSNorm's root.", "M3");
   v.field("embed_norm", c.embed_norm, any(), "RMSNorm right after the token embedding (nanochat family).", "M9");
   v.field("tie_head", c.tie_head, any(),
-          "One matrix for embedding and head: saves vocab_size * n_embd parameters. It trains in the embedding's group, "
-          "with the embedding's rate and initial values.", "M5; Press, Wolf 2017");
+          "One matrix for embedding and head: saves vocab_size * n_embd parameters. It trains in the embedding's "
+          "group, with the embedding's rate and initial values.",
+          "M5; Press, Wolf 2017");
   v.field("logit_softcap", c.logit_softcap, at_least(0),
-          "The head's logits become cap * tanh(logits / cap): keeps them in (-cap, cap). 0: none.", "M5; Gemma 2, 2024");
-  v.field("dropout", c.dropout, from_up_to(0, 1),
-          "Share of the attention's and MLP's outputs zeroed in training, the rest scaled up. 0 is usual in pre-training.", "M6");
+          "The head's logits become cap * tanh(logits / cap): keeps them in (-cap, cap). 0: none.",
+          "M5; Gemma 2, 2024");
+  v.field(
+      "dropout", c.dropout, from_up_to(0, 1),
+      "Share of the attention's and MLP's outputs zeroed in training, the rest scaled up. 0 is usual in pre-training.",
+      "M6");
   v.field("init", c.init, one_of({"nanochat", "llama"}),
-          "Initial values. nanochat: embedding N(0,1), head N(0, 0.001^2), first matrices uniform with bound sqrt(3 / n_embd), "
-          "output matrices 0. llama: all N(0, init_std^2), residual outputs scaled by 1 / sqrt(2 n_layer), norm weights 1.", "M9");
+          "Initial values. nanochat: embedding N(0,1), head N(0, 0.001^2), first matrices uniform with bound sqrt(3 / "
+          "n_embd), output matrices 0. llama: all N(0, init_std^2), residual outputs scaled by 1 / sqrt(2 n_layer), "
+          "norm weights 1.",
+          "M9");
   v.field("init_std", c.init_std, positive(), "Standard deviation of init = llama; nothing else reads it.", "M9");
 }
 
 template <class V>
 void describe_attention(V& v, ModelConfig& c) {
   v.field("rope_theta", c.rope_theta, positive(),
-          "Base of the rotary position embedding. Larger values turn slower: for longer contexts.", "M4; Su et al. 2021 (RoPE)");
+          "Base of the rotary position embedding. Larger values turn slower: for longer contexts.",
+          "M4; Su et al. 2021 (RoPE)");
   v.field("qk_norm", c.qk_norm, any(),
-          "RMSNorm of queries and keys a head, before the rotary embedding: bounds the attention logits.", "M4; Henry et al. 2020, Qwen3");
-  v.field("qk_norm_weight", c.qk_norm_weight, any(), "Learned weights in the norms of q and k, as Qwen3 has. Needs qk_norm.", "M4");
+          "RMSNorm of queries and keys a head, before the rotary embedding: bounds the attention logits.",
+          "M4; Henry et al. 2020, Qwen3");
+  v.field("qk_norm_weight", c.qk_norm_weight, any(),
+          "Learned weights in the norms of q and k, as Qwen3 has. Needs qk_norm.", "M4");
   v.field("window_pattern", c.window_pattern, letters("SL"),
-          "A letter a layer, repeated over the layers: S sees the last seq_len / 2 tokens, L all. The last layer is always "
-          "L. \"SSSL\" costs less attention than \"L\".", "M4; Beltagy et al. 2020 (sliding window)");
+          "A letter a layer, repeated over the layers: S sees the last seq_len / 2 tokens, L all. The last layer is "
+          "always L. \"SSSL\" costs less attention than \"L\".",
+          "M4; Beltagy et al. 2020 (sliding window)");
   v.field("value_embeds", c.value_embeds, any(),
           "On alternate layers, the last included, a second embedding table of the token is added to v through a gate: "
-          "many parameters (a vocab_size row each) at almost no FLOPs.", "M5; Zhou et al. 2024 (value residual)");
+          "many parameters (a vocab_size row each) at almost no FLOPs.",
+          "M5; Zhou et al. 2024 (value residual)");
   v.field("value_gate_channels", c.value_gate_channels, between(1, 1048576),
           "The value embedding's gate of a kv head is 2 sigmoid of a linear map of the first so many channels of the "
-          "block's input; starts at factor 1. At most n_embd.", "M5");
+          "block's input; starts at factor 1. At most n_embd.",
+          "M5");
   v.field("resid_scalars", c.resid_scalars, any(),
           "Two learned scalars a layer: the block's input becomes r x + q x0, with x0 the normed embedding; r = 1 and "
-          "q = 0.1 at the start.", "M5");
+          "q = 0.1 at the start.",
+          "M5");
 }
 
 template <class V>

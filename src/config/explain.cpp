@@ -20,7 +20,8 @@ std::string wrap(const std::string& prose, const std::string& indent) {
   for (std::size_t begin = 0; begin < prose.size();) {
     const std::size_t end = std::min(prose.find(' ', begin), prose.size());
     const std::string word = prose.substr(begin, end - begin);
-    if (!line.empty() && indent.size() + line.size() + 1 + word.size() > 100) text += indent + line + "\n", line.clear();
+    if (!line.empty() && indent.size() + line.size() + 1 + word.size() > 100)
+      text += indent + line + "\n", line.clear();
     line += (line.empty() ? "" : " ") + word;
     begin = end + 1;
   }
@@ -33,7 +34,8 @@ std::string explain_field(const Field& field) {
   text += "  default  " + shown_default(field) + "\n";
   if (!field.constraint.text().empty()) text += "  allowed  " + field.constraint.text() + "\n";
   if (!field.reference.empty()) text += "  source   " + field.reference + "\n";
-  text += "  set it   --" + field.key + (field.is_bool() ? " true|false" : " VALUE") + ", or in JSON \"" + field.key + "\": ...\n";
+  text += "  set it   --" + field.key + (field.is_bool() ? " true|false" : " VALUE") + ", or in JSON \"" + field.key +
+          "\": ...\n";
   return text;
 }
 
@@ -54,8 +56,8 @@ std::string explain_group(const Group& group) {
   }
   for (const Field& field : default_fields()) {
     if (belongs(field))
-      text += format("  %-*s  %-*s  %s\n", static_cast<int>(key_width), field.key.c_str(), static_cast<int>(default_width),
-                     shown_default(field).c_str(), first_sentence(field.help).c_str());
+      text += format("  %-*s  %-*s  %s\n", static_cast<int>(key_width), field.key.c_str(),
+                     static_cast<int>(default_width), shown_default(field).c_str(), first_sentence(field.help).c_str());
   }
   return text + "--explain KEY tells all of one.\n";
 }
@@ -71,7 +73,8 @@ std::string explain(const std::string& key_or_group) {
     if (field.leaf() == key_or_group) same_leaf.push_back(explain_field(field));
   if (!same_leaf.empty()) return join(same_leaf, "\n");
   const std::string hint = key_hint(key_or_group);
-  throw ConfigError("--explain " + key_or_group + ": no such key or group; " + (hint.empty() ? "--help lists all keys" : hint));
+  throw ConfigError("--explain " + key_or_group + ": no such key or group; " +
+                    (hint.empty() ? "--help lists all keys" : hint));
 }
 
 }  // namespace switchyard

@@ -33,12 +33,12 @@ std::string Field::type() const {
 }
 
 std::string Field::text() const {
-  return std::visit(
-      Overloaded{[](const bool* v) { return std::string(*v ? "true" : "false"); },
-                 [](const int* v) { return std::to_string(*v); }, [](const std::int64_t* v) { return std::to_string(*v); },
-                 [](const double* v) { return number_text(*v); }, [](const std::string* v) { return *v; },
-                 [](const std::vector<std::string>* v) { return join(*v, ","); }},
-      value);
+  return std::visit(Overloaded{[](const bool* v) { return std::string(*v ? "true" : "false"); },
+                               [](const int* v) { return std::to_string(*v); },
+                               [](const std::int64_t* v) { return std::to_string(*v); },
+                               [](const double* v) { return number_text(*v); }, [](const std::string* v) { return *v; },
+                               [](const std::vector<std::string>* v) { return join(*v, ","); }},
+                    value);
 }
 
 std::vector<Field> fields_of(Config& config) {

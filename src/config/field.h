@@ -14,16 +14,16 @@ namespace switchyard {
 using FieldValue = std::variant<bool*, int*, std::int64_t*, double*, std::string*, std::vector<std::string>*>;
 
 struct Field {
-  std::string key;        // "router.top_k"
-  FieldValue value;       // into the Config that fields_of() was given
+  std::string key;   // "router.top_k"
+  FieldValue value;  // into the Config that fields_of() was given
   Constraint constraint;
   std::string help;       // what it does and what follows from it
   std::string reference;  // the design's number of the feature and the paper it comes from; may be empty
 
-  std::string group() const;      // "router"; "" at the top level
-  std::string leaf() const;       // "top_k"
-  std::string type() const;       // "true or false", "integer", "number", "string", "list of strings"
-  std::string text() const;       // the value as a person writes it on the command line
+  std::string group() const;  // "router"; "" at the top level
+  std::string leaf() const;   // "top_k"
+  std::string type() const;   // "true or false", "integer", "number", "string", "list of strings"
+  std::string text() const;   // the value as a person writes it on the command line
   bool is_bool() const;
 };
 

@@ -76,6 +76,12 @@ std::vector<std::string> keys_with_leaf(const std::string& leaf) {
   return keys;
 }
 
+std::string nearest_group(const std::string& unknown) {
+  std::vector<std::string> names;
+  for (const Group& group : config_groups()) names.push_back(group.name);
+  return nearest(unknown, names);
+}
+
 std::string nearest_key(const std::string& unknown) {
   std::vector<std::string> keys, parts;
   for (const Field& field : default_fields()) keys.push_back(field.key), parts.push_back(field.leaf());
@@ -90,8 +96,12 @@ std::string nearest_key(const std::string& unknown) {
 
 }  // namespace
 
-std::string key_hint(const std::string& unknown_key) {
+std::string key_hint(const std::string& unknown_key, bool holds_keys) {
   const std::string unknown = normalised(unknown_key), leaf = leaf_of(unknown);
+  if (holds_keys) {
+    const std::string group = nearest_group(unknown);
+    if (!group.empty()) return "did you mean " + group + "?";
+  }
   if (find_field(unknown)) return "did you mean " + unknown + "?";
   for (const auto& [alias, key] : key_aliases()) {
     if (alias != leaf) continue;

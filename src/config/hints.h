@@ -10,7 +10,8 @@ namespace switchyard {
 // Names other programs use for our keys: {"num_experts", "moe.n_experts"}.
 const std::vector<std::pair<std::string, std::string>>& key_aliases();
 
-// "did you mean moe.n_experts?", or "" when nothing is near.
-std::string key_hint(const std::string& unknown_key);
+// "did you mean moe.n_experts?", or "" when nothing is near. holds_keys: the unknown key held an object of keys, so a
+// group is likelier meant.
+std::string key_hint(const std::string& unknown_key, bool holds_keys = false);
 
 }  // namespace switchyard

@@ -17,8 +17,10 @@ namespace {
 std::string line_and_column(const std::string& text, std::size_t byte) {
   std::size_t line = 1, column = 1;
   for (std::size_t i = 0; i + 1 < byte && i < text.size(); ++i) {
-    if (text[i] == '\n') ++line, column = 1;
-    else ++column;
+    if (text[i] == '\n')
+      ++line, column = 1;
+    else
+      ++column;
   }
   return format("%zu:%zu", line, column);
 }
@@ -44,15 +46,18 @@ Json parse_json(const std::string& text, const std::string& origin) {
   DuplicateKeys duplicates;
   Json root;
   try {
-    root = Json::parse(text, [&](int depth, Json::parse_event_t event, Json& parsed) { return duplicates(depth, event, parsed); });
+    root = Json::parse(
+        text, [&](int depth, Json::parse_event_t event, Json& parsed) { return duplicates(depth, event, parsed); });
   } catch (const Json::parse_error& error) {
     std::string reason = error.what();  // "[json...101] parse error at line 1, column 2: reason"
     const std::size_t after_place = reason.find(": ", reason.find("parse error"));
     if (after_place != std::string::npos) reason = reason.substr(after_place + 2);
     throw ConfigError(origin + ":" + line_and_column(text, error.byte) + ": malformed JSON: " + reason);
   }
-  if (!duplicates.found().empty()) throw ConfigError(origin + ": \"" + duplicates.found() + "\" stands twice in one object; keep one");
-  if (!root.is_object()) throw ConfigError(origin + ": a config is a JSON object, { ... }; this is " + root.type_name());
+  if (!duplicates.found().empty())
+    throw ConfigError(origin + ": \"" + duplicates.found() + "\" stands twice in one object; keep one");
+  if (!root.is_object())
+    throw ConfigError(origin + ": a config is a JSON object, { ... }; this is " + root.type_name());
   return root;
 }
 
@@ -66,25 +71,30 @@ class ObjectReader {
     for (const auto& [name, value] : object.items()) {
       const std::string key = prefix + name;
       if (key == "$schema") continue;
-      if (Field* field = find(key)) store(*field, value);
-      else if (is_group(key)) read_group(key, value);
-      else unknown(key);
+      if (Field* field = find(key))
+        store(*field, value);
+      else if (is_group(key))
+        read_group(key, value);
+      else
+        unknown(key, value);
     }
   }
 
  private:
   void store(Field& field, const Json& value) {
-    if (resolved_.was_set(field.key)) throw ConfigError(origin_ + ": " + field.key + " is given twice, nested and dotted; keep one");
+    if (resolved_.was_set(field.key))
+      throw ConfigError(origin_ + ": " + field.key + " is given twice, nested and dotted; keep one");
     assign_json(field, field.key == "comment" ? joined(value) : value, "in " + origin_);
     resolved_.mark(field.key, Source::kFile);
   }
   void read_group(const std::string& name, const Json& value) {
     if (!value.is_object())
-      throw ConfigError(origin_ + ": " + name + " = " + value.dump() + " is a group of keys; write \"" + name + "\": { ... }");
+      throw ConfigError(origin_ + ": " + name + " = " + value.dump() + " is a group of keys; write \"" + name +
+                        "\": { ... }");
     read(value, name + ".");
   }
-  [[noreturn]] void unknown(const std::string& key) const {
-    const std::string hint = key_hint(key);
+  [[noreturn]] void unknown(const std::string& key, const Json& value) const {
+    const std::string hint = key_hint(key, value.is_object());
     throw ConfigError(origin_ + ": unknown key " + key + (hint.empty() ? "; --help lists all keys" : "; " + hint));
   }
   // A comment may be a list of lines.
@@ -118,7 +128,8 @@ std::vector<std::string> configs_in(const fs::path& folder) {
   std::vector<std::string> names;
   std::error_code missing;
   for (const auto& entry : fs::directory_iterator(folder, missing))
-    if (entry.path().extension() == ".json" && entry.path().stem() != "schema") names.push_back(entry.path().stem().string());
+    if (entry.path().extension() == ".json" && entry.path().stem() != "schema")
+      names.push_back(entry.path().stem().string());
   return names;
 }
 
@@ -142,15 +153,14 @@ std::string find_config(const std::string& path_or_name, const std::string& sour
                     (near.empty() ? "" : "; did you mean " + near + "?"));
 }
 
-ResolvedConfig load_config(const std::string& path_or_name, const Overrides& overrides, const std::string& source_root) {
+ResolvedConfig load_config(const std::string& path_or_name, const Overrides& overrides,
+                           const std::string& source_root) {
   if (path_or_name.empty()) return parse_config("{}", "", overrides);
   const std::string path = find_config(path_or_name, source_root);
   std::string text;
   try {
     text = read_file(path);
-  } catch (const RunError& error) {
-    throw ConfigError("--config " + path_or_name + ": " + error.what());
-  }
+  } catch (const RunError& error) { throw ConfigError("--config " + path_or_name + ": " + error.what()); }
   return parse_config(text, path, overrides);
 }
 

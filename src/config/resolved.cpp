@@ -24,10 +24,15 @@ void put(Json& root, const std::string& key, Json value) {
 
 void flatten(const Json& value, const std::string& prefix, std::map<std::string, std::string>& out) {
   for (const auto& [name, item] : value.items()) {
-    if (item.is_object()) flatten(item, prefix + name + ".", out);
-    else out[prefix + name] = item.dump();
+    if (item.is_object())
+      flatten(item, prefix + name + ".", out);
+    else
+      out[prefix + name] = item.dump();
   }
 }
+
+// Of this start of the run only: a later resume must not read them back.
+bool says_how_it_started(const std::string& key) { return key == "train.resume" || key == "train.init_from"; }
 
 bool may_differ_between_ranks(const std::string& key) {
   return key == "comment" || key == "train.out" || key.rfind("log.", 0) == 0;
@@ -37,10 +42,14 @@ bool may_differ_between_ranks(const std::string& key) {
 
 std::string source_name(Source source) {
   switch (source) {
-    case Source::kDefault: return "default";
-    case Source::kFile: return "file";
-    case Source::kCommandLine: return "command line";
-    case Source::kDerived: return "derived";
+    case Source::kDefault:
+      return "default";
+    case Source::kFile:
+      return "file";
+    case Source::kCommandLine:
+      return "command line";
+    case Source::kDerived:
+      return "derived";
   }
   return "";
 }
@@ -75,7 +84,8 @@ void ResolvedConfig::forget_derived() {
   for (Field& field : fields_of(config)) {
     // The run's name and its device are settled once, from the file's name and the machine.
     if (field.key == "name" || field.key == "device" || source(field.key) != Source::kDerived) continue;
-    std::visit([&](auto* value) { *value = *std::get<std::decay_t<decltype(value)>>(find_field(field.key)->value); }, field.value);
+    std::visit([&](auto* value) { *value = *std::get<std::decay_t<decltype(value)>>(find_field(field.key)->value); },
+               field.value);
     sources_.erase(field.key);
   }
   notes.clear();
@@ -90,8 +100,10 @@ std::vector<std::string> ResolvedConfig::given_keys() const {
 
 std::string ResolvedConfig::given_json() const {
   Json root = Json::object();
-  for (const Field& field : fields_of(config))
+  for (const Field& field : fields_of(config)) {
+    if (says_how_it_started(field.key)) continue;
     if (was_set(field.key) || (field.key == "name" && !config.name.empty())) put(root, field.key, to_json(field));
+  }
   return root.dump(2) + "\n";
 }
 
@@ -125,7 +137,8 @@ std::uint64_t config_hash(const ResolvedConfig& resolved) {
   return fnv1a(all);
 }
 
-std::vector<std::string> config_differences(const std::string& resolved_json_here, const std::string& resolved_json_there) {
+std::vector<std::string> config_differences(const std::string& resolved_json_here,
+                                            const std::string& resolved_json_there) {
   std::map<std::string, std::string> here, there;
   flatten(Json::parse(resolved_json_here), "", here);
   flatten(Json::parse(resolved_json_there), "", there);
@@ -134,7 +147,8 @@ std::vector<std::string> config_differences(const std::string& resolved_json_her
   for (const auto& [key, value] : there) {
     const auto ours = here.find(key);
     const std::string our_text = ours == here.end() ? "absent" : ours->second;
-    if (our_text != value && !may_differ_between_ranks(key)) differences.push_back(key + ": " + our_text + " here, " + value + " there");
+    if (our_text != value && !may_differ_between_ranks(key))
+      differences.push_back(key + ": " + our_text + " here, " + value + " there");
   }
   return differences;
 }

@@ -29,7 +29,8 @@ class ResolvedConfig {
   void forget_derived();
 
   std::vector<std::string> given_keys() const;  // was_set(), in the order of declaration
-  std::string given_json() const;     // only what was set, and the name: what a checkpoint stores and resume parses
+  // Only what was set, and the name: what a checkpoint stores and resume parses. Without train.resume and init_from.
+  std::string given_json() const;
   std::string resolved_json() const;  // every key
   std::string table() const;          // "router.top_k  2  (file)" a line, for --dry-run
 
@@ -40,6 +41,7 @@ class ResolvedConfig {
 // Equal on all ranks of a run, or they must not start: every key but the comment, train.out and log.
 std::uint64_t config_hash(const ResolvedConfig& resolved);
 // Keys whose values differ, "key: a here, b there", to name what config_hash found. Both as resolved_json().
-std::vector<std::string> config_differences(const std::string& resolved_json_here, const std::string& resolved_json_there);
+std::vector<std::string> config_differences(const std::string& resolved_json_here,
+                                            const std::string& resolved_json_there);
 
 }  // namespace switchyard

@@ -27,8 +27,10 @@ void check_shorthand(Rules& rules) {
   if (rules.set("model.n_embd") && rules.set("model.aspect_ratio")) {
     const int width = (m.depth * m.aspect_ratio + m.head_dim - 1) / m.head_dim * m.head_dim;
     if (width != m.n_embd)
-      rules.fail(format("model.n_embd = %d disagrees with model.depth = %d * model.aspect_ratio = %d, which gives %d; give "
-                        "n_embd or aspect_ratio", m.n_embd, m.depth, m.aspect_ratio, width));
+      rules.fail(
+          format("model.n_embd = %d disagrees with model.depth = %d * model.aspect_ratio = %d, which gives %d; give "
+                 "n_embd or aspect_ratio",
+                 m.n_embd, m.depth, m.aspect_ratio, width));
   }
 }
 
@@ -37,15 +39,16 @@ void check_heads(Rules& rules) {
   if (!rules.set("model.n_head") && m.n_embd % m.head_dim != 0) {
     const int below = m.n_embd / m.head_dim * m.head_dim;
     const std::string near = below > 0 ? format("%d or %d", below, below + m.head_dim) : std::to_string(m.head_dim);
-    rules.fail(format("model.n_embd = %d is not a multiple of model.head_dim = %d; choose n_embd %s, or give model.n_head",
-                      m.n_embd, m.head_dim, near.c_str()));
+    rules.fail(
+        format("model.n_embd = %d is not a multiple of model.head_dim = %d; choose n_embd %s, or give model.n_head",
+               m.n_embd, m.head_dim, near.c_str()));
   }
   if (rules.set("model.n_head") && !rules.set("model.head_dim") && m.n_embd % m.n_head != 0)
-    rules.fail(format("model.n_head = %d does not divide model.n_embd = %d; choose %s, or give model.head_dim", m.n_head, m.n_embd,
-                      divisors_text(m.n_embd).c_str()));
+    rules.fail(format("model.n_head = %d does not divide model.n_embd = %d; choose %s, or give model.head_dim",
+                      m.n_head, m.n_embd, divisors_text(m.n_embd).c_str()));
   if (m.head_dim % 2 != 0)
-    rules.fail(format("model.head_dim = %d is odd, and rotary embeddings turn pairs of channels; choose %d or %d", m.head_dim,
-                      m.head_dim - 1, m.head_dim + 1));
+    rules.fail(format("model.head_dim = %d is odd, and rotary embeddings turn pairs of channels; choose %d or %d",
+                      m.head_dim, m.head_dim - 1, m.head_dim + 1));
   if (m.n_head % m.n_kv_head != 0)
     rules.fail(format("model.n_kv_head = %d does not divide model.n_head = %d; choose %s", m.n_kv_head, m.n_head,
                       divisors_text(m.n_head).c_str()));
@@ -54,13 +57,18 @@ void check_heads(Rules& rules) {
 void check_attention(Rules& rules) {
   const ModelConfig& m = rules.config().model;
   if (m.qk_norm_weight && !m.qk_norm)
-    rules.fail("model.qk_norm_weight = true has nothing to weigh, because model.qk_norm = false; set qk_norm true or qk_norm_weight false");
+    rules.fail(
+        "model.qk_norm_weight = true has nothing to weigh, because model.qk_norm = false; set qk_norm true or "
+        "qk_norm_weight false");
   if (m.value_embeds && m.value_gate_channels > m.n_embd)
-    rules.fail(format("model.value_gate_channels = %d exceeds model.n_embd = %d; choose 1 to %d", m.value_gate_channels, m.n_embd, m.n_embd));
+    rules.fail(format("model.value_gate_channels = %d exceeds model.n_embd = %d; choose 1 to %d", m.value_gate_channels,
+                      m.n_embd, m.n_embd));
   rules.warn_if_inert("model.value_gate_channels", m.value_embeds, "model.value_embeds");
   if (m.window_pattern.find('S') != std::string::npos && m.seq_len < 2)
-    rules.fail(format("model.window_pattern = \"%s\" has a window of seq_len / 2, and model.seq_len = %d; choose a seq_len of at least 2",
-                      m.window_pattern.c_str(), m.seq_len));
+    rules.fail(
+        format("model.window_pattern = \"%s\" has a window of seq_len / 2, and model.seq_len = %d; choose a seq_len of "
+               "at least 2",
+               m.window_pattern.c_str(), m.seq_len));
   if (static_cast<int>(m.window_pattern.size()) > m.n_layer)
     rules.warn(format("model.window_pattern = \"%s\" has more letters than model.n_layer = %d; the rest is not used",
                       m.window_pattern.c_str(), m.n_layer));
@@ -76,8 +84,10 @@ void check_model(Rules& rules) {
   rules.warn_if_inert("model.init_std", c.model.init == "llama", "model.init = llama");
   rules.warn_if_inert("optim.adamw.head_lr", !c.model.tie_head, "a head of its own (model.tie_head = false)");
   if (c.data.tokenizer.empty() && c.model.vocab_size < 260)
-    rules.fail(format("model.vocab_size = %d is too small for a trained tokenizer, whose byte pieces and markers take 260; choose at "
-                      "least 260, or give data.tokenizer", c.model.vocab_size));
+    rules.fail(
+        format("model.vocab_size = %d is too small for a trained tokenizer, whose byte pieces and markers take 260; "
+               "choose at least 260, or give data.tokenizer",
+               c.model.vocab_size));
 }
 
 }  // namespace switchyard

@@ -10,14 +10,20 @@ namespace switchyard {
 namespace {
 
 Json schema_number(double number) {
-  return number == std::floor(number) && std::fabs(number) < 1e18 ? Json(static_cast<std::int64_t>(number)) : Json(number);
+  return number == std::floor(number) && std::fabs(number) < 1e18 ? Json(static_cast<std::int64_t>(number))
+                                                                  : Json(number);
 }
 
 void add_limits(Json& property, const Constraint& limits) {
   switch (limits.kind) {
-    case Constraint::Kind::kAny: break;
-    case Constraint::Kind::kNotEmpty: property["minLength"] = 1; break;
-    case Constraint::Kind::kLetters: property["pattern"] = "^[" + join(limits.choices, "") + "]+$"; break;
+    case Constraint::Kind::kAny:
+      break;
+    case Constraint::Kind::kNotEmpty:
+      property["minLength"] = 1;
+      break;
+    case Constraint::Kind::kLetters:
+      property["pattern"] = "^[" + join(limits.choices, "") + "]+$";
+      break;
     case Constraint::Kind::kOneOf:
       property["enum"] = limits.choices;
       for (const std::string& choice : limits.choices) {
@@ -28,7 +34,8 @@ void add_limits(Json& property, const Constraint& limits) {
       break;
     case Constraint::Kind::kRange:
       property[limits.low_open ? "exclusiveMinimum" : "minimum"] = schema_number(limits.low);
-      if (std::isfinite(limits.high)) property[limits.high_open ? "exclusiveMaximum" : "maximum"] = schema_number(limits.high);
+      if (std::isfinite(limits.high))
+        property[limits.high_open ? "exclusiveMaximum" : "maximum"] = schema_number(limits.high);
       break;
   }
 }
@@ -79,8 +86,8 @@ std::string table_of(const std::string& group) {
   std::string text = "| key | type | default | allowed | what it does | source |\n|---|---|---|---|---|---|\n";
   for (const Field& field : default_fields()) {
     if (field.group() != group) continue;
-    text += "| `" + field.key + "` | " + field.type() + " | `" + to_json(field).dump() + "` | " + cell(field.constraint.text()) + " | " +
-            cell(field.help) + " | " + cell(field.reference) + " |\n";
+    text += "| `" + field.key + "` | " + field.type() + " | `" + to_json(field).dump() + "` | " +
+            cell(field.constraint.text()) + " | " + cell(field.help) + " | " + cell(field.reference) + " |\n";
   }
   return text;
 }
@@ -98,7 +105,8 @@ std::string json_schema() {
     if (!field.group().empty()) group_at(root, field.group())["properties"][field.leaf()] = schema_of(field);
   for (const Group& group : config_groups())
     if (group.name.find('.') == std::string::npos) top.push_back(group.name);
-  root["patternProperties"]["^(" + join(top, "|") + ")\\."] = {{"description", "a key written with dots, \"router.top_k\": 2"}};
+  root["patternProperties"]["^(" + join(top, "|") + ")\\."] = {
+      {"description", "a key written with dots, \"router.top_k\": 2"}};
   Json schema = {{"$schema", "http://json-schema.org/draft-07/schema#"}, {"title", "Switchyard config"}};
   schema.update(root);
   return schema.dump(2) + "\n";
@@ -107,10 +115,15 @@ std::string json_schema() {
 std::string option_table_markdown() {
   std::string text =
       "# Every option\n\n"
-      "Written by `train --options > docs/options.md` from `src/config/describe_*.h`; a test compares the two. In a config a key may "
-      "be nested (`{\"router\": {\"top_k\": 2}}`) or dotted (`\"router.top_k\": 2`); on the command line it is `--router.top_k 2`. "
-      "`--explain KEY` says the same in the terminal.\n\n## top level\n\n" + table_of("");
-  for (const Group& group : config_groups()) text += "\n## " + group.name + "\n\n" + group.help + "\n\n" + table_of(group.name);
+      "Written by `train --options > docs/options.md` from `src/config/describe_*.h`; a test compares the two. In a "
+      "config a key may "
+      "be nested (`{\"router\": {\"top_k\": 2}}`) or dotted (`\"router.top_k\": 2`); on the command line it is "
+      "`--router.top_k 2`. "
+      "`--explain KEY` says the same in the terminal. Under source stand the feature's number in the design and the "
+      "paper it follows.\n\n## top level\n\n" +
+      table_of("");
+  for (const Group& group : config_groups())
+    text += "\n## " + group.name + "\n\n" + group.help + "\n\n" + table_of(group.name);
   return text;
 }
 

@@ -53,7 +53,8 @@ std::optional<std::int64_t> whole(double number) {
 }
 
 std::optional<std::int64_t> json_integer(const Json& value) {
-  if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
+  if (value.is_number_unsigned() &&
+      value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
     return std::nullopt;
   if (value.is_number_integer()) return value.get<std::int64_t>();
   if (value.is_number_float()) return whole(value.get<double>());
@@ -61,7 +62,9 @@ std::optional<std::int64_t> json_integer(const Json& value) {
 }
 
 void read_json(const Reader& reader, const Json& value) {
-  const auto wrong_type = [&] { reader.fail(std::string("is ") + (value.is_null() ? "null" : std::string("a JSON ") + value.type_name())); };
+  const auto wrong_type = [&] {
+    reader.fail(std::string("is ") + (value.is_null() ? "null" : std::string("a JSON ") + value.type_name()));
+  };
   if (auto* at = std::get_if<bool*>(&reader.field.value)) {
     if (!value.is_boolean()) wrong_type();
     **at = value.get<bool>();
@@ -164,9 +167,12 @@ std::string wanted(const Field& field) {
   const std::string type = field.type(), limits = field.constraint.text();
   std::string text = type == "true or false" ? type : (type[0] == 'i' ? "an " : "a ") + type;
   const auto kind = field.constraint.kind;
-  if (kind == Constraint::Kind::kOneOf) text = limits;
-  else if (kind == Constraint::Kind::kLetters) text += " of " + limits;
-  else if (!limits.empty()) text += ", " + limits;
+  if (kind == Constraint::Kind::kOneOf)
+    text = limits;
+  else if (kind == Constraint::Kind::kLetters)
+    text += " of " + limits;
+  else if (!limits.empty())
+    text += ", " + limits;
   const std::string usual = declared ? declared->text() : "";
   return usual.empty() ? text : text + " (default " + usual + ")";
 }

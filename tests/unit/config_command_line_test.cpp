@@ -12,7 +12,10 @@ CommandLine parse(std::vector<const char*> words, const std::vector<AppOption>& 
 }
 
 TEST(CommandLineTest, KeysInEveryForm) {
-  struct Case { std::vector<const char*> words; Overrides overrides; };
+  struct Case {
+    std::vector<const char*> words;
+    Overrides overrides;
+  };
   for (const Case& c : std::vector<Case>{
            {{"--moe.n_experts", "4"}, {{"moe.n_experts", "4"}}},
            {{"--moe.n_experts=4"}, {{"moe.n_experts", "4"}}},
@@ -33,7 +36,8 @@ TEST(CommandLineTest, KeysInEveryForm) {
 }
 
 TEST(CommandLineTest, FlagsBetweenKeys) {
-  const CommandLine line = parse({"--moe.n_experts", "4", "--config", "quickstart.json", "--dry-run", "--router.top_k=1"});
+  const CommandLine line =
+      parse({"--moe.n_experts", "4", "--config", "quickstart.json", "--dry-run", "--router.top_k=1"});
   EXPECT_EQ(line.config, "quickstart.json");
   EXPECT_TRUE(line.dry_run);
   EXPECT_FALSE(line.help);
@@ -44,7 +48,10 @@ TEST(CommandLineTest, FlagsBetweenKeys) {
 }
 
 TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
-  struct Case { std::vector<const char*> words; const char* says; };
+  struct Case {
+    std::vector<const char*> words;
+    const char* says;
+  };
   for (const Case& c : std::vector<Case>{
            {{"--moe.n_expert", "4"}, "unknown option --moe.n_expert; did you mean moe.n_experts?"},
            {{"--n_experts", "4"}, "unknown option --n_experts; did you mean moe.n_experts?"},
@@ -52,7 +59,8 @@ TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
            {{"--confg", "x"}, "unknown option --confg; did you mean --config?"},
            {{"--dryrun"}, "unknown option --dryrun; did you mean --dry-run?"},
            {{"--zzzzzzzzzzzz"}, "unknown option --zzzzzzzzzzzz; --help lists all keys"},
-           {{"quickstart.json"}, "unexpected argument \"quickstart.json\"; a config is named by --config quickstart.json"},
+           {{"quickstart.json"},
+            "unexpected argument \"quickstart.json\"; a config is named by --config quickstart.json"},
            {{"--moe.n_experts"}, "--moe.n_experts lacks its value, integer"},
            {{"--config"}, "--config"},
        }) {
@@ -66,7 +74,8 @@ TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
 }
 
 TEST(CommandLineTest, AnAppsOwnOptions) {
-  const std::vector<AppOption> own = {{"prompt", "TEXT", "def ", "text to continue"}, {"greedy", "", "", "take the likeliest token"}};
+  const std::vector<AppOption> own = {{"prompt", "TEXT", "def ", "text to continue"},
+                                      {"greedy", "", "", "take the likeliest token"}};
   EXPECT_EQ(parse({}, own).own.at("prompt"), "def ");
   EXPECT_EQ(parse({}, own).own.at("greedy"), "");
   const CommandLine line = parse({"--prompt", "import", "--greedy", "--device", "cpu"}, own);

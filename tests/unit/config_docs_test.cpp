@@ -19,8 +19,10 @@ namespace {
 const std::string kSource = SWITCHYARD_SOURCE_DIR;
 
 TEST(ConfigDocs, CommittedFilesAreThoseOfTheOptions) {
-  EXPECT_TRUE(read_file(kSource + "/configs/schema.json") == json_schema()) << "regenerate: ./train --schema > configs/schema.json";
-  EXPECT_TRUE(read_file(kSource + "/docs/options.md") == option_table_markdown()) << "regenerate: ./train --options > docs/options.md";
+  EXPECT_TRUE(read_file(kSource + "/configs/schema.json") == json_schema())
+      << "regenerate: ./train --schema > configs/schema.json";
+  EXPECT_TRUE(read_file(kSource + "/docs/options.md") == option_table_markdown())
+      << "regenerate: ./train --options > docs/options.md";
 }
 
 TEST(ConfigDocs, EveryFieldIsDescribedOnce) {
@@ -44,11 +46,13 @@ TEST(ConfigDocs, EveryDefaultIsAllowed) {
 
 TEST(ConfigDocs, ExplainTellsAllOfAKeyAndListsAGroup) {
   const std::string key = explain("router.score");
-  for (const char* part : {"router.score", "softmax over all experts", "string", "\"softmax\"", "one of softmax, sigmoid, identity", "R2", "DeepSeek-V3"})
+  for (const char* part : {"router.score", "softmax over all experts", "string", "\"softmax\"",
+                           "one of softmax, sigmoid, identity", "R2", "DeepSeek-V3"})
     EXPECT_NE(key.find(part), std::string::npos) << part << " in\n" << key;
   EXPECT_EQ(explain("score"), key) << "a unique last part is enough";
   const std::string group = explain("router");
-  for (const char* part : {"router.top_k", "router.balance_loss", "router.z_loss_coef"}) EXPECT_NE(group.find(part), std::string::npos) << part;
+  for (const char* part : {"router.top_k", "router.balance_loss", "router.z_loss_coef"})
+    EXPECT_NE(group.find(part), std::string::npos) << part;
   EXPECT_NE(explain("optim").find("optim.muon.lr"), std::string::npos);
   try {
     explain("ruoter.top_k");
@@ -60,7 +64,8 @@ TEST(ConfigDocs, ExplainTellsAllOfAKeyAndListsAGroup) {
 
 TEST(ConfigDocs, HelpIsShortAndHasEveryGroup) {
   const std::string help = help_text("train", "trains a GPT");
-  for (const Group& group : config_groups()) EXPECT_NE(help.find("  " + group.name + ".  "), std::string::npos) << group.name;
+  for (const Group& group : config_groups())
+    EXPECT_NE(help.find("  " + group.name + ".  "), std::string::npos) << group.name;
   EXPECT_LE(std::count(help.begin(), help.end(), '\n'), 70);
 }
 
@@ -89,12 +94,14 @@ TEST(ConfigPresets, EveryFileLoadsIsValidAndSaysWhatItIsFor) {
 }
 
 TEST(ConfigPresets, TwinsHaveEqualFlopsAndTheNumbersOfTheirComments) {
-  const Config sparse = load_config("moe_8x2", {}, kSource).config, dense = load_config("dense_d12", {}, kSource).config;
+  const Config sparse = load_config("moe_8x2", {}, kSource).config,
+               dense = load_config("dense_d12", {}, kSource).config;
   const Config fine = load_config("moe_32x4", {}, kSource).config;
   EXPECT_EQ(sparse.router.top_k * sparse.moe.d_expert, dense.model.ffn_hidden);
   EXPECT_EQ(fine.router.top_k * fine.moe.d_expert, dense.model.ffn_hidden);
   EXPECT_EQ(dense.model.n_embd, sparse.model.n_embd);
-  EXPECT_EQ(load_config("tiny_dense", {}, kSource).config.model.n_embd, load_config("tiny_moe", {}, kSource).config.model.n_embd);
+  EXPECT_EQ(load_config("tiny_dense", {}, kSource).config.model.n_embd,
+            load_config("tiny_moe", {}, kSource).config.model.n_embd);
 }
 
 }  // namespace

@@ -21,66 +21,101 @@ Outcome check(const std::string& json, int world_size = 1, bool dry_run = false)
   try {
     outcome.resolved = parse_config(json, "a.json", {});
     outcome.messages = validate(outcome.resolved, world_size, dry_run);
-  } catch (const ConfigError& error) {
-    outcome.error = error.what();
-  }
+  } catch (const ConfigError& error) { outcome.error = error.what(); }
   return outcome;
 }
 
 TEST(ConfigRules, ConflictsAreRefusedWithKeysValuesAndRemedy) {
-  struct Case { const char* json; std::vector<const char*> says; int world_size = 1; };
-  for (const Case& c : std::vector<Case>{
-           {R"({"model": {"n_embd": 100}})", {"model.n_embd = 100", "model.head_dim = 64", "64 or 128"}},
-           {R"({"model": {"n_embd": 32}})", {"model.n_embd = 32", "choose n_embd 64"}},
-           {R"({"model": {"n_head": 7}})", {"model.n_head = 7 does not divide model.n_embd = 768"}},
-           {R"({"model": {"n_embd": 96, "n_head": 6, "n_kv_head": 4}})", {"model.n_kv_head = 4 does not divide model.n_head = 6; choose 1, 2, 3 or 6"}},
-           {R"({"model": {"n_embd": 99, "head_dim": 33}})", {"model.head_dim = 33 is odd", "32 or 34"}},
-           {R"({"model": {"depth": 4, "n_layer": 6}})", {"model.depth = 4 and model.n_layer = 6 disagree"}},
-           {R"({"model": {"depth": 4, "aspect_ratio": 32, "n_embd": 256}})", {"model.n_embd = 256 disagrees", "which gives 128"}},
-           {R"({"model": {"qk_norm": false, "qk_norm_weight": true}})", {"model.qk_norm_weight = true", "model.qk_norm = false"}},
-           {R"({"model": {"n_embd": 64, "value_gate_channels": 65}})", {"model.value_gate_channels = 65 exceeds model.n_embd = 64; choose 1 to 64"}},
-           {R"({"model": {"vocab_size": 256}})", {"model.vocab_size = 256 is too small", "at least 260"}},
-           {R"({"model": {"window_pattern": "S", "seq_len": 1}, "train": {"micro_batch": 1}})", {"model.window_pattern", "model.seq_len = 1"}},
-           {R"({"moe": {"use_moe": true}, "router": {"top_k": 9}})", {"router.top_k = 9 exceeds moe.n_experts = 8; choose 1 to 8"}},
-           {R"({"moe": {"use_moe": true, "d_expert": 768, "expert_hidden_mult": 2}})", {"moe.d_expert = 768", "moe.expert_hidden_mult = 2", "give one"}},
-           {R"({"moe": {"use_moe": true, "first_dense": 12}})", {"moe.first_dense = 12 leaves no sparse layer", "0 to 11"}},
-           {R"({"device": "cpu", "moe": {"use_moe": true, "backend": "cuda"}})", {"moe.backend = cuda", "device = cpu"}},
-           {R"({"moe": {"use_moe": true}, "router": {"score": "identity", "norm_topk_prob": true}})", {"router.norm_topk_prob = true", "router.score = identity"}},
-           {R"({"moe": {"use_moe": true}, "router": {"score": "identity", "balance_loss": "cv_squared_topk"}})", {"router.balance_loss = cv_squared_topk", "router.score = identity"}},
-           {R"({"moe": {"use_moe": true}, "router": {"init": "zeros", "tie_break": "lowest_index", "balance_loss": "cv_squared"}})",
-            {"router.tie_break = lowest_index", "router.init = zeros", "router.balance_loss = cv_squared", "rotate"}},
-           {R"({"train": {"steps": 10}, "optim": {"schedule": {"warmup_steps": 10}}})", {"optim.schedule.warmup_steps = 10", "train.steps = 10", "0 to 9"}},
-           {R"({"train": {"batch_tokens": 40000, "micro_batch": 16}})", {"train.batch_tokens = 40000", "train.micro_batch 16", "model.seq_len 1024 = 16384", "32768 or 49152"}},
-           {R"({"train": {"batch_tokens": 16384, "micro_batch": 16}})", {"train.batch_tokens = 16384", "3 ranks", "= 49152; choose 49152"}, 3},
-           {R"({"train": {"batch_tokens": 1000}})", {"train.batch_tokens = 1000", "choose 16384, or another micro_batch"}},
-           {R"({"train": {"resume": true, "init_from": "x"}})", {"train.resume = true", "train.init_from = \"x\"", "one of them"}},
-           {R"({"name": "a/b"})", {"name = \"a/b\"", "without /"}},
-           {R"({"device": "cpu", "train": {"cuda_graph": true}})", {"train.cuda_graph = true needs a GPU", "device = cpu"}},
-           {R"({"train": {"cuda_graph": true}, "moe": {"use_moe": true, "backend": "reference"}})", {"train.cuda_graph = true", "moe.backend = reference"}},
-           {R"({"device": "cpu", "precision": {"mode": "fp8"}})", {"precision.mode = fp8 needs a GPU", "device = cpu"}},
-           {R"({"precision": {"mode": "fp8", "fp8_min_align": 24}})", {"precision.fp8_min_align = 24", "16 or 32"}},
-           {R"({"data": {"tokenizer": "no/such.model"}})", {"data.tokenizer = \"no/such.model\" is not a file"}},
-           {R"({"data": {"corpus": "no/such/folder"}})", {"data.corpus = \"no/such/folder\"", "torch_python"}},
-       }) {
+  struct Case {
+    const char* json;
+    std::vector<const char*> says;
+    int world_size = 1;
+  };
+  for (
+      const Case& c : std::vector<Case>{
+          {R"({"model": {"n_embd": 100}})", {"model.n_embd = 100", "model.head_dim = 64", "64 or 128"}},
+          {R"({"model": {"n_embd": 32}})", {"model.n_embd = 32", "choose n_embd 64"}},
+          {R"({"model": {"n_head": 7}})", {"model.n_head = 7 does not divide model.n_embd = 768"}},
+          {R"({"model": {"n_embd": 96, "n_head": 6, "n_kv_head": 4}})",
+           {"model.n_kv_head = 4 does not divide model.n_head = 6; choose 1, 2, 3 or 6"}},
+          {R"({"model": {"n_embd": 99, "head_dim": 33}})", {"model.head_dim = 33 is odd", "32 or 34"}},
+          {R"({"model": {"depth": 4, "n_layer": 6}})", {"model.depth = 4 and model.n_layer = 6 disagree"}},
+          {R"({"model": {"depth": 4, "aspect_ratio": 32, "n_embd": 256}})",
+           {"model.n_embd = 256 disagrees", "which gives 128"}},
+          {R"({"model": {"qk_norm": false, "qk_norm_weight": true}})",
+           {"model.qk_norm_weight = true", "model.qk_norm = false"}},
+          {R"({"model": {"n_embd": 64, "value_gate_channels": 65}})",
+           {"model.value_gate_channels = 65 exceeds model.n_embd = 64; choose 1 to 64"}},
+          {R"({"model": {"vocab_size": 256}})", {"model.vocab_size = 256 is too small", "at least 260"}},
+          {R"({"model": {"window_pattern": "S", "seq_len": 1}, "train": {"micro_batch": 1}})",
+           {"model.window_pattern", "model.seq_len = 1"}},
+          {R"({"moe": {"use_moe": true}, "router": {"top_k": 9}})",
+           {"router.top_k = 9 exceeds moe.n_experts = 8; choose 1 to 8"}},
+          {R"({"moe": {"use_moe": true, "d_expert": 768, "expert_hidden_mult": 2}})",
+           {"moe.d_expert = 768", "moe.expert_hidden_mult = 2", "give one"}},
+          {R"({"moe": {"use_moe": true, "first_dense": 12}})",
+           {"moe.first_dense = 12 leaves no sparse layer", "0 to 11"}},
+          {R"({"device": "cpu", "moe": {"use_moe": true, "backend": "cuda"}})", {"moe.backend = cuda", "device = cpu"}},
+          {R"({"moe": {"use_moe": true}, "router": {"score": "identity", "norm_topk_prob": true}})",
+           {"router.norm_topk_prob = true", "router.score = identity"}},
+          {R"({"moe": {"use_moe": true}, "router": {"score": "identity", "balance_loss": "cv_squared_topk"}})",
+           {"router.balance_loss = cv_squared_topk", "router.score = identity"}},
+          {R"({"moe": {"use_moe": true}, "router": {"init": "zeros", "tie_break": "lowest_index", "balance_loss": "cv_squared"}})",
+           {"router.tie_break = lowest_index", "router.init = zeros", "router.balance_loss = cv_squared", "rotate"}},
+          {R"({"train": {"steps": 10}, "optim": {"schedule": {"warmup_steps": 10}}})",
+           {"optim.schedule.warmup_steps = 10", "train.steps = 10", "0 to 9"}},
+          {R"({"train": {"batch_tokens": 40000, "micro_batch": 16}})",
+           {"train.batch_tokens = 40000", "train.micro_batch 16", "model.seq_len 1024 = 16384", "32768 or 49152"}},
+          {R"({"train": {"batch_tokens": 16384, "micro_batch": 16}})",
+           {"train.batch_tokens = 16384", "3 ranks", "= 49152; choose 49152"},
+           3},
+          {R"({"train": {"batch_tokens": 1000}})",
+           {"train.batch_tokens = 1000", "choose 16384, or another micro_batch"}},
+          {R"({"train": {"resume": true, "init_from": "x"}})",
+           {"train.resume = true", "train.init_from = \"x\"", "one of them"}},
+          {R"({"name": "a/b"})", {"name = \"a/b\"", "without /"}},
+          {R"({"device": "cpu", "train": {"cuda_graph": true}})",
+           {"train.cuda_graph = true needs a GPU", "device = cpu"}},
+          {R"({"train": {"cuda_graph": true}, "moe": {"use_moe": true, "backend": "reference"}})",
+           {"train.cuda_graph = true", "moe.backend = reference"}},
+          {R"({"device": "cpu", "precision": {"mode": "fp8"}})", {"precision.mode = fp8 needs a GPU", "device = cpu"}},
+          {R"({"precision": {"mode": "fp8", "fp8_min_align": 24}})", {"precision.fp8_min_align = 24", "16 or 32"}},
+          {R"({"data": {"tokenizer": "no/such.model"}})", {"data.tokenizer = \"no/such.model\" is not a file"}},
+          {R"({"data": {"corpus": "no/such/folder"}})", {"data.corpus = \"no/such/folder\"", "torch_python"}},
+      }) {
     const std::string error = check(c.json, c.world_size).error;
-    for (const char* part : c.says) EXPECT_NE(error.find(part), std::string::npos) << c.json << "\n" << error << "\nlacks: " << part;
+    for (const char* part : c.says)
+      EXPECT_NE(error.find(part), std::string::npos) << c.json << "\n" << error << "\nlacks: " << part;
   }
 }
 
 TEST(ConfigRules, AnUntouchedDefaultYieldsAndTheLogSaysSo) {
-  struct Case { const char* json; const char* note; int world_size = 1; };
+  struct Case {
+    const char* json;
+    const char* note;
+    int world_size = 1;
+  };
   for (const Case& c : std::vector<Case>{
-           {R"({"moe": {"use_moe": true, "n_experts": 1}})", "router.top_k: the default 2 yields to moe.n_experts = 1; now 1"},
-           {R"({"moe": {"use_moe": true}, "router": {"score": "identity"}})", "router.norm_topk_prob: the default true yields to router.score = identity; now false"},
-           {R"({"moe": {"use_moe": true}, "router": {"tie_break": "lowest_index", "balance_loss": "cv_squared"}})", "router.init: the default zeros yields to router.tie_break = lowest_index; now normal"},
+           {R"({"moe": {"use_moe": true, "n_experts": 1}})",
+            "router.top_k: the default 2 yields to moe.n_experts = 1; now 1"},
+           {R"({"moe": {"use_moe": true}, "router": {"score": "identity"}})",
+            "router.norm_topk_prob: the default true yields to router.score = identity; now false"},
+           {R"({"moe": {"use_moe": true}, "router": {"tie_break": "lowest_index", "balance_loss": "cv_squared"}})",
+            "router.init: the default zeros yields to router.tie_break = lowest_index; now normal"},
            {R"({"model": {"n_head": 6}})", "model.head_dim: the default 64 yields to model.n_head = 6; now 128"},
-           {R"({"model": {"n_embd": 16, "head_dim": 8}})", "model.value_gate_channels: the default 32 yields to model.n_embd = 16; now 16"},
-           {R"({"optim": {"matrix_optimizer": "adamw"}})", "optim.router_optimizer: the default muon yields to optim.matrix_optimizer = adamw; now adamw"},
+           {R"({"model": {"n_embd": 16, "head_dim": 8}})",
+            "model.value_gate_channels: the default 32 yields to model.n_embd = 16; now 16"},
+           {R"({"optim": {"matrix_optimizer": "adamw"}})",
+            "optim.router_optimizer: the default muon yields to optim.matrix_optimizer = adamw; now adamw"},
            {R"({"device": "cpu"})", "precision.mode: the default bf16 yields to device = cpu; now fp32"},
-           {R"({"model": {"seq_len": 1000}})", "train.batch_tokens: the default 524288 yields to model.seq_len = 1000; now 528000"},
-           {R"({"train": {"batch_tokens": 8192}})", "train.micro_batch: the default 16 yields to train.batch_tokens = 8192; now 8"},
-           {R"({"train": {"batch_tokens": 8192}})", "train.micro_batch: the default 16 yields to train.batch_tokens = 8192; now 2", 4},
-           {R"({"train": {"micro_batch": 3}})", "train.batch_tokens: the default 524288 yields to train.micro_batch = 3; now 525312"},
+           {R"({"model": {"seq_len": 1000}})",
+            "train.batch_tokens: the default 524288 yields to model.seq_len = 1000; now 528000"},
+           {R"({"train": {"batch_tokens": 8192}})",
+            "train.micro_batch: the default 16 yields to train.batch_tokens = 8192; now 8"},
+           {R"({"train": {"batch_tokens": 8192}})",
+            "train.micro_batch: the default 16 yields to train.batch_tokens = 8192; now 2", 4},
+           {R"({"train": {"micro_batch": 3}})",
+            "train.batch_tokens: the default 524288 yields to train.micro_batch = 3; now 525312"},
        }) {
     const Outcome outcome = check(c.json, c.world_size);
     EXPECT_EQ(outcome.error, "") << c.json;
@@ -90,29 +125,45 @@ TEST(ConfigRules, AnUntouchedDefaultYieldsAndTheLogSaysSo) {
 }
 
 TEST(ConfigRules, WhatHasNoEffectIsWarnedOf) {
-  struct Case { const char* json; const char* warning; };
+  struct Case {
+    const char* json;
+    const char* warning;
+  };
   for (const Case& c : std::vector<Case>{
-           {R"({"moe": {"n_experts": 4}, "router": {"top_k": 9}})", "moe.use_moe = false: the model is dense, and without effect are moe.n_experts, router.top_k"},
+           {R"({"moe": {"n_experts": 4}, "router": {"top_k": 9}})",
+            "moe.use_moe = false: the model is dense, and without effect are moe.n_experts, router.top_k"},
            {R"({"model": {"aspect_ratio": 32}})", "model.aspect_ratio is set but has no effect without model.depth"},
            {R"({"model": {"init_std": 0.1}})", "model.init_std is set but has no effect without model.init = llama"},
-           {R"({"model": {"value_embeds": false, "value_gate_channels": 8}})", "model.value_gate_channels is set but has no effect"},
-           {R"({"model": {"tie_head": true}, "optim": {"adamw": {"head_lr": 1}}})", "optim.adamw.head_lr is set but has no effect"},
+           {R"({"model": {"value_embeds": false, "value_gate_channels": 8}})",
+            "model.value_gate_channels is set but has no effect"},
+           {R"({"model": {"tie_head": true}, "optim": {"adamw": {"head_lr": 1}}})",
+            "optim.adamw.head_lr is set but has no effect"},
            {R"({"model": {"window_pattern": "SSSSSSSSSSSSL"}})", "more letters than model.n_layer = 12"},
-           {R"({"moe": {"use_moe": true, "d_shared": 64}})", "moe.d_shared is set but has no effect without moe.n_shared_experts"},
+           {R"({"moe": {"use_moe": true, "d_shared": 64}})",
+            "moe.d_shared is set but has no effect without moe.n_shared_experts"},
            {R"({"moe": {"use_moe": true, "init_std": 0.1}})", "moe.init_std is set but has no effect"},
            {R"({"moe": {"use_moe": true}, "router": {"init_std": 0.1}})", "router.init_std is set but has no effect"},
-           {R"({"moe": {"use_moe": true}, "router": {"top_k": 1, "norm_topk_prob": true}})", "router.norm_topk_prob is skipped for router.top_k = 1"},
-           {R"({"moe": {"use_moe": true}, "router": {"balance_loss": "none", "balance_coef": 1}})", "router.balance_coef is set but has no effect"},
-           {R"({"moe": {"use_moe": true}, "router": {"balance_loss": "cv_squared", "balance_topk_normalize": true}})", "router.balance_topk_normalize is set but has no effect"},
+           {R"({"moe": {"use_moe": true}, "router": {"top_k": 1, "norm_topk_prob": true}})",
+            "router.norm_topk_prob is skipped for router.top_k = 1"},
+           {R"({"moe": {"use_moe": true}, "router": {"balance_loss": "none", "balance_coef": 1}})",
+            "router.balance_coef is set but has no effect"},
+           {R"({"moe": {"use_moe": true}, "router": {"balance_loss": "cv_squared", "balance_topk_normalize": true}})",
+            "router.balance_topk_normalize is set but has no effect"},
            {R"({"optim": {"matrix_lr": 1}})", "optim.matrix_lr is set but has no effect"},
-           {R"({"optim": {"muon": {"beta2": 0.9}}})", "optim.muon.beta2 is set but has no effect without optim.muon.variance_reduction"},
-           {R"({"optim": {"matrix_optimizer": "adamw", "router_optimizer": "adamw", "muon": {"lr": 1}}})", "optim.muon.lr is set but has no effect"},
-           {R"({"optim": {"schedule": {"shape": "constant", "final_fraction": 0.1}}})", "optim.schedule.final_fraction is set but has no effect"},
-           {R"({"optim": {"schedule": {"warmup_steps": 60}}, "train": {"steps": 100}})", "warmup_steps = 60 and warmdown_fraction = 0.5 of train.steps = 100 overlap"},
-           {R"({"precision": {"fp8_gradient": "e4m3"}})", "precision.fp8_gradient is set but has no effect without precision.mode = fp8"},
+           {R"({"optim": {"muon": {"beta2": 0.9}}})",
+            "optim.muon.beta2 is set but has no effect without optim.muon.variance_reduction"},
+           {R"({"optim": {"matrix_optimizer": "adamw", "router_optimizer": "adamw", "muon": {"lr": 1}}})",
+            "optim.muon.lr is set but has no effect"},
+           {R"({"optim": {"schedule": {"shape": "constant", "final_fraction": 0.1}}})",
+            "optim.schedule.final_fraction is set but has no effect"},
+           {R"({"optim": {"schedule": {"warmup_steps": 60}}, "train": {"steps": 100}})",
+            "warmup_steps = 60 and warmdown_fraction = 0.5 of train.steps = 100 overlap"},
+           {R"({"precision": {"fp8_gradient": "e4m3"}})",
+            "precision.fp8_gradient is set but has no effect without precision.mode = fp8"},
            {R"({"device": "cpu", "precision": {"mode": "bf16"}})", "precision.mode = bf16 on a CPU is far slower"},
            {R"({"train": {"steps": 10, "target_flops": 1e15}})", "train.steps = 10 decides"},
-           {R"({"train": {"steps": 10, "target_param_data_ratio": 8}})", "train.target_param_data_ratio is set but has no effect"},
+           {R"({"train": {"steps": 10, "target_param_data_ratio": 8}})",
+            "train.target_param_data_ratio is set but has no effect"},
            {R"({"data": {"holdout_fraction": 0}, "train": {"eval_every": 5}})", "data.holdout_fraction = 0"},
        }) {
     const Outcome outcome = check(c.json);
@@ -127,7 +178,7 @@ TEST(ConfigRules, WhatHasNoEffectIsWarnedOf) {
 
 TEST(ConfigRules, WhatIsAllowed) {
   for (const char* json : {
-           R"({"model": {"n_embd": 2048, "n_head": 32, "head_dim": 128}})",       // heads wider together than the stream
+           R"({"model": {"n_embd": 2048, "n_head": 32, "head_dim": 128}})",  // heads wider together than the stream
            R"({"model": {"n_embd": 256, "n_head": 8, "n_kv_head": 1}})",
            R"({"model": {"depth": 6, "n_layer": 6}})",
            R"({"moe": {"use_moe": true, "n_experts": 1}, "router": {"top_k": 1}})",
@@ -142,7 +193,10 @@ TEST(ConfigRules, WhatIsAllowed) {
 }
 
 TEST(ConfigDerive, FillsWhatFollows) {
-  struct Case { const char* json; int n_layer, n_embd, n_head, n_kv_head, ffn_hidden, d_expert, d_shared; };
+  struct Case {
+    const char* json;
+    int n_layer, n_embd, n_head, n_kv_head, ffn_hidden, d_expert, d_shared;
+  };
   for (const Case& c : std::vector<Case>{
            {"{}", 12, 768, 12, 12, 3072, 3072, 3072},
            {R"({"moe": {"expert_hidden_mult": 2}})", 12, 768, 12, 12, 3072, 1536, 1536},

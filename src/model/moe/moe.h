@@ -16,7 +16,7 @@ struct MoeShape {
 struct MoeOutput {
   at::Tensor out_TD;
   at::Tensor auxiliary;        // coefficient-weighted scalar to add to the loss; undefined when there is none to add
-  LayerRouting routing;
+  RoutingReport routing;
 };
 
 class Moe : public Layer {

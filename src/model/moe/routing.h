@@ -12,7 +12,7 @@ struct Routing {
 };
 
 // Detached, on the device; nothing here is read before the log asks.
-struct LayerRouting {
+struct RoutingReport {
   at::Tensor count_E;          // int32: assignments of this micro-batch
   at::Tensor prob_E;           // fp32: sum over tokens of the routing probability
   at::Tensor balance, z_loss;  // fp32 scalars, raw (without coefficients); undefined in evaluation

@@ -18,7 +18,7 @@ namespace switchyard {
 
 namespace fs = std::filesystem;
 
-const char* const kTorchPythonHash = "00000000000000000000000000000000";
+const char* const kTorchPythonHash = "33066dcd5c35dfaea8ee0629ab0788ab";
 
 namespace {
 

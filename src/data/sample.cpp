@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/philox.h"
+#include "data/words.h"
 
 namespace switchyard {
 namespace {
@@ -14,8 +15,7 @@ class LineSample {
 
   void add_text(const std::string& text) {
     for (std::size_t begin = 0; begin < text.size();) {
-      std::size_t end = std::min(text.find('\n', begin), text.size());
-      while (end < text.size() && text[end] == '\n') ++end;     // blank lines belong to the line before them
+      const std::size_t end = line_end(text, begin);
       add(text, begin, end);
       begin = end;
     }

@@ -2,30 +2,19 @@
 
 #include <sentencepiece_processor.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
 #include "data/utf8.h"
+#include "data/words.h"
 
 namespace switchyard {
 namespace {
 
-constexpr std::size_t kLongestWord = 512;       // bytes; bounds the work of one call of the model
 constexpr std::size_t kLongestCachedWord = 64;
 constexpr std::size_t kCachedWords = 500000;    // about 60 MB a thread
-
-// Where the word that begins at `begin` ends: before a run of spaces, and after a run of newlines. No piece of a model
-// trained here crosses these places, and a word means the same wherever it stands.
-std::size_t word_end(std::string_view text, std::size_t begin) {
-  std::size_t at = begin + 1;
-  for (; at < text.size() && at - begin < kLongestWord; ++at) {
-    if (text[at] == ' ' && text[at - 1] != ' ') return at;
-    if (text[at - 1] == '\n' && text[at] != '\n') return at;
-  }
-  if (at >= text.size()) return text.size();
-  for (int back = 0; back < 3 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80; ++back) --at;   // not inside a character
-  return at;
-}
 
 std::string text_of_piece(const sentencepiece::SentencePieceProcessor& model, int id) {
   if (model.IsControl(id) || model.IsUnknown(id) || model.IsUnused(id)) return "";
@@ -58,6 +47,9 @@ Tokenizer Tokenizer::from_bytes(std::string model, const std::string& name) {
     tokenizer.bytes_of_.push_back(static_cast<std::uint16_t>(tokenizer.text_of_.back().size()));
     if (processor.IsByte(id)) tokenizer.byte_id_[static_cast<unsigned char>(tokenizer.text_of_.back()[0])] = id;
   }
+  // Pieces of another trainer may reach across our cuts: such a model gets whole lines.
+  const auto is_whole = [](const std::string& piece) { return piece.empty() || word_end(piece, 0) == piece.size(); };
+  tokenizer.by_words_ = std::all_of(tokenizer.text_of_.begin(), tokenizer.text_of_.end(), is_whole);
   for (const int id : tokenizer.byte_id_) {
     if (id < 0) throw ConfigError(name + " lacks byte pieces, so it cannot hold every text; train it with byte_fallback");
   }
@@ -70,6 +62,10 @@ Tokenizer Tokenizer::from_bytes(std::string model, const std::string& name) {
   tokenizer.hash_ = fnv1a(model);
   tokenizer.model_ = std::move(model);
   return tokenizer;
+}
+
+std::size_t Tokenizer::unit_end(std::string_view text, std::size_t begin) const {
+  return by_words_ ? word_end(text, begin) : line_end(text, begin);
 }
 
 void Tokenizer::encode_word(std::string_view word, std::vector<int>& ids) const {
@@ -103,7 +99,7 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int>& ids) const 
 std::vector<int> Tokenizer::encode(std::string_view text) const {
   std::vector<int> ids;
   for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = word_end(text, begin);
+    const std::size_t end = unit_end(text, begin);
     encode_word(text.substr(begin, end - begin), ids);
     begin = end;
   }
@@ -113,7 +109,7 @@ std::vector<int> Tokenizer::encode(std::string_view text) const {
 void Tokenizer::Encoder::encode(std::string_view text, std::vector<int>& ids) {
   std::string key;
   for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = word_end(text, begin);
+    const std::size_t end = tokenizer_.unit_end(text, begin);
     key.assign(text, begin, end - begin);
     begin = end;
     if (key.size() > kLongestCachedWord) {

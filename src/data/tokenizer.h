@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -54,12 +53,14 @@ class Tokenizer {
 
  private:
   Tokenizer();
+  std::size_t unit_end(std::string_view text, std::size_t begin) const;
   void encode_word(std::string_view word, std::vector<int>& ids) const;
 
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
   std::string model_;
   std::uint64_t hash_ = 0;
   int bos_ = -1;
+  bool by_words_ = true;                                    // else by lines
   std::vector<int> byte_id_;                                // [256]
   std::vector<std::string> text_of_;
   std::vector<std::uint16_t> bytes_of_;

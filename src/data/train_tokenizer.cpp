@@ -1,35 +1,50 @@
 #include <sentencepiece_trainer.h>
 
-#include <algorithm>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "base/text.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
+#include "data/words.h"
 
 namespace switchyard {
 namespace {
 
-constexpr std::size_t kLongestLine = 8192;      // bytes; longer lines are data rather than text, and slow to learn from
 constexpr int kFewestPieces = 320;              // BOS, unknown, 256 bytes, and some characters
 
-class Lines : public sentencepiece::SentenceIterator {
- public:
-  explicit Lines(const std::vector<std::string>& lines) : lines_(lines) { skip(); }
-  bool done() const override { return at_ == lines_.size(); }
-  void Next() override {
-    ++at_;
-    skip();
+// "word<tab>count" of every word, in order of first appearance: the same merges as from the lines themselves, since none
+// reaches across a word, at a tenth of the time.
+std::vector<std::string> count_words(const std::vector<std::string>& lines) {
+  std::vector<std::pair<std::string, std::int64_t>> counts;
+  std::unordered_map<std::string, std::size_t> place;
+  for (const std::string& line : lines) {
+    for (std::size_t begin = 0; begin < line.size();) {
+      const std::size_t end = word_end(line, begin);
+      const auto [entry, is_new] = place.try_emplace(line.substr(begin, end - begin), counts.size());
+      if (is_new) counts.emplace_back(entry->first, 0);
+      ++counts[entry->second].second;
+      begin = end;
+    }
   }
-  const std::string& value() const override { return lines_[at_]; }
+  std::vector<std::string> rows;
+  for (const auto& [word, count] : counts) {
+    // What encode() keeps from the model, training keeps from it too.
+    if (word != "\t" && is_plain(word)) rows.push_back(word + "\t" + std::to_string(count));
+  }
+  return rows;
+}
+
+class Rows : public sentencepiece::SentenceIterator {
+ public:
+  explicit Rows(const std::vector<std::string>& rows) : rows_(rows) {}
+  bool done() const override { return at_ == rows_.size(); }
+  void Next() override { ++at_; }
+  const std::string& value() const override { return rows_[at_]; }
   sentencepiece::util::Status status() const override { return {}; }
 
  private:
-  // What encode() keeps from the model, training keeps from it too.
-  void skip() {
-    while (at_ < lines_.size() && (lines_[at_].empty() || lines_[at_].size() > kLongestLine || !is_plain(lines_[at_]))) ++at_;
-  }
-  const std::vector<std::string>& lines_;
+  const std::vector<std::string>& rows_;
   std::size_t at_ = 0;
 };
 
@@ -40,7 +55,8 @@ std::string Tokenizer::train(const std::vector<std::string>& lines, const Tokeni
     throw ConfigError(format("model.vocab_size = %d leaves no room beside the 256 byte pieces; choose %d or more",
                              options.vocab_size, kFewestPieces));
   }
-  Lines iterator(lines);
+  const std::vector<std::string> rows = count_words(lines);
+  Rows iterator(rows);
   if (iterator.done()) throw ConfigError("the tokenizer has no text to learn from: the corpus is empty or not text");
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(
@@ -60,7 +76,7 @@ std::string Tokenizer::train(const std::vector<std::string>& lines, const Tokeni
           {"allow_whitespace_only_pieces", "true"},
           {"max_sentencepiece_length", "32"},
           {"character_coverage", "0.9995"},
-          {"max_sentence_length", std::to_string(kLongestLine)},
+          {"input_format", "tsv"},
           {"minloglevel", "3"},
       },
       &iterator, &model);

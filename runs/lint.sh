@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Format and lint of our sources.   runs/lint.sh [--fix] [--tidy]
+# Format and lint of our sources.   runs/lint.sh [--fix] [--tidy] [--build-dir DIR]
 #   --fix   rewrites files to the format     --tidy   also runs clang-tidy on the folders without torch (minutes)
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
 set -uo pipefail
-fix='' tidy=''
-for option; do
-  case $option in
+fix='' tidy='' build=build
+while (($#)); do
+  case $1 in
     --fix) fix=1 ;;
     --tidy) tidy=1 ;;
+    --build-dir) build=${2:?--build-dir needs a folder}; shift ;;
     *) sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"; exit 2 ;;
   esac
+  shift
 done
 tool() {      # version 14 first: another one formats differently
   local name
@@ -34,10 +36,16 @@ long=$(git ls-files -- src tests | grep -E '\.(h|cpp|cu|cuh)$' | xargs wc -l | a
 
 if [[ -n $tidy ]]; then
   clang_tidy=$(tool clang-tidy) || exit
-  [[ -e build/compile_commands.json ]] || { echo "clang-tidy needs build/compile_commands.json: run runs/setup.sh" >&2; exit 1; }
-  # GCC's precompiled header is nothing clang reads, so the folders that use torch are left out.
-  mapfile -t plain < <(git ls-files -- 'src/base/*.cpp' 'src/config/*.cpp' 'src/data/*.cpp')
-  printf '%s\n' "${plain[@]}" | xargs -P "$(nproc)" -n 4 "$clang_tidy" -p build --quiet --warnings-as-errors='*' || failed=1
+  [[ -e $build/compile_commands.json ]] || { echo "clang-tidy needs $build/compile_commands.json: run runs/setup.sh" >&2; exit 1; }
+  # GCC's precompiled header is nothing clang reads, so the folders that use torch are left out. A file that passed is
+  # not read again until it, a header or the settings change.
+  passed=${SWITCHYARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/switchyard}/tidy
+  mkdir -p "$passed"
+  settings=$(cat .clang-tidy src/base/*.h src/config/*.h src/data/*.h | sha256sum | cut -c 1-64)
+  export clang_tidy build passed settings
+  git ls-files -- 'src/base/*.cpp' 'src/config/*.cpp' 'src/data/*.cpp' | xargs -P "$(nproc)" -I{} bash -c '
+    mark=$passed/$(sha256sum {} - <<<"$settings" | sha256sum | cut -c 1-32)
+    [[ -e $mark ]] || { "$clang_tidy" -p "$build" --quiet --warnings-as-errors="*" {} 2> >(grep -v "warnings generated" >&2) && touch "$mark"; }' || failed=1
 fi
 ((failed)) || echo "lint: ${#files[@]} files are clean"
 exit $failed

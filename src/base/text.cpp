@@ -1,6 +1,7 @@
 #include "base/text.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 
@@ -38,7 +39,7 @@ std::string human_bytes(double bytes) {
 }
 
 std::string human_duration(double seconds) {
-  const auto whole = static_cast<long long>(seconds + 0.5);
+  const auto whole = std::llround(seconds);
   if (whole < 60) return format("%llds", whole);
   if (whole < 3600) return format("%lldm %02llds", whole / 60, whole % 60);
   if (whole < 86400) return format("%lldh %02lldm", whole / 3600, whole % 3600 / 60);

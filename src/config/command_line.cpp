@@ -46,8 +46,8 @@ Overrides read_overrides(const std::vector<std::string>& words, const std::vecto
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (word.rfind("--", 0) != 0 || word.size() == 2)
-      throw ConfigError("unexpected argument \"" + word + "\"; a config is named by --config " + word +
-                        ", a key by --key value");
+      throw ConfigError(format("unexpected argument \"%s\"; a config is named by --config %s, a key by --key value",
+                               word.c_str(), word.c_str()));
     const std::size_t equals = word.find('=');
     const std::string key = word.substr(2, equals == std::string::npos ? equals : equals - 2);
     const Field* field = find_field(key);

@@ -44,7 +44,7 @@ std::string Constraint::text() const {
       return "";
   }
   const bool has_high = high != std::numeric_limits<double>::infinity();
-  const std::string from = (low_open ? "more than " : "at least ") + number_text(low);
+  std::string from = (low_open ? "more than " : "at least ") + number_text(low);
   if (!has_high) return from;
   if (high_open) return from + ", less than " + number_text(high);
   return number_text(low) + " to " + number_text(high);

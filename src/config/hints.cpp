@@ -87,7 +87,7 @@ std::string nearest_key(const std::string& unknown) {
   for (const Field& field : default_fields()) keys.push_back(field.key), parts.push_back(field.leaf());
   for (const Group& group : config_groups()) keys.push_back(group.name), parts.push_back(group.name);
   // A dotted key is first taken as a whole; otherwise its last part may stand in another group.
-  const std::string whole = unknown.find('.') == std::string::npos ? "" : nearest(unknown, keys);
+  std::string whole = unknown.find('.') == std::string::npos ? "" : nearest(unknown, keys);
   if (!whole.empty()) return whole;
   const std::string part = nearest(leaf_of(unknown), parts);
   const auto owners = keys_with_leaf(part);

@@ -148,7 +148,7 @@ std::vector<std::string> config_differences(const std::string& resolved_json_her
     const auto ours = here.find(key);
     const std::string our_text = ours == here.end() ? "absent" : ours->second;
     if (our_text != value && !may_differ_between_ranks(key))
-      differences.push_back(key + ": " + our_text + " here, " + value + " there");
+      differences.push_back(format("%s: %s here, %s there", key.c_str(), our_text.c_str(), value.c_str()));
   }
   return differences;
 }

@@ -29,8 +29,7 @@ void check_micro_batches(Rules& rules) {
   if (batch % unit == 0) return;
   const std::int64_t below = batch / unit * unit;
   const std::string near =
-      below > 0 ? format("%lld or %lld", static_cast<long long>(below), static_cast<long long>(below + unit))
-                : std::to_string(unit);
+      below > 0 ? std::to_string(below) + " or " + std::to_string(below + unit) : std::to_string(unit);
   rules.fail(
       format("train.batch_tokens = %lld is not a multiple of %d rank%s * train.micro_batch %d * model.seq_len %d = "
              "%lld; choose %s, or another micro_batch",

@@ -52,6 +52,7 @@ class Control {
   // Tells every rank why this one ends; they log it and exit. The caller exits next (run_guarded does both). Nothing
   // is sent when the ranks already failed together, as in agree_equal.
   void report_failure(const std::string& reason);
+  bool failed_together() const { return failed_together_; }
 
  private:
   template <class T, class Combine> std::vector<T> reduce(const char* what, const std::vector<T>& values, Combine combine);

@@ -10,6 +10,8 @@
 
 namespace switchyard {
 
+class Rendezvous;
+
 struct WorldOptions {
   bool on_gpu = false;           // GPU ranks may also meet through RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
   double timeout_s = 45;         // a rank that is silent this long is declared dead
@@ -29,16 +31,17 @@ class World {
   int local_size() const { return local_size_; }
   const std::string& host() const { return host_; }
   bool is_main() const { return rank_ == 0; }
-  bool has_mpi() const { return mpi_ != nullptr; }
+  bool has_mpi() const { return has_mpi_; }
   Control& control() { return *control_; }
 
  private:
-  World() = default;
+  World(std::unique_ptr<Rendezvous> rendezvous, bool has_mpi);
   void find_neighbours();
 
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
+  bool has_mpi_ = false;
   std::string host_;
-  std::shared_ptr<void> mpi_;              // finalizes MPI; outlives control_, which is declared after it
+  std::unique_ptr<Rendezvous> rendezvous_;   // finalizes MPI; outlives control_, which is declared after it
   std::unique_ptr<Control> control_;
 };
 

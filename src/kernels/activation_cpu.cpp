@@ -13,7 +13,7 @@ struct Curve {
 template <ActivationKind kind, class V>
 SWITCHYARD_INLINE Curve<V> curve(V x) {
   if constexpr (kind == ActivationKind::kRelu2) {
-    const V positive = x < V{} ? V{} : x;      // in this order NaN stays NaN
+    const V positive = x < V{} ? V{} : x;  // in this order NaN stays NaN
     return {positive * positive, positive + positive};
   } else if constexpr (kind == ActivationKind::kSwiglu) {
     const V s = fast_sigmoid(x), y = x * s;
@@ -66,7 +66,7 @@ SWITCHYARD_INLINE T backward_row(const T* pre, const T* d_out, T weight, std::in
     } else {
       at.write(d_pre, weighted * c.slope);
     }
-    if (again) at.write(again, y * at.all(weight));    // after d_out was read: they may be the same row
+    if (again) at.write(again, y * at.all(weight));  // after d_out was read: they may be the same row
     return d * y;
   });
 }
@@ -95,20 +95,28 @@ void backward(const ActivationBackward<T>& p, Range rows) {
 template <class T>
 void activation_cpu(const Activation<T>& p, Range rows) {
   switch (p.kind) {
-    case ActivationKind::kRelu2: return forward<ActivationKind::kRelu2>(p, rows);
-    case ActivationKind::kGelu: return forward<ActivationKind::kGelu>(p, rows);
-    case ActivationKind::kSwiglu: return forward<ActivationKind::kSwiglu>(p, rows);
-    case ActivationKind::kGeglu: return forward<ActivationKind::kGeglu>(p, rows);
+    case ActivationKind::kRelu2:
+      return forward<ActivationKind::kRelu2>(p, rows);
+    case ActivationKind::kGelu:
+      return forward<ActivationKind::kGelu>(p, rows);
+    case ActivationKind::kSwiglu:
+      return forward<ActivationKind::kSwiglu>(p, rows);
+    case ActivationKind::kGeglu:
+      return forward<ActivationKind::kGeglu>(p, rows);
   }
 }
 
 template <class T>
 void activation_backward_cpu(const ActivationBackward<T>& p, Range rows) {
   switch (p.kind) {
-    case ActivationKind::kRelu2: return backward<ActivationKind::kRelu2>(p, rows);
-    case ActivationKind::kGelu: return backward<ActivationKind::kGelu>(p, rows);
-    case ActivationKind::kSwiglu: return backward<ActivationKind::kSwiglu>(p, rows);
-    case ActivationKind::kGeglu: return backward<ActivationKind::kGeglu>(p, rows);
+    case ActivationKind::kRelu2:
+      return backward<ActivationKind::kRelu2>(p, rows);
+    case ActivationKind::kGelu:
+      return backward<ActivationKind::kGelu>(p, rows);
+    case ActivationKind::kSwiglu:
+      return backward<ActivationKind::kSwiglu>(p, rows);
+    case ActivationKind::kGeglu:
+      return backward<ActivationKind::kGeglu>(p, rows);
   }
 }
 

@@ -1,6 +1,5 @@
-#include "kernels/add_norm.h"
-
 #include "base/error.h"
+#include "kernels/add_norm.h"
 #include "kernels/vector_math.h"
 
 namespace switchyard::kernels {

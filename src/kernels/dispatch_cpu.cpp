@@ -1,9 +1,8 @@
-#include "kernels/dispatch.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/dispatch.h"
 #include "kernels/vector_math.h"
 
 namespace switchyard::kernels {

@@ -25,10 +25,11 @@ SWITCHYARD_INLINE void norm_and_rotate(const T* in, T* out, const float* cos, co
   });
 }
 
-// The rotation is orthogonal: its gradient is the rotation back. With y = in / rms, d_in = (d_y - y <d_y, y> / C) / rms.
+// The rotation is orthogonal: its gradient is the rotation back. With y = in / rms, d_in = (d_y - y <d_y, y> / C) /
+// rms.
 template <class T>
-SWITCHYARD_INLINE void norm_and_rotate_backward(const T* in, const T* d_out, T* d_in, const float* cos, const float* sin,
-                                                int channels, bool norm, T eps) {
+SWITCHYARD_INLINE void norm_and_rotate_backward(const T* in, const T* d_out, T* d_in, const float* cos,
+                                                const float* sin, int channels, bool norm, T eps) {
   const int half = channels / 2;
   const T inverse = inverse_rms(in, channels, norm, eps);
   const auto first = [&](auto at) { return at(d_out) * at(cos) - at(d_out + half) * at(sin); };
@@ -67,7 +68,8 @@ void qkv_rope_cpu(const QkvRope<T>& p, Range tokens) {
     const Row row = row_of_token(p, t);
     const float *cos = p.cos + row.table, *sin = p.sin + row.table;
     for (int h = 0; h < p.heads; ++h) {
-      norm_and_rotate(p.qkv + row.q + h * channels, p.q + (t * p.heads + h) * channels, cos, sin, channels, p.norm, eps);
+      norm_and_rotate(p.qkv + row.q + h * channels, p.q + (t * p.heads + h) * channels, cos, sin, channels, p.norm,
+                      eps);
     }
     for (int j = 0; j < p.kv_heads; ++j) {
       const std::int64_t to = (t * p.kv_heads + j) * channels;
@@ -92,8 +94,8 @@ void qkv_rope_backward_cpu(const QkvRopeBackward<T>& p, Range tokens) {
     const float *cos = p.cos + row.table, *sin = p.sin + row.table;
     for (int h = 0; h < p.heads; ++h) {
       const std::int64_t at = row.q + h * channels;
-      norm_and_rotate_backward(p.qkv + at, p.d_q + (t * p.heads + h) * channels, p.d_qkv + at, cos, sin, channels, p.norm,
-                               eps);
+      norm_and_rotate_backward(p.qkv + at, p.d_q + (t * p.heads + h) * channels, p.d_qkv + at, cos, sin, channels,
+                               p.norm, eps);
     }
     for (int j = 0; j < p.kv_heads; ++j) {
       const std::int64_t from = (t * p.kv_heads + j) * channels, at = row.k + j * channels;

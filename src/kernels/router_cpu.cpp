@@ -1,9 +1,8 @@
-#include "kernels/router.h"
-
 #include <algorithm>
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/router.h"
 #include "kernels/vector_math.h"
 
 namespace switchyard::kernels {
@@ -18,8 +17,12 @@ template <class T>
 class TokenScores {
  public:
   TokenScores(int experts, Score score)
-      : experts_(experts), padded_((experts + kLanes<T> - 1) / kLanes<T> * kLanes<T>), kind_(score),
-        logit_(padded_, -std::numeric_limits<T>::infinity()), softmax_(padded_), sigmoid_(padded_) {}
+      : experts_(experts),
+        padded_((experts + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
+        kind_(score),
+        logit_(padded_, -std::numeric_limits<T>::infinity()),
+        softmax_(padded_),
+        sigmoid_(padded_) {}
 
   void read(const T* logits) {
     std::copy_n(logits, experts_, logit_.data());
@@ -34,10 +37,10 @@ class TokenScores {
     log_sum_ = best + std::log(total);
     if (kind_ != Score::kSigmoid) return;
     sigmoid_sum_ = static_cast<T>(kTiny) + sum<T>(padded_, [&](auto at) {
-      const auto s = fast_sigmoid(at(logit_.data()));
-      at.write(sigmoid_.data(), s);
-      return s;
-    });
+                     const auto s = fast_sigmoid(at(logit_.data()));
+                     at.write(sigmoid_.data(), s);
+                     return s;
+                   });
   }
 
   const T* softmax() const { return softmax_.data(); }
@@ -168,7 +171,7 @@ void router_scores_backward_cpu(const RouterScoresBackward<T>& p, Range tokens) 
     const T* d_group = p.d_prob_sum ? p.d_prob_sum + t / p.group_size * p.experts : nullptr;
     for (int e = 0; e < p.experts; ++e) {
       d_probability[e] = d_group ? d_group[e] : T(0);
-      if (p.score == Score::kSoftmax) d_probability[e] += d_score[e];    // there p is s
+      if (p.score == Score::kSoftmax) d_probability[e] += d_score[e];  // there p is s
     }
     T mean = 0;
     for (int e = 0; e < p.experts; ++e) mean += scores.probability(e) * d_probability[e];

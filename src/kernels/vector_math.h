@@ -1,4 +1,5 @@
-// Vectors of the processor, loops over rows, and the few functions a kernel needs of them. For the *_cpu.cpp files only.
+// Vectors of the processor, loops over rows, and the few functions a kernel needs of them. For the *_cpu.cpp files
+// only.
 //
 // A row loop takes an expression once and runs it on whole vectors, then on the single values left over:
 //   each<T>(n, [&](auto at) { at.write(out, at(x) * at(gain)); });
@@ -15,6 +16,10 @@
 #include <cstring>
 #include <limits>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #define SWITCHYARD_INLINE inline __attribute__((always_inline))
 
 namespace switchyard::kernels {
@@ -24,14 +29,24 @@ typedef double DoubleVector __attribute__((vector_size(32)));
 typedef float HalfFloatVector __attribute__((vector_size(16)));
 typedef std::int32_t IntVector __attribute__((vector_size(32)));
 
-template <class T> struct VectorOf;
-template <> struct VectorOf<float> { using type = FloatVector; };
-template <> struct VectorOf<double> { using type = DoubleVector; };
-template <class T> using Vector = typename VectorOf<T>::type;
-template <class T> inline constexpr int kLanes = static_cast<int>(sizeof(Vector<T>) / sizeof(T));
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = FloatVector;
+};
+template <>
+struct VectorOf<double> {
+  using type = DoubleVector;
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+inline constexpr int kLanes = static_cast<int>(sizeof(Vector<T>) / sizeof(T));
 
 // The value in every lane; V is a vector, float or double.
-template <class V> SWITCHYARD_INLINE V fill(double value) {
+template <class V>
+SWITCHYARD_INLINE V fill(double value) {
   if constexpr (sizeof(V) <= 8) {
     return static_cast<V>(value);
   } else if constexpr (sizeof(V{}[0]) == 4) {
@@ -42,17 +57,20 @@ template <class V> SWITCHYARD_INLINE V fill(double value) {
   }
 }
 
-template <class V> SWITCHYARD_INLINE V load(const void* from) {
+template <class V>
+SWITCHYARD_INLINE V load(const void* from) {
   V v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
 
 // Where a row loop stands: `at(p)` reads p's values there (floats become T), `write` stores.
-template <class T> struct VectorAt {
+template <class T>
+struct VectorAt {
   using Value = Vector<T>;
   std::int64_t i;
-  template <class S> SWITCHYARD_INLINE Value operator()(const S* p) const {
+  template <class S>
+  SWITCHYARD_INLINE Value operator()(const S* p) const {
     if constexpr (sizeof(S) == sizeof(T)) {
       return load<Value>(p + i);
     } else {
@@ -75,23 +93,29 @@ template <class T> struct VectorAt {
   static SWITCHYARD_INLINE Value all(double value) { return fill<Value>(value); }
 };
 
-template <class T> struct SingleAt {
+template <class T>
+struct SingleAt {
   using Value = T;
   std::int64_t i;
-  template <class S> SWITCHYARD_INLINE T operator()(const S* p) const { return static_cast<T>(p[i]); }
+  template <class S>
+  SWITCHYARD_INLINE T operator()(const S* p) const {
+    return static_cast<T>(p[i]);
+  }
   SWITCHYARD_INLINE void write(T* p, T v) const { p[i] = v; }
   SWITCHYARD_INLINE void add(double* p, T v) const { p[i] += static_cast<double>(v); }
   static SWITCHYARD_INLINE T all(double value) { return static_cast<T>(value); }
 };
 
-template <class T, class F> SWITCHYARD_INLINE void each(std::int64_t n, F&& body) {
+template <class T, class F>
+SWITCHYARD_INLINE void each(std::int64_t n, F&& body) {
   std::int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) body(VectorAt<T>{i});
   for (; i < n; ++i) body(SingleAt<T>{i});
 }
 
 // The sum of term(at) over n values. Four chains of additions hide the latency of one.
-template <class T, class F> SWITCHYARD_INLINE T sum(std::int64_t n, F&& term) {
+template <class T, class F>
+SWITCHYARD_INLINE T sum(std::int64_t n, F&& term) {
   constexpr int lanes = kLanes<T>;
   Vector<T> a{}, b{}, c{}, d{};
   std::int64_t i = 0;
@@ -110,7 +134,8 @@ template <class T, class F> SWITCHYARD_INLINE T sum(std::int64_t n, F&& term) {
 }
 
 // The largest of n > 0 values.
-template <class T> SWITCHYARD_INLINE T largest(const T* x, std::int64_t n) {
+template <class T>
+SWITCHYARD_INLINE T largest(const T* x, std::int64_t n) {
   constexpr int lanes = kLanes<T>;
   T best = x[0];
   std::int64_t i = 0;
@@ -131,7 +156,8 @@ template <class T> SWITCHYARD_INLINE T largest(const T* x, std::int64_t n) {
 // ---- functions: float by polynomials of our own (fitted by Remez exchange), double lane by lane from std ----
 // NaN gives NaN everywhere.
 
-template <class V, class F> SWITCHYARD_INLINE V by_lane(V x, F&& f) {
+template <class V, class F>
+SWITCHYARD_INLINE V by_lane(V x, F&& f) {
   if constexpr (sizeof(V) <= 8) {
     return f(x);
   } else {
@@ -145,10 +171,10 @@ template <class V, class F> SWITCHYARD_INLINE V by_lane(V x, F&& f) {
 SWITCHYARD_INLINE FloatVector fast_exp(FloatVector x) {
   x = x < -87.5f ? fill<FloatVector>(-87.5) : x;
   x = x > 89.0f ? fill<FloatVector>(89.0) : x;
-  const FloatVector shift = fill<FloatVector>(12582912.0);     // 1.5 * 2^23: the addition rounds to an integer
+  const FloatVector shift = fill<FloatVector>(12582912.0);  // 1.5 * 2^23: the addition rounds to an integer
   const FloatVector shifted = x * 1.44269504f + shift;
   const FloatVector n = shifted - shift;
-  const FloatVector r = (x - n * 0.693359375f) - n * -2.12194440e-4f;   // ln 2 in two parts, the first exact times n
+  const FloatVector r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, the first exact times n
   FloatVector q = r * 0.00138141718684f + 0.00836892176135f;
   q = q * r + 0.0416684080026f;
   q = q * r + 0.166665189391f;
@@ -170,12 +196,17 @@ SWITCHYARD_INLINE FloatVector fast_tanh(FloatVector x) {
   p = p * square + 0.133319241228f;
   p = p * square - 0.33333298002f;
   const FloatVector small = x * square * p + x;
+#ifdef __AVX__
+  // The usual case of a capped logit: no lane needs the exponential.
+  if (_mm256_movemask_ps((__m256)(size < 0.6f)) == 0xFF) return small;
+#endif
   const FloatVector large = 1.0f - 2.0f / (fast_exp(size + size) + 1.0f);
   return size < 0.6f ? small : x < 0.0f ? -large : large;
 }
 
 // The normal distribution's cdf and density, which are all that gelu and its derivative need.
-template <class V> struct Normal {
+template <class V>
+struct Normal {
   V cdf, density;
 };
 // float: cdf within 3e-7 absolutely; relative to it, within 1e-6 for x > -5.
@@ -205,17 +236,17 @@ SWITCHYARD_INLINE Normal<float> fast_normal(float x) {
   return {n.cdf[0], n.density[0]};
 }
 
-#define SWITCHYARD_DOUBLE_FORMS(V)                                                                          \
-  SWITCHYARD_INLINE V fast_exp(V x) {                                                                       \
-    return by_lane(x, [](double v) { return std::exp(v); });                                                \
-  }                                                                                                         \
-  SWITCHYARD_INLINE V fast_sigmoid(V x) { return 1.0 / (1.0 + fast_exp(-x)); }                              \
-  SWITCHYARD_INLINE V fast_tanh(V x) {                                                                      \
-    return by_lane(x, [](double v) { return std::tanh(v); });                                               \
-  }                                                                                                         \
-  SWITCHYARD_INLINE Normal<V> fast_normal(V x) {                                                            \
-    return {by_lane(x, [](double v) { return 0.5 * std::erfc(v * -0.70710678118654752440); }),              \
-            by_lane(x, [](double v) { return std::exp(-0.5 * v * v) * 0.39894228040143267794; })};          \
+#define SWITCHYARD_DOUBLE_FORMS(V)                                                                 \
+  SWITCHYARD_INLINE V fast_exp(V x) {                                                              \
+    return by_lane(x, [](double v) { return std::exp(v); });                                       \
+  }                                                                                                \
+  SWITCHYARD_INLINE V fast_sigmoid(V x) { return 1.0 / (1.0 + fast_exp(-x)); }                     \
+  SWITCHYARD_INLINE V fast_tanh(V x) {                                                             \
+    return by_lane(x, [](double v) { return std::tanh(v); });                                      \
+  }                                                                                                \
+  SWITCHYARD_INLINE Normal<V> fast_normal(V x) {                                                   \
+    return {by_lane(x, [](double v) { return 0.5 * std::erfc(v * -0.70710678118654752440); }),     \
+            by_lane(x, [](double v) { return std::exp(-0.5 * v * v) * 0.39894228040143267794; })}; \
   }
 SWITCHYARD_DOUBLE_FORMS(double)
 SWITCHYARD_DOUBLE_FORMS(DoubleVector)

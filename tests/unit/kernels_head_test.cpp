@@ -1,4 +1,5 @@
-// qkv_rope and cross_entropy on the CPU: against plain loops in double, finite differences, float against double, splits.
+// qkv_rope and cross_entropy on the CPU: against plain loops in double, finite differences, float against double,
+// splits.
 #include "kernels/cross_entropy.h"
 #include "kernels/qkv_rope.h"
 #include "kernels_testing.h"
@@ -15,19 +16,21 @@ struct RopeCase {
   bool value, norm;
 };
 const std::vector<RopeCase> kRopeCases = {
-    {"one token", 1, 1, 1, 1, 2, false, true},      {"grouped queries", 6, 3, 4, 2, 16, true, true},
-    {"no norm", 6, 6, 2, 2, 16, true, false},       {"odd half", 4, 2, 2, 1, 10, true, true},
-    {"heads of 64", 64, 32, 3, 3, 64, true, true},  {"no value", 1000, 250, 2, 1, 32, false, true},
+    {"one token", 1, 1, 1, 1, 2, false, true},     {"grouped queries", 6, 3, 4, 2, 16, true, true},
+    {"no norm", 6, 6, 2, 2, 16, true, false},      {"odd half", 4, 2, 2, 1, 10, true, true},
+    {"heads of 64", 64, 32, 3, 3, 64, true, true}, {"no value", 1000, 250, 2, 1, 32, false, true},
 };
 
 template <class T>
 struct RopeRun {
   const RopeCase& c;
-  std::int64_t nq = c.tokens * c.heads * c.head_dim, nk = c.tokens * c.kv_heads * c.head_dim, ng = c.tokens * c.kv_heads;
+  std::int64_t nq = c.tokens * c.heads * c.head_dim, nk = c.tokens * c.kv_heads * c.head_dim,
+               ng = c.tokens * c.kv_heads;
   int half = c.head_dim / 2;
-  std::vector<T> qkv = normal<T>(nq + 2 * nk, 1), value = normal<T>(nk, 2), gate = normal<T>(ng, 3), q = unwritten<T>(nq),
-                 k = unwritten<T>(nk), v = unwritten<T>(nk), d_q = normal<T>(nq, 4), d_k = normal<T>(nk, 5),
-                 d_v = normal<T>(nk, 6), d_qkv = unwritten<T>(nq + 2 * nk), d_value = unwritten<T>(nk), d_gate = unwritten<T>(ng);
+  std::vector<T> qkv = normal<T>(nq + 2 * nk, 1), value = normal<T>(nk, 2), gate = normal<T>(ng, 3),
+                 q = unwritten<T>(nq), k = unwritten<T>(nk), v = unwritten<T>(nk), d_q = normal<T>(nq, 4),
+                 d_k = normal<T>(nk, 5), d_v = normal<T>(nk, 6), d_qkv = unwritten<T>(nq + 2 * nk),
+                 d_value = unwritten<T>(nk), d_gate = unwritten<T>(ng);
   std::vector<float> cos = std::vector<float>(c.seq_len * half), sin = std::vector<float>(c.seq_len * half);
 
   explicit RopeRun(const RopeCase& given) : c(given) {
@@ -39,15 +42,30 @@ struct RopeRun {
   }
   const T* optional(const std::vector<T>& x) const { return c.value ? x.data() : nullptr; }
   void forward(bool split = false) {
-    const QkvRope<T> p{qkv.data(), optional(value), optional(gate), cos.data(), sin.data(), q.data(), k.data(), v.data(),
-                       c.tokens, c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6f};
+    const QkvRope<T> p{qkv.data(), optional(value), optional(gate), cos.data(), sin.data(),
+                       q.data(),   k.data(),        v.data(),       c.tokens,   c.seq_len,
+                       c.heads,    c.kv_heads,      c.head_dim,     c.norm,     1e-6f};
     in_pieces(c.tokens, split, [&](Range r) { qkv_rope_cpu(p, r); });
   }
   void backward(bool split = false) {
-    const QkvRopeBackward<T> p{qkv.data(), optional(value), optional(gate), cos.data(), sin.data(), d_q.data(), d_k.data(),
-                               d_v.data(), d_qkv.data(), c.value ? d_value.data() : nullptr,
-                               c.value ? d_gate.data() : nullptr, c.tokens, c.seq_len, c.heads, c.kv_heads, c.head_dim,
-                               c.norm, 1e-6f};
+    const QkvRopeBackward<T> p{qkv.data(),
+                               optional(value),
+                               optional(gate),
+                               cos.data(),
+                               sin.data(),
+                               d_q.data(),
+                               d_k.data(),
+                               d_v.data(),
+                               d_qkv.data(),
+                               c.value ? d_value.data() : nullptr,
+                               c.value ? d_gate.data() : nullptr,
+                               c.tokens,
+                               c.seq_len,
+                               c.heads,
+                               c.kv_heads,
+                               c.head_dim,
+                               c.norm,
+                               1e-6f};
     in_pieces(c.tokens, split, [&](Range r) { qkv_rope_backward_cpu(p, r); });
   }
   double loss() {
@@ -126,13 +144,14 @@ struct LossCase {
   std::int64_t tokens;
   int vocab;
   float cap;
-  double scale;     // of the logits
+  double scale;  // of the logits
 };
 const std::vector<LossCase> kLossCases = {
-    {"one class", 1, 1, 15, 1},         {"two classes", 3, 2, 0, 1},    {"odd vocabulary", 3, 13, 15, 8},
-    {"no cap", 3, 40, 0, 8},            {"large cap", 3, 40, 90, 200},  {"saturated cap", 3, 40, 15, 60},
-    {"large logits", 3, 40, 0, 500},    {"whole vocabulary", 5, 4096, 15, 4},
-    {"many tokens", 1000, 70, 15, 4},   {"small logits", 3, 4096, 15, 1e-3},
+    {"one class", 1, 1, 15, 1},       {"two classes", 3, 2, 0, 1},
+    {"odd vocabulary", 3, 13, 15, 8}, {"no cap", 3, 40, 0, 8},
+    {"large cap", 3, 40, 90, 200},    {"saturated cap", 3, 40, 15, 60},
+    {"large logits", 3, 40, 0, 500},  {"whole vocabulary", 5, 4096, 15, 4},
+    {"many tokens", 1000, 70, 15, 4}, {"small logits", 3, 4096, 15, 1e-3},
 };
 
 template <class T>
@@ -199,9 +218,12 @@ TEST(CrossEntropy, GradientOverwritesTheLogits) {
       std::vector<double> gradient(run.logits.size());
       std::copy_n(row, c.vocab, gradient.begin() + t * c.vocab);
       if (c.vocab <= 40 && c.tokens <= 3) {
-        expect_gradient(logits, gradient, [&] { return 0.5 * plain_nll(logits, run, t); }, "token", 1e-3, 200);
+        expect_gradient(
+            logits, gradient, [&] { return 0.5 * plain_nll(logits, run, t); }, "token", 1e-3, 200);
       }
-      if (run.target[t] < 0) { EXPECT_TRUE(std::all_of(row, row + c.vocab, [](double d) { return d == 0; })); }
+      if (run.target[t] < 0) {
+        EXPECT_TRUE(std::all_of(row, row + c.vocab, [](double d) { return d == 0; }));
+      }
     }
   }
 }

@@ -17,7 +17,7 @@ struct RouterCase {
   int experts, top_k;
   Score score;
   bool normalize, bias, rotate;
-  double scale;     // of the logits; 0: all equal
+  double scale;  // of the logits; 0: all equal
 };
 std::string describe(const RouterCase& c) {
   return "T=" + std::to_string(c.tokens) + " G=" + std::to_string(c.group_size) + " E=" + std::to_string(c.experts) +
@@ -45,12 +45,14 @@ std::vector<RouterCase> router_cases() {
 template <class T>
 struct RouterRun {
   const RouterCase& c;
-  std::int64_t n = c.tokens * c.experts, nk = c.tokens * c.top_k, groups = c.tokens / c.group_size, ng = groups * c.experts;
+  std::int64_t n = c.tokens * c.experts, nk = c.tokens * c.top_k, groups = c.tokens / c.group_size,
+               ng = groups * c.experts;
   int seq_len = static_cast<int>(c.group_size);
   int first_position = 0;
   std::vector<T> logits = normal<T>(n, 1, c.scale), weight = unwritten<T>(nk), prob_sum = std::vector<T>(ng),
-                 importance = std::vector<T>(c.experts), z_sum = {0}, d_weight = normal<T>(nk, 3), d_prob = normal<T>(ng, 4),
-                 d_importance = normal<T>(c.experts, 5), d_z = {static_cast<T>(0.375)}, d_logits = unwritten<T>(n);
+                 importance = std::vector<T>(c.experts), z_sum = {0}, d_weight = normal<T>(nk, 3),
+                 d_prob = normal<T>(ng, 4), d_importance = normal<T>(c.experts, 5), d_z = {static_cast<T>(0.375)},
+                 d_logits = unwritten<T>(n);
   std::vector<float> bias = normal<float>(c.experts, 2, 0.2);
   std::vector<int> expert = std::vector<int>(nk, -7), count = std::vector<int>(ng);
 
@@ -59,19 +61,27 @@ struct RouterRun {
     std::fill(importance.begin(), importance.end(), T(0));
     std::fill(count.begin(), count.end(), 0);
     z_sum[0] = 0;
-    const RouterScores<T> p{logits.data(), c.bias ? bias.data() : nullptr, expert.data(), weight.data(), count.data(),
-                            prob_sum.data(), importance.data(), z_sum.data(), nullptr, c.tokens, c.group_size, c.experts,
-                            c.top_k, seq_len, c.score, c.normalize, c.rotate, 2.5f, first_position};
+    const RouterScores<T> p{logits.data(),     c.bias ? bias.data() : nullptr,
+                            expert.data(),     weight.data(),
+                            count.data(),      prob_sum.data(),
+                            importance.data(), z_sum.data(),
+                            nullptr,           c.tokens,
+                            c.group_size,      c.experts,
+                            c.top_k,           seq_len,
+                            c.score,           c.normalize,
+                            c.rotate,          2.5f,
+                            first_position};
     pieces(split, [&](Range r) { router_scores_cpu(p, r); });
   }
   void backward(bool split = false) {
-    const RouterScoresBackward<T> p{logits.data(), expert.data(), d_weight.data(), d_prob.data(), d_importance.data(),
-                                    d_z.data(), d_logits.data(), c.tokens, c.group_size, c.experts, c.top_k, c.score,
-                                    c.normalize, 2.5f};
+    const RouterScoresBackward<T> p{logits.data(), expert.data(),   d_weight.data(), d_prob.data(), d_importance.data(),
+                                    d_z.data(),    d_logits.data(), c.tokens,        c.group_size,  c.experts,
+                                    c.top_k,       c.score,         c.normalize,     2.5f};
     pieces(split, [&](Range r) { router_scores_backward_cpu(p, r); });
   }
   // Whole groups, or parts of the only one.
-  template <class F> void pieces(bool split, F&& work) {
+  template <class F>
+  void pieces(bool split, F&& work) {
     const std::int64_t unit = groups > 1 ? c.group_size : 1;
     in_pieces(c.tokens / unit, split, [&](Range r) { work(Range{r.begin * unit, r.end * unit}); });
   }
@@ -101,9 +111,8 @@ void plain_router(RouterRun<double>& run, std::vector<double>& weight, std::vect
     std::iota(order.begin(), order.end(), 0);
     const std::int64_t turn = c.rotate ? (run.first_position + t % run.seq_len) * K : 0;
     const auto place = [&](int e) { return ((e - turn) % E + E) % E; };
-    std::sort(order.begin(), order.end(), [&](int a, int b) {
-      return std::abs(q[a] - q[b]) > 1e-14 ? q[a] > q[b] : place(a) < place(b);
-    });
+    std::sort(order.begin(), order.end(),
+              [&](int a, int b) { return std::abs(q[a] - q[b]) > 1e-14 ? q[a] > q[b] : place(a) < place(b); });
     double norm = 0;
     for (int k = 0; k < K; ++k) norm += s[order[k]];
     for (int k = 0; k < K; ++k) {
@@ -137,7 +146,8 @@ TEST(Router, MatchesTheDefinition) {
     EXPECT_CLOSE(single.prob_sum, run.prob_sum, 1e-6);
     EXPECT_CLOSE(single.z_sum, run.z_sum, 1e-5);
     if (single.expert == run.expert) { EXPECT_CLOSE(single.weight, run.weight, 2e-6); }
-    EXPECT_TRUE(same_bits(single.weight, pieces.weight) && single.expert == pieces.expert && single.count == pieces.count);
+    EXPECT_TRUE(same_bits(single.weight, pieces.weight) && single.expert == pieces.expert &&
+                single.count == pieces.count);
     EXPECT_CLOSE(pieces.prob_sum, single.prob_sum, 1e-6);
   }
 }
@@ -154,8 +164,9 @@ TEST(Router, BackwardIsTheGradient) {
     pieces.backward(true);
     EXPECT_CLOSE(single.d_logits, run.d_logits, 1e-5);
     EXPECT_TRUE(same_bits(single.d_logits, pieces.d_logits));
-    if (c.tokens > 3 || c.scale == 0) continue;      // at a tie a step changes the choice
-    expect_gradient(run.logits, run.d_logits, [&] { return run.loss(); }, "logits", 2e-5);
+    if (c.tokens > 3 || c.scale == 0) continue;  // at a tie a step changes the choice
+    expect_gradient(
+        run.logits, run.d_logits, [&] { return run.loss(); }, "logits", 2e-5);
   }
 }
 
@@ -163,15 +174,18 @@ TEST(Router, NoGradientsGiveZeros) {
   const RouterCase c{3, 3, 8, 2, Score::kSoftmax, true, false, true, 1};
   RouterRun<float> run{c};
   run.forward();
-  router_scores_backward_cpu(RouterScoresBackward<float>{run.logits.data(), run.expert.data(), nullptr, nullptr, nullptr,
-                                                         nullptr, run.d_logits.data(), 3, 3, 8, 2, c.score, true, 1.0f}, {0, 3});
+  router_scores_backward_cpu(
+      RouterScoresBackward<float>{run.logits.data(), run.expert.data(), nullptr, nullptr, nullptr, nullptr,
+                                  run.d_logits.data(), 3, 3, 8, 2, c.score, true, 1.0f},
+      {0, 3});
   EXPECT_EQ(run.d_logits, std::vector<float>(24));
 }
 
 // Equal logits: rotation gives every expert the same load when E divides T K, and cached decoding turns as the whole
 // sequence does; the lowest index takes experts 0 to K-1.
 TEST(Router, EqualLogits) {
-  for (const auto& [experts, top_k] : {std::pair(8, 2), std::pair(16, 4), std::pair(64, 1), std::pair(13, 2), std::pair(4, 4)}) {
+  for (const auto& [experts, top_k] :
+       {std::pair(8, 2), std::pair(16, 4), std::pair(64, 1), std::pair(13, 2), std::pair(4, 4)}) {
     for (const Score score : {Score::kSoftmax, Score::kSigmoid}) {
       RouterCase c{64, 64, experts, top_k, score, true, false, true, 0};
       RouterRun<float> run{c};
@@ -218,16 +232,21 @@ struct DispatchCase {
   Skew skew;
 };
 const std::vector<DispatchCase> kDispatchCases = {
-    {"one token", 1, 1, 1, 1, Skew::kEven},            {"one token, aligned", 1, 2, 8, 16, Skew::kEven},
-    {"every expert chosen", 64, 4, 4, 1, Skew::kEven}, {"odd rows", 127, 2, 8, 8, Skew::kEven},
-    {"all on one expert", 1000, 1, 16, 128, Skew::kSingle}, {"half the experts empty", 1000, 2, 64, 128, Skew::kHalfEmpty},
-    {"some dropped", 64, 2, 8, 4, Skew::kSomeDropped}, {"all dropped", 3, 2, 2, 8, Skew::kAllDropped},
+    {"one token", 1, 1, 1, 1, Skew::kEven},
+    {"one token, aligned", 1, 2, 8, 16, Skew::kEven},
+    {"every expert chosen", 64, 4, 4, 1, Skew::kEven},
+    {"odd rows", 127, 2, 8, 8, Skew::kEven},
+    {"all on one expert", 1000, 1, 16, 128, Skew::kSingle},
+    {"half the experts empty", 1000, 2, 64, 128, Skew::kHalfEmpty},
+    {"some dropped", 64, 2, 8, 4, Skew::kSomeDropped},
+    {"all dropped", 3, 2, 2, 8, Skew::kAllDropped},
 };
 
 struct Plan {
   const DispatchCase& c;
   std::int64_t assignments = c.tokens * c.top_k;
-  std::int64_t row_capacity = (assignments + c.experts * (c.alignment - 1) + c.alignment - 1) / c.alignment * c.alignment;
+  std::int64_t row_capacity =
+      (assignments + c.experts * (c.alignment - 1) + c.alignment - 1) / c.alignment * c.alignment;
   std::vector<int> expert = std::vector<int>(assignments), count = filled(c.experts), offset = filled(c.experts + 1),
                    end = filled(c.experts), token_of_row = filled(row_capacity), row_of = filled(assignments);
   static std::vector<int> filled(std::int64_t n) { return std::vector<int>(n, -99); }
@@ -236,7 +255,10 @@ struct Plan {
     for (std::int64_t i = 0; i < assignments; ++i) {
       const int even = static_cast<int>((i / c.top_k * 5 + i % c.top_k) % c.experts);
       const bool drop = c.skew == Skew::kAllDropped || (c.skew == Skew::kSomeDropped && i % 5 == 0);
-      expert[i] = drop ? -1 : c.skew == Skew::kSingle ? c.experts / 2 : c.skew == Skew::kHalfEmpty ? even / 2 * 2 : even;
+      expert[i] = drop                         ? -1
+                  : c.skew == Skew::kSingle    ? c.experts / 2
+                  : c.skew == Skew::kHalfEmpty ? even / 2 * 2
+                                               : even;
     }
     dispatch_cpu({expert.data(), count.data(), offset.data(), end.data(), token_of_row.data(), row_of.data(), nullptr,
                   c.tokens, c.top_k, c.experts, c.alignment, row_capacity});
@@ -256,7 +278,7 @@ TEST(Dispatch, Invariants) {
       EXPECT_EQ(plan.offset[e] % c.alignment, 0);
       EXPECT_EQ(plan.end[e], plan.offset[e + 1]);
       EXPECT_EQ(plan.offset[e + 1] - plan.offset[e], (plan.count[e] + c.alignment - 1) / c.alignment * c.alignment);
-      int row = plan.offset[e];                  // stable: the assignments of e in the order of (t, k)
+      int row = plan.offset[e];  // stable: the assignments of e in the order of (t, k)
       for (std::int64_t i = 0; i < plan.assignments; ++i) {
         if (plan.expert[i] != e) continue;
         expected_row[i] = row;
@@ -269,14 +291,16 @@ TEST(Dispatch, Invariants) {
   }
 }
 
-template <class T> void check_moves(const DispatchCase& c, int width) {
+template <class T>
+void check_moves(const DispatchCase& c, int width) {
   const Plan plan(c);
   const int used = plan.offset[c.experts];
   const std::vector<T> x = normal<T>(c.tokens * width, 1);
   for (const bool split : {false, true}) {
     std::vector<T> rows = unwritten<T>(plan.row_capacity * width), out = unwritten<T>(c.tokens * width);
     in_pieces(plan.row_capacity, split, [&](Range r) {
-      gather_rows_cpu(GatherRows<T>{x.data(), plan.token_of_row.data(), &used, rows.data(), plan.row_capacity, width}, r);
+      gather_rows_cpu(GatherRows<T>{x.data(), plan.token_of_row.data(), &used, rows.data(), plan.row_capacity, width},
+                      r);
     });
     for (std::int64_t i = 0; i < plan.row_capacity * width; ++i) {
       const std::int64_t token = plan.token_of_row[i / width];
@@ -316,8 +340,10 @@ TEST(Dispatch, ValuesGoToRowsAndBack) {
     const Plan plan(c);
     const std::vector<float> values = normal<float>(plan.assignments, 1);
     std::vector<float> rows = unwritten<float>(plan.row_capacity), back = unwritten<float>(plan.assignments);
-    values_to_rows_cpu({values.data(), plan.row_of.data(), plan.token_of_row.data(), rows.data(), plan.assignments, plan.row_capacity});
-    values_from_rows_cpu({rows.data(), plan.row_of.data(), plan.token_of_row.data(), back.data(), plan.assignments, plan.row_capacity});
+    values_to_rows_cpu({values.data(), plan.row_of.data(), plan.token_of_row.data(), rows.data(), plan.assignments,
+                        plan.row_capacity});
+    values_from_rows_cpu(
+        {rows.data(), plan.row_of.data(), plan.token_of_row.data(), back.data(), plan.assignments, plan.row_capacity});
     for (std::int64_t i = 0; i < plan.assignments; ++i) ASSERT_EQ(back[i], plan.row_of[i] < 0 ? 0 : values[i]);
     for (std::int64_t r = 0; r < plan.row_capacity; ++r) {
       if (plan.token_of_row[r] < 0) { ASSERT_EQ(rows[r], 0); }

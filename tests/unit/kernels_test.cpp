@@ -25,11 +25,16 @@ TEST(VectorMath, StatedErrors) {
   const auto our_exp = [](float x) { return fast_exp(x); };
   EXPECT_LT(worst_relative_error(-86.8f, 88.7f, 0.00137f, our_exp, exact_exp), 1.5e-7);
   EXPECT_LT(worst_relative_error(-0.4f, 0.4f, 1e-5f, our_exp, exact_exp), 1.5e-7);
-  EXPECT_LT(worst_relative_error(-80.0f, 80.0f, 0.00137f, [](float x) { return fast_sigmoid(x); },
-                                 [](double x) { return 1 / (1 + std::exp(-x)); }), 3e-7);
+  EXPECT_LT(worst_relative_error(
+                -80.0f, 80.0f, 0.00137f, [](float x) { return fast_sigmoid(x); },
+                [](double x) { return 1 / (1 + std::exp(-x)); }),
+            3e-7);
   for (const float range : {1e-4f, 0.1f, 1.0f, 12.0f}) {
-    EXPECT_LT(worst_relative_error(range / 1e5f, range, range / 1e5f, [](float x) { return -fast_tanh(-x); },
-                                   [](double x) { return std::tanh(x); }), 4e-7) << range;
+    EXPECT_LT(worst_relative_error(
+                  range / 1e5f, range, range / 1e5f, [](float x) { return -fast_tanh(-x); },
+                  [](double x) { return std::tanh(x); }),
+              4e-7)
+        << range;
   }
   const auto cdf = [](double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); };
   const auto our_cdf = [](float x) { return fast_normal(x).cdf; };
@@ -65,10 +70,14 @@ struct NormCase {
   bool delta, x0, gain, d_residual = true, d_normed = true;
 };
 const std::vector<NormCase> kNormCases = {
-    {"plain", 3, 8, false, false, false},         {"one value", 1, 1, true, true, true},
-    {"odd width", 3, 13, true, true, true},       {"no x0", 3, 70, true, false, true},
-    {"no gain", 64, 128, true, true, false},      {"wide", 5, 768, true, true, true},
-    {"many tokens", 1000, 40, true, false, false}, {"only the residual's gradient", 3, 20, true, true, true, true, false},
+    {"plain", 3, 8, false, false, false},
+    {"one value", 1, 1, true, true, true},
+    {"odd width", 3, 13, true, true, true},
+    {"no x0", 3, 70, true, false, true},
+    {"no gain", 64, 128, true, true, false},
+    {"wide", 5, 768, true, true, true},
+    {"many tokens", 1000, 40, true, false, false},
+    {"only the residual's gradient", 3, 20, true, true, true, true, false},
     {"only the norm's gradient", 3, 20, true, true, true, false, true},
 };
 
@@ -77,15 +86,25 @@ struct NormRun {
   const NormCase& c;
   std::int64_t n = c.tokens * c.width;
   std::vector<T> x = normal<T>(n, 1), delta = normal<T>(n, 2), x0 = normal<T>(n, 3), residual = unwritten<T>(n),
-                 normed = unwritten<T>(n), d_residual = normal<T>(n, 4), d_normed = normal<T>(n, 5), d_x = unwritten<T>(n),
-                 d_x0 = unwritten<T>(n);
-  std::vector<float> keep = {0.75f}, again = {0.25f}, gain = normal<float>(c.width, 6), inverse_rms = unwritten<float>(c.tokens);
+                 normed = unwritten<T>(n), d_residual = normal<T>(n, 4), d_normed = normal<T>(n, 5),
+                 d_x = unwritten<T>(n), d_x0 = unwritten<T>(n);
+  std::vector<float> keep = {0.75f}, again = {0.25f}, gain = normal<float>(c.width, 6),
+                     inverse_rms = unwritten<float>(c.tokens);
   std::vector<double> sums = std::vector<double>(2 + c.width);
 
   void forward(bool split = false) {
-    const AddNorm<T> p{x.data(), c.delta ? delta.data() : nullptr, c.x0 ? x0.data() : nullptr, keep.data(), again.data(),
-                       c.gain ? gain.data() : nullptr, residual.data(), normed.data(), inverse_rms.data(), c.tokens,
-                       c.width, 1e-6f};
+    const AddNorm<T> p{x.data(),
+                       c.delta ? delta.data() : nullptr,
+                       c.x0 ? x0.data() : nullptr,
+                       keep.data(),
+                       again.data(),
+                       c.gain ? gain.data() : nullptr,
+                       residual.data(),
+                       normed.data(),
+                       inverse_rms.data(),
+                       c.tokens,
+                       c.width,
+                       1e-6f};
     in_pieces(c.tokens, split, [&](Range r) { add_norm_cpu(p, r); });
   }
   void backward(bool split = false) {
@@ -166,8 +185,9 @@ TEST(AddNorm, RowsDoNotDependOnTheSplitAndAPlainNormStoresNoResidual) {
   }
   const std::vector<float> x = normal<float>(26, 1);
   std::vector<float> normed = unwritten<float>(26), inverse = unwritten<float>(2);
-  add_norm_cpu(AddNorm<float>{x.data(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, normed.data(), inverse.data(),
-                              2, 13, 0.0f}, {0, 2});
+  add_norm_cpu(AddNorm<float>{x.data(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, normed.data(),
+                              inverse.data(), 2, 13, 0.0f},
+               {0, 2});
   for (int i = 0; i < 26; ++i) EXPECT_FLOAT_EQ(normed[i], x[i] * inverse[i / 13]);
 }
 
@@ -182,8 +202,9 @@ struct ActivationCase {
 };
 std::vector<ActivationCase> activation_cases() {
   std::vector<ActivationCase> cases;
-  for (const auto& [name, kind] : {std::pair("relu2", ActivationKind::kRelu2), std::pair("gelu", ActivationKind::kGelu),
-                                   std::pair("swiglu", ActivationKind::kSwiglu), std::pair("geglu", ActivationKind::kGeglu)}) {
+  for (const auto& [name, kind] :
+       {std::pair("relu2", ActivationKind::kRelu2), std::pair("gelu", ActivationKind::kGelu),
+        std::pair("swiglu", ActivationKind::kSwiglu), std::pair("geglu", ActivationKind::kGeglu)}) {
     for (const int width : {1, 8, 21, 100}) {
       cases.push_back({name, kind, 3, width, false, false});
       cases.push_back({name, kind, 7, width, true, true});
@@ -197,7 +218,7 @@ template <class T>
 struct ActivationRun {
   const ActivationCase& c;
   std::int64_t n = c.rows * c.width, in = is_gated(c.kind) ? 2 * n : n;
-  int count = static_cast<int>(c.padding ? c.rows - 1 : c.rows);     // the last row is past the end
+  int count = static_cast<int>(c.padding ? c.rows - 1 : c.rows);  // the last row is past the end
   std::vector<T> pre = normal<T>(in, 1, 2), out = unwritten<T>(n), d_out = normal<T>(n, 2), d_pre = unwritten<T>(in),
                  again = unwritten<T>(n);
   std::vector<float> weight = normal<float>(c.rows, 3), d_weight = unwritten<float>(c.rows);
@@ -205,18 +226,32 @@ struct ActivationRun {
 
   explicit ActivationRun(const ActivationCase& given) : c(given) {
     if (!c.padding) return;
-    row_token[1] = -1;                                               // and its input is never read
+    row_token[1] = -1;  // and its input is never read
     std::fill_n(pre.begin() + in / c.rows, in / c.rows, std::numeric_limits<T>::quiet_NaN());
   }
   void forward(bool split = false) {
-    const Activation<T> p{pre.data(), c.weight ? weight.data() : nullptr, c.padding ? row_token.data() : nullptr,
-                          c.padding ? &count : nullptr, out.data(), c.rows, c.width, c.kind};
+    const Activation<T> p{pre.data(),
+                          c.weight ? weight.data() : nullptr,
+                          c.padding ? row_token.data() : nullptr,
+                          c.padding ? &count : nullptr,
+                          out.data(),
+                          c.rows,
+                          c.width,
+                          c.kind};
     in_pieces(c.rows, split, [&](Range r) { activation_cpu(p, r); });
   }
   void backward(bool split = false, bool in_place = false) {
-    const ActivationBackward<T> p{pre.data(), d_out.data(), c.weight ? weight.data() : nullptr,
-                                  c.padding ? row_token.data() : nullptr, c.padding ? &count : nullptr, d_pre.data(),
-                                  in_place ? d_out.data() : again.data(), d_weight.data(), c.rows, c.width, c.kind};
+    const ActivationBackward<T> p{pre.data(),
+                                  d_out.data(),
+                                  c.weight ? weight.data() : nullptr,
+                                  c.padding ? row_token.data() : nullptr,
+                                  c.padding ? &count : nullptr,
+                                  d_pre.data(),
+                                  in_place ? d_out.data() : again.data(),
+                                  d_weight.data(),
+                                  c.rows,
+                                  c.width,
+                                  c.kind};
     in_pieces(c.rows, split, [&](Range r) { activation_backward_cpu(p, r); });
   }
   double loss() {
@@ -230,10 +265,14 @@ struct ActivationRun {
 double plain_activation(ActivationKind kind, double x, double value) {
   const double gelu = x * 0.5 * std::erfc(-x / std::sqrt(2.0));
   switch (kind) {
-    case ActivationKind::kRelu2: return x > 0 ? x * x : 0;
-    case ActivationKind::kGelu: return gelu;
-    case ActivationKind::kSwiglu: return x / (1 + std::exp(-x)) * value;
-    case ActivationKind::kGeglu: return gelu * value;
+    case ActivationKind::kRelu2:
+      return x > 0 ? x * x : 0;
+    case ActivationKind::kGelu:
+      return gelu;
+    case ActivationKind::kSwiglu:
+      return x / (1 + std::exp(-x)) * value;
+    case ActivationKind::kGeglu:
+      return gelu * value;
   }
   return 0;
 }
@@ -249,7 +288,9 @@ TEST(Activation, MatchesPlainLoopsAndLeavesRowsPastTheEnd) {
     for (std::int64_t i = 0; i < run.count * c.width; ++i) {
       const std::int64_t r = i / c.width, first = r * (run.in / c.rows), column = i % c.width;
       const double value = is_gated(c.kind) ? run.pre[first + c.width + column] : 0;
-      expected[i] = run.row_token[r] < 0 ? 0 : plain_activation(c.kind, run.pre[first + column], value) * (c.weight ? run.weight[r] : 1);
+      expected[i] = run.row_token[r] < 0
+                        ? 0
+                        : plain_activation(c.kind, run.pre[first + column], value) * (c.weight ? run.weight[r] : 1);
     }
     EXPECT_CLOSE(run.out, expected, 1e-13);
     EXPECT_CLOSE(single.out, run.out, 2e-6);
@@ -275,9 +316,9 @@ TEST(Activation, BackwardIsTheGradientAndGivesForwardAgain) {
       const std::int64_t row = run.in / c.rows;
       for (std::int64_t i = row; i < 2 * row; ++i) ASSERT_EQ(run.d_pre[i], 0);
       EXPECT_EQ(run.d_weight[1], 0);
-      std::fill_n(run.d_pre.begin() + (c.rows - 1) * row, row, 0);    // not written: past the end
+      std::fill_n(run.d_pre.begin() + (c.rows - 1) * row, row, 0);  // not written: past the end
       run.d_weight[c.rows - 1] = 0;
-      std::fill_n(run.pre.begin() + row, row, 0.0);                    // a NaN cannot be stepped from
+      std::fill_n(run.pre.begin() + row, row, 0.0);  // a NaN cannot be stepped from
     }
     const auto loss = [&] { return run.loss(); };
     // relu^2 bends at 0: a small step seldom crosses it

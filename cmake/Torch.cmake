@@ -60,6 +60,8 @@ if(WITH_CUDA)
   target_link_options(switchyard_torch INTERFACE LINKER:--no-as-needed)
   switchyard_import_torch(torch_cuda c10_cuda)
   target_link_libraries(switchyard_torch INTERFACE nccl CUDA::cudart)
+  # ATen's CUDA headers include cuBLAS's and more, which a toolkit made of the compiler alone does not have.
+  target_include_directories(switchyard_torch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${site_packages}/nvidia/cu13/include)
   target_compile_definitions(switchyard_torch INTERFACE SWITCHYARD_WITH_CUDA)
   list(APPEND torch_rpath ${site_packages}/nvidia/nccl/lib ${site_packages}/nvidia/cu13/lib)
 endif()

@@ -61,7 +61,7 @@ step() {
   ((status == 0)) && return 0
   tail -c +$((begin + 1)) "$log" >"$log.step"
   if grep -qE '(error|Error|ERROR|FAILED)' "$log.step"; then
-    grep -nE -A6 '(^E: |error:|Error:|ERROR:|FAILED:|fatal error)' "$log.step" | head -n 40 >&2 || true
+    grep -E -A6 '(^E: |CMake Error|error:|Error:|ERROR:|FAILED:)' "$log.step" | head -n 40 >&2 || true
   else
     tail -n 20 "$log.step" >&2
   fi

@@ -123,7 +123,10 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
 
     unsigned long long key[kPer];
     unsigned turn = 0;  // the tie order starts at this expert
-    if (a.rotate_ties) turn = static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len) * a.top_k % experts;
+    if (a.rotate_ties) {
+      const unsigned position = a.first_position + static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len);
+      turn = position * a.top_k % experts;
+    }
 #pragma unroll
     for (int v = 0; v < kPer; ++v) {
       const int e = v * lanes + sub;

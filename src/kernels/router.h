@@ -12,7 +12,8 @@ inline constexpr int kMaxExperts = 512;   // E, on CUDA
 
 // s = score(l); q = s + selection_bias; S_t = the K largest q, ties in the order (e - t K) mod E with t the position in
 // the sequence, first_position + token mod seq_len (rotate), or e (lowest index); w = s[S], normalised (w / (sum + 1e-20)) if asked, times scale.
-// p = softmax(l), for sigmoid s / sum s. Token t belongs to group t / group_size: sequences, or all as one.
+// For the choice a NaN q counts as -inf: the K experts are always distinct.
+// p = softmax(l), for sigmoid s / (sum s + 1e-20). Token t belongs to group t / group_size: sequences, or all as one.
 template <class T>
 struct RouterScores {
   const T* logits;                // [T, E]

@@ -1,0 +1,62 @@
+// kernels/muon.h: the elementwise parts of Muon (Jordan 2024) over a batch of matrices of one shape; the
+// orthogonalisation between them is matrix products. CUDA only: on CPU the batch is plain ATen.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace switchyard::kernels {
+
+struct MuonMatrix {
+  float* weight;      // [rows, cols] fp32 master
+  const float* grad;  // [rows, cols]
+  float* momentum;    // [rows, cols]
+  bf16* copy;         // [rows, cols] compute copy, or null
+};
+
+// Pointers need only the alignment of their type; 16 bytes are faster.
+struct MuonBatch {
+  const MuonMatrix* matrices;  // [count], device memory
+  int count;                   // at most 65535
+  std::int64_t rows, cols;
+};
+
+// g = *grad_factor * grad;   momentum = mu momentum + (1 - mu) g;   update = nesterov ? (1 - mu) g + mu momentum :
+// momentum norm_parts: muon_norm_parts(...) floats a matrix, whose sum is the squared Frobenius norm of its (rounded)
+// update. While *apply is 0 no momentum is stored; update is written all the same.
+struct MuonPrepare {
+  MuonBatch batch;
+  bf16* update;              // [count, rows, cols] overwritten, 16-byte aligned
+  float* norm_parts;         // [count, muon_norm_parts(rows, cols)] overwritten
+  const float* mu;           // one device value
+  const float* grad_factor;  // one device value: factor on every gradient (clipping)
+  const int* apply;          // one device value
+  bool nesterov;
+};
+
+// update /= norm * safety + eps, per matrix: a matrix of zeros stays zero. Polar Express wants safety 1.02, eps 1e-6.
+struct MuonScale {
+  bf16* update;             // [count, rows, cols] in place
+  const float* norm_parts;  // as MuonPrepare wrote them
+  int count;
+  std::int64_t rows, cols;
+  float safety, eps;
+};
+
+// weight -= lr * *schedule * (direction + decay * weight), decay = *weight_decay, with `cautious` only where
+// direction * weight >= 0. Nothing is stored while *apply is 0: a select, not a product, because 0 * NaN is NaN.
+struct MuonApply {
+  MuonBatch batch;
+  const bf16* direction;      // [count, rows, cols] the orthogonalised update, 16-byte aligned
+  const float* schedule;      // one device value: factor on lr
+  const float* weight_decay;  // one device value
+  const int* apply;           // one device value
+  float lr;                   // with the matrix's shape factor, such as sqrt(max(1, rows / cols))
+  bool cautious;
+};
+
+std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols);
+void muon_prepare(const MuonPrepare&, Stream);
+void muon_scale(const MuonScale&, Stream);
+void muon_apply(const MuonApply&, Stream);
+
+}  // namespace switchyard::kernels

@@ -1,0 +1,30 @@
+// kernels/device.h: what the layers above ask about a GPU, without torch. Also compiles, and finds no device, without
+// CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace switchyard::kernels {
+
+struct DeviceInfo {
+  std::string name;  // as the driver says it: "NVIDIA H100 80GB HBM3"
+  int multiprocessors;
+  int capability_major, capability_minor;
+  std::int64_t memory_bytes;  // all of it, free or not
+  bool supports_bf16() const { return capability_major >= 8; }
+  bool supports_fp8() const { return capability_major * 10 + capability_minor >= 89; }
+};
+
+// 0 without CUDA, and where the driver finds no usable device.
+int device_count();
+// RunError for a device that is not there.
+DeviceInfo device_info(int device);
+
+enum class PeakType { kBf16, kFp8, kFp32 };
+
+// Dense peak in TFLOP/s (10^12, a multiply-add is two) from the manufacturer's data sheets; bf16 and fp8 on the tensor
+// cores with fp32 sums, fp32 outside them. 0: not in the table, or the GPU lacks the type.
+double peak_tflops(const std::string& device_name, PeakType type);
+
+}  // namespace switchyard::kernels

@@ -130,12 +130,14 @@ std::string ResolvedConfig::table() const {
   return text;
 }
 
-std::uint64_t config_hash(const ResolvedConfig& resolved) {
-  std::string all;
+std::string agreed_lines(const ResolvedConfig& resolved) {
+  std::string lines;
   for (const Field& field : fields_of(resolved.config))
-    if (!may_differ_between_ranks(field.key)) all += field.key + "=" + to_json(field).dump() + "\n";
-  return fnv1a(all);
+    if (!may_differ_between_ranks(field.key)) lines += field.key + " = " + to_json(field).dump() + "\n";
+  return lines;
 }
+
+std::uint64_t config_hash(const ResolvedConfig& resolved) { return fnv1a(agreed_lines(resolved)); }
 
 std::vector<std::string> config_differences(const std::string& resolved_json_here,
                                             const std::string& resolved_json_there) {

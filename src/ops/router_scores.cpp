@@ -11,6 +11,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// With one expert a token every normalised weight would be 1, and the loss would never reach the router.
+bool normalizes(const RoutingRule& rule) { return rule.normalize && rule.top_k > 1; }
+
 template <class T>
 void scores_on_cpu(const kernels::RouterScores<T>& work) {
   for (std::int64_t begin = 0; begin < work.tokens; begin += work.group_size)
@@ -35,7 +38,7 @@ class Scores : public torch::autograd::Function<Scores> {
       return kernels::RouterScores<T>{pointer<T>(logits), pointer<float>(bias), expert.data_ptr<int>(), pointer<T>(weight),
                                       count.data_ptr<int>(), pointer<T>(prob_sum), pointer<T>(importance), pointer<T>(z_sum),
                                       pointer<float>(scratch), tokens, group, static_cast<int>(experts), rule.top_k,
-                                      rule.seq_len, rule.score, rule.normalize, rule.rotate_ties,
+                                      rule.seq_len, rule.score, normalizes(rule), rule.rotate_ties,
                                       static_cast<float>(rule.scale), rule.first_position};
     };
     if (logits.is_cuda()) {
@@ -48,7 +51,7 @@ class Scores : public torch::autograd::Function<Scores> {
       scores_on_cpu(describe(Type<float>{}));
     }
     context->save_for_backward({logits, expert});
-    context->saved_data["shape"] = std::vector<std::int64_t>{group, static_cast<std::int64_t>(rule.score), rule.normalize};
+    context->saved_data["shape"] = std::vector<std::int64_t>{group, static_cast<std::int64_t>(rule.score), normalizes(rule)};
     context->saved_data["scale"] = rule.scale;
     context->mark_non_differentiable({expert, count});
     context->set_materialize_grads(false);
@@ -123,7 +126,7 @@ RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& sele
   const Tensor sorted = std::get<1>(at::sort(q.detach().gather(1, order), /*stable=*/true, 1, /*descending=*/true));
   const Tensor expert = order.gather(1, sorted.narrow(1, 0, rule.top_k));
   Tensor weight = score.gather(1, expert);
-  if (rule.normalize && rule.top_k > 1) weight = weight / (weight.sum(-1, true) + 1e-20);
+  if (normalizes(rule)) weight = weight / (weight.sum(-1, true) + 1e-20);
   const Tensor chosen = at::zeros_like(logits_TE.detach()).scatter(1, expert, 1.0);
   const Tensor importance = at::zeros_like(logits_TE).scatter(1, expert, weight).sum(0);
   const Tensor z = at::logsumexp(logits_TE, 1).square().sum().reshape({1});

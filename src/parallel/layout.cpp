@@ -9,7 +9,9 @@
 namespace switchyard {
 namespace {
 
-std::int64_t round_up(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 std::int64_t aligned(std::int64_t elements) { return round_up(elements, Layout::kAlignment); }
 
 // Newton-Schulz multiplies by the Gram matrix of the shorter side.
@@ -95,17 +97,19 @@ std::vector<Bucket> Layout::group_by_readiness(std::int64_t bucket_bytes) const 
   const std::int64_t full = std::max<std::int64_t>(1, bucket_bytes / static_cast<std::int64_t>(sizeof(float)));
   std::vector<int> order(parameters_.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return parameters_[a].ready < parameters_[b].ready; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return parameters_[a].ready < parameters_[b].ready; });
 
   struct Group {
     Division division;
     std::int64_t elements = 0;
-    int completed = 0;           // position in `order` of its last parameter
+    int completed = 0;  // position in `order` of its last parameter
     std::vector<int> parameters;
   };
   std::vector<Group> groups;
   const auto last_of = [&groups](Division division) {
-    const auto found = std::find_if(groups.rbegin(), groups.rend(), [&](const Group& g) { return g.division == division; });
+    const auto found =
+        std::find_if(groups.rbegin(), groups.rend(), [&](const Group& g) { return g.division == division; });
     return found == groups.rend() ? nullptr : &*found;
   };
   for (int position = 0; position < static_cast<int>(order.size()); ++position) {
@@ -146,9 +150,15 @@ void Layout::place(Bucket bucket) {
   bucket.begin = aligned(buffer_elements_);
   bucket.shard_begin = aligned(shard_elements_);
   switch (parameters_[bucket.parameters[0]].division) {
-    case Division::kWhole: place_whole(bucket); break;
-    case Division::kStack: place_stack(bucket); break;
-    case Division::kElementwise: place_elementwise(bucket); break;
+    case Division::kWhole:
+      place_whole(bucket);
+      break;
+    case Division::kStack:
+      place_stack(bucket);
+      break;
+    case Division::kElementwise:
+      place_elementwise(bucket);
+      break;
   }
   for (int parameter : bucket.parameters) bucket_of_[parameter] = static_cast<int>(buckets_.size());
   std::sort(bucket.parameters.begin(), bucket.parameters.end(), [&](int a, int b) { return offset_[a] < offset_[b]; });
@@ -158,8 +168,8 @@ void Layout::place(Bucket bucket) {
   add_parts(buckets_.back());
 }
 
-// Largest first, each to the rank that holds least of this bucket: the fullest rank sets everyone's share. Among equally
-// full ranks the one with the least Newton-Schulz work over all buckets takes it.
+// Largest first, each to the rank that holds least of this bucket: the fullest rank sets everyone's share. Among
+// equally full ranks the one with the least Newton-Schulz work over all buckets takes it.
 void Layout::place_whole(Bucket& bucket) {
   std::vector<int> by_size = bucket.parameters;
   std::stable_sort(by_size.begin(), by_size.end(), [&](int a, int b) { return elements(a) > elements(b); });
@@ -168,7 +178,8 @@ void Layout::place_whole(Bucket& bucket) {
   for (int parameter : by_size) {
     int best = 0;
     for (int rank = 1; rank < world_size_; ++rank) {
-      if (std::make_pair(filled[rank], cost_of_rank_[rank]) < std::make_pair(filled[best], cost_of_rank_[best])) best = rank;
+      if (std::make_pair(filled[rank], cost_of_rank_[rank]) < std::make_pair(filled[best], cost_of_rank_[best]))
+        best = rank;
     }
     owner[parameter] = best;
     offset_[parameter] = filled[best];
@@ -182,11 +193,13 @@ void Layout::place_whole(Bucket& bucket) {
 void Layout::place_stack(Bucket& bucket) {
   const int parameter = bucket.parameters[0];
   const LayoutParameter& stack = parameters_[parameter];
-  const std::int64_t matrices_a_rank = round_up(static_cast<std::int64_t>(stack.matrices.size()), world_size_) / world_size_;
+  const std::int64_t matrices_a_rank =
+      round_up(static_cast<std::int64_t>(stack.matrices.size()), world_size_) / world_size_;
   bucket.share = matrices_a_rank * stack.matrices[0].elements();
   offset_[parameter] = bucket.begin;
   for (int m = 0; m < static_cast<int>(stack.matrices.size()); ++m) {
-    cost_of_rank_[m / matrices_a_rank] += stack.matrices[m].elements() * std::min(stack.matrices[m].rows, stack.matrices[m].columns);
+    cost_of_rank_[m / matrices_a_rank] +=
+        stack.matrices[m].elements() * std::min(stack.matrices[m].rows, stack.matrices[m].columns);
   }
 }
 

@@ -1,0 +1,70 @@
+// train: from a config to a trained model.
+#include <cstdio>
+#include <cstdlib>
+
+#include "base/log.h"
+#include "comm/world.h"
+#include "config/command_line.h"
+#include "config/derive.h"
+#include "config/explain.h"
+#include "config/validate.h"
+#include "model/memory_estimate.h"
+#include "train/dry_run.h"
+#include "train/entry.h"
+#include "train/trainer.h"
+
+using namespace switchyard;
+
+namespace {
+
+constexpr const char* kPurpose = "trains GPT models with mixture-of-experts layers";
+
+int print(const std::string& text) {
+  std::fputs((text + "\n").c_str(), stdout);
+  return kExitOk;
+}
+
+ResolvedConfig read_config(const CommandLine& line) {
+  const char* root = std::getenv("SWITCHYARD_ROOT");     // set by ./train: where configs/ lies
+  ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
+  settle_device(resolved, cuda_available());
+  return resolved;
+}
+
+// Prepares the text once a host and makes sure that all ranks read the same.
+PreparedData prepare_text(const Config& config, World& world) {
+  const PreparedData data = prepare_data(config.data, config.model.vocab_size, config.model.seq_len);
+  world.control().agree_equal("data", "corpus = " + data.corpus_hash + "\ntokenizer = " + std::to_string(data.tokenizer_hash));
+  return data;
+}
+
+int train(const CommandLine& line) {
+  ResolvedConfig resolved = read_config(line);
+  const auto world = World::join({resolved.config.device == "cuda", resolved.config.parallel.timeout_s});
+  log::set_rank(world->rank(), world->size());
+  for (const std::string& note : validate(resolved, world->size(), line.dry_run)) log::info(note);
+  if (line.dry_run) return world->is_main() ? print(dry_run_report(resolved, world->size())) : kExitOk;
+
+  const auto advice = [&] { return memory_advice(resolved.config, estimate_memory(resolved.config, world->size())); };
+  return run_guarded(*world, [&] {
+    return with_memory_advice([&] {
+      world->control().agree_equal("config", agreed_lines(resolved));
+      const ComputeDevice device = choose_device(resolved.config, world->local_rank());
+      const PreparedData data = prepare_text(resolved.config, *world);
+      return Trainer(resolved, *world, device, data).run();
+    }, advice);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_app([&] {
+    const CommandLine line = parse_command_line(argc, argv, "train");
+    if (line.help) return print(help_text("train", kPurpose));
+    if (line.schema) return print(json_schema());
+    if (line.option_table) return print(option_table_markdown());
+    if (!line.explain.empty()) return print(explain(line.explain));
+    return train(line);
+  });
+}

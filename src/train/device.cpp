@@ -1,0 +1,71 @@
+#include "train/device.h"
+
+#include <ATen/Parallel.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "train/cpu_peak.h"
+
+#ifdef SWITCHYARD_WITH_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "kernels/device.h"
+#endif
+
+namespace switchyard {
+namespace {
+
+ComputeDevice cpu_device(const Config& config) {
+  if (config.precision.mode == "fp8")
+    throw ConfigError("precision.mode = fp8 needs a GPU of capability 8.9 or higher; on this CPU use fp32 (--precision.mode fp32)");
+  if (config.precision.mode == "bf16") log::info("precision: bf16 is computed in fp32 on a CPU");
+  ComputeDevice cpu;
+  cpu.name = format("CPU, %d threads", at::get_num_threads());
+  cpu.peak_tflops = measure_cpu_gemm_tflops();
+  return cpu;
+}
+
+#ifdef SWITCHYARD_WITH_CUDA
+ComputeDevice gpu_device(const Config& config, int local_rank) {
+  const int count = c10::cuda::device_count();
+  if (local_rank >= count)
+    throw ConfigError(format("%d ranks on this host but %d GPUs; start at most one rank a GPU", local_rank + 1, count));
+  ComputeDevice gpu;
+  gpu.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
+  c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
+  gpu.name = properties.name;
+  gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);
+  gpu.peak_tflops = kernels::peak_tflops(gpu.name, kernels::PeakType::kBf16);
+  gpu.activation_dtype = config.precision.mode == "fp32" ? at::kFloat : at::kBFloat16;
+  if (config.precision.mode == "fp8" && !gpu.has_fp8)
+    throw ConfigError("precision.mode = fp8 needs a GPU of capability 8.9 or higher; " + gpu.name + " has none, use bf16");
+  return gpu;
+}
+#endif
+
+}  // namespace
+
+bool cuda_available() {
+#ifdef SWITCHYARD_WITH_CUDA
+  return c10::cuda::device_count() > 0;
+#else
+  return false;
+#endif
+}
+
+ComputeDevice choose_device(const Config& config, int local_rank) {
+  const bool gpu = config.device == "cuda" || (config.device == "auto" && cuda_available());
+  if (!gpu) return cpu_device(config);
+#ifdef SWITCHYARD_WITH_CUDA
+  if (!cuda_available()) throw ConfigError("device = cuda but no GPU is visible; check the driver, or use --device cpu");
+  return gpu_device(config, local_rank);
+#else
+  (void)local_rank;
+  throw ConfigError("device = cuda but this build has no CUDA; run runs/setup.sh --cuda, or use --device cpu");
+#endif
+}
+
+}  // namespace switchyard

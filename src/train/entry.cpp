@@ -1,0 +1,39 @@
+#include "train/entry.h"
+
+#include <ATen/ATen.h>
+
+#include <new>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace switchyard {
+
+int run_app(const std::function<int()>& body) {
+  try {
+    return body();
+  } catch (const ConfigError& error) {
+    log::error(error.what());
+    return kExitConfigError;
+  } catch (const std::exception& error) {
+    log::error(error.what());
+    return kExitRunError;
+  }
+}
+
+int with_memory_advice(const std::function<int()>& body, const std::function<std::string()>& advice) {
+  const auto out_of_memory = [&](const char* device) { return RunError(std::string("out of ") + device + " memory: " + advice()); };
+  try {
+    return body();
+  } catch (const c10::OutOfMemoryError&) {
+    throw out_of_memory("GPU");
+  } catch (const std::bad_alloc&) {
+    throw out_of_memory("host");
+  } catch (const c10::Error& error) {
+    // torch's CPU allocator throws its general error.
+    if (std::string(error.what()).find("not enough memory") != std::string::npos) throw out_of_memory("host");
+    throw RunError(error.what_without_backtrace());
+  }
+}
+
+}  // namespace switchyard

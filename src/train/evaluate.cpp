@@ -1,0 +1,42 @@
+#include "train/evaluate.h"
+
+#include <cmath>
+
+namespace switchyard {
+
+Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control) {
+  at::NoGradGuard no_grad;
+  StepContext context;
+  context.seq_len = model.config().model.seq_len;
+  double nll = 0;
+  std::int64_t targets = 0, bytes = 0;
+  at::Tensor count_LE;
+  for (std::int64_t i = control.rank(); i < text.count(); i += control.size()) {
+    const Batch batch = text.read(i);
+    const auto tensor = [&](const std::vector<std::int32_t>& values) {
+      return at::from_blob(const_cast<std::int32_t*>(values.data()), {static_cast<std::int64_t>(values.size())}, at::kInt).to(device, at::kLong);
+    };
+    const ModelOutput output = model.forward(tensor(batch.inputs), tensor(batch.targets), context);
+    nll += output.nll_T.to(at::kDouble).sum().item<double>();
+    for (const std::int32_t target : batch.targets) targets += target >= 0;
+    bytes += batch.source_bytes;
+    if (output.count_LE.defined()) count_LE = count_LE.defined() ? count_LE + output.count_LE : output.count_LE;
+  }
+  const std::vector<std::int64_t> counts = control.sum(std::vector<std::int64_t>{targets, bytes});
+  Evaluation result;
+  result.targets = counts[0];
+  result.source_bytes = counts[1];
+  const double sum = control.sum(nll);
+  result.loss = sum / static_cast<double>(std::max<std::int64_t>(1, result.targets));
+  result.bits_per_byte = sum / (std::log(2.0) * static_cast<double>(std::max<std::int64_t>(1, result.source_bytes)));
+  if (model.sparse_layers() > 0) {
+    if (!count_LE.defined()) count_LE = at::zeros_like(model.routing_totals().count_LE);
+    const at::Tensor host = count_LE.cpu().contiguous();
+    const std::int64_t* data = host.data_ptr<std::int64_t>();
+    const std::vector<std::int64_t> total = control.sum(std::vector<std::int64_t>(data, data + host.numel()));
+    result.count_LE = at::tensor(total, at::kLong).view(host.sizes());
+  }
+  return result;
+}
+
+}  // namespace switchyard

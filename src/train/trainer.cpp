@@ -1,0 +1,142 @@
+#include "train/trainer.h"
+
+#include <filesystem>
+
+#include "base/log.h"
+#include "base/text.h"
+#include "comm/stop_signal.h"
+#include "model/accounting.h"
+#include "optim/parameter_groups.h"
+#include "optim/schedule.h"
+#include "train/generate.h"
+
+namespace switchyard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool captures(const Config& config, const ComputeDevice& device) {
+  return device.device.is_cuda() && config.train.cuda_graph != "false";
+}
+
+}  // namespace
+
+std::string run_folder(const Config& config) {
+  return config.train.out.empty() ? "runs/out/" + config.name : config.train.out;
+}
+
+Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data)
+    : resolved_(resolved), config_(resolved_.config), world_(world), device_(device), folder_(run_folder(config_)),
+      precision_(config_, device_), checkpoints_(folder_, config_.train.keep_checkpoints), started_(Clock::now()) {
+  const Accounting size = account(config_);
+  flops_per_token_ = static_cast<double>(size.flops_per_token);
+  steps_ = resolve_steps(config_.train, {size.scaling_parameters, flops_per_token_});
+  micro_batches_ = config_.train.batch_tokens / (std::int64_t{config_.train.micro_batch} * config_.model.seq_len * world.size());
+  build_model();
+  open_text(data);
+  restore();
+  prefetcher_ = std::make_unique<Prefetcher>(
+      *loader_, MicroBatchSchedule{micro_batches_ * world.size(), world.rank(), world.size()}, state_.step);
+  if (world_.is_main()) {
+    sinks_.push_back(console_sink(config_.log.routing == "layer"));
+    sinks_.push_back(json_lines_sink(folder_ + "/metrics.jsonl", state_.step));
+  }
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::build_model() {
+  if (world_.size() > 1)
+    collectives_ = device_.device.is_cuda() ? make_device_collectives(world_, device_.index()) : make_host_collectives(world_);
+  model_ = std::make_unique<Gpt>(config_, precision_.policy());
+  parallel_ = std::make_unique<DataParallel>(model_->store(), config_, collectives_.get());
+  model_->store().allocate(device_.device, device_.activation_dtype, parallel_->placement());
+  model_->store().initialize(static_cast<std::uint64_t>(config_.train.seed));
+  model_->prepare(device_.device, device_.activation_dtype);
+  parallel_->attach();
+  scalars_ = std::make_unique<StepScalars>(device_.device);
+  optimizer_ = std::make_unique<Optimizer>(parallel_->owned(), config_);
+  step_ = std::make_unique<TrainStep>(*model_, *parallel_, *optimizer_, *scalars_, config_, device_.device, micro_batches_,
+                                      captures(config_, device_));
+  log::info(group_table(model_->store(), config_));
+}
+
+void Trainer::open_text(const PreparedData& data) {
+  tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(data.tokenizer_path));
+  const auto open = [&](const std::vector<std::string>& paths) {
+    return std::make_shared<const ShardSet>(paths, data.tokenizer_hash, config_.model.vocab_size);
+  };
+  loader_ = std::make_unique<Loader>(open(data.train_shards), LoaderOptions{config_.train.micro_batch, config_.model.seq_len,
+                                                                            static_cast<std::uint64_t>(config_.data.seed)});
+  held_out_ = std::make_unique<HeldOut>(open(data.heldout_shards), config_.train.micro_batch, config_.model.seq_len,
+                                        tokenizer_->bytes_of(), tokenizer_->bos(), config_.train.eval_tokens);
+}
+
+void Trainer::train_step(std::int64_t step) {
+  scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_), muon_momentum(config_.optim.muon, step),
+                         weight_decay_factor(step, steps_));
+  for (std::int64_t i = 0; i < micro_batches_; ++i) step_->micro_batch(prefetcher_->next(), i);
+  step_->update();
+  state_.step = step + 1;
+  state_.tokens += config_.train.batch_tokens;
+}
+
+int Trainer::run() {
+  install_stop_signals();
+  if (state_.step == 0) state_.first_bits_per_byte = evaluate_now(0);
+  interval_start_ = Clock::now();
+  interval_start_step_ = state_.step;
+  const std::int64_t first = state_.step;
+  bool stopped = false;
+  for (std::int64_t step = state_.step; step < steps_ && !stopped; ++step) {
+    train_step(step);
+    if (step == first) {
+      synchronize_device(device_.index());
+      log::info(format("first step done %.1f s after the trainer started", seconds_since(started_)));
+    }
+    const std::int64_t done = step + 1;
+    if (step == 0 || due(done, config_.train.log_every) || done == steps_) report(done);
+    if (due(done, config_.train.eval_every) && done < steps_) evaluate_now(done);
+    if (due(done, config_.train.sample_every) && done < steps_) sample_now(done);
+    if (due(done, config_.train.checkpoint_every) && done < steps_) save(done);
+    stopped = world_.control().any(stop_signal_received());
+  }
+  const bool finished = state_.step >= steps_;
+  if (stopped && !finished) log::info(format("stop asked for: saving at step %lld", static_cast<long long>(state_.step)));
+  if (finished) evaluate_now(state_.step);
+  save(state_.step);
+  final_report(finished);
+  return 0;
+}
+
+double Trainer::evaluate_now(std::int64_t step) {
+  const Clock::time_point start = Clock::now();
+  last_evaluation_ = evaluate(*model_, *held_out_, device_.device, world_.control());
+  evaluated_step_ = step;
+  EvalMetrics metrics;
+  metrics.step = step;
+  metrics.loss = last_evaluation_.loss;
+  metrics.bits_per_byte = last_evaluation_.bits_per_byte;
+  metrics.tokens = last_evaluation_.targets;
+  metrics.best = state_.best_held_out_loss == 0 || metrics.loss < state_.best_held_out_loss;
+  metrics.seconds = seconds_since(start);
+  if (metrics.best) state_.best_held_out_loss = metrics.loss;
+  for (const auto& sink : sinks_) sink->eval(metrics);
+  interval_start_ += Clock::now() - start;       // evaluation is not training time
+  return metrics.bits_per_byte;
+}
+
+void Trainer::sample_now(std::int64_t step) {
+  if (!world_.is_main()) return;
+  const Clock::time_point start = Clock::now();
+  SamplingOptions options;
+  options.max_tokens = config_.train.sample_tokens;
+  options.seed = static_cast<std::uint64_t>(config_.train.seed) + static_cast<std::uint64_t>(step);
+  const auto text = generate(*model_, *tokenizer_, config_.train.sample_prompt, 1, options, device_.device);
+  for (const auto& sink : sinks_) sink->finish();
+  log::info(format("sample at step %lld:\n", static_cast<long long>(step)) + text[0]);
+  interval_start_ += Clock::now() - start;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,80 @@
+// A whole run: model, optimizer, data and step put together, the loop, what it reports and what it saves.
+#pragma once
+
+#include <chrono>
+
+#include "comm/world.h"
+#include "config/resolved.h"
+#include "data/prefetch.h"
+#include "data/prepare.h"
+#include "train/checkpoint.h"
+#include "train/device.h"
+#include "train/evaluate.h"
+#include "train/precision_policy.h"
+#include "train/run_state.h"
+#include "train/sinks.h"
+#include "train/train_step.h"
+
+namespace switchyard {
+
+// Where a run of this config writes: train.out, or runs/out/<name>.
+std::string run_folder(const Config& config);
+
+class Trainer {
+ public:
+  // Builds and initialises everything, restores the newest valid checkpoint with train.resume, takes weights from
+  // train.init_from. Collective over the ranks of `world`.
+  Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data);
+  ~Trainer();
+
+  // Trains to the end, or to a stop signal; saves; reports. Returns the exit code.
+  int run();
+
+ private:
+  struct Rates { double tokens_per_s = 0, mfu = 0; };
+
+  void build_model();
+  void open_text(const PreparedData& data);
+  void restore();
+  void load_weights_from(const std::string& path);
+  void train_step(std::int64_t step);
+  StepMetrics read_interval(std::int64_t step);      // waits for the device
+  void report(std::int64_t step);
+  double evaluate_now(std::int64_t step);            // returns bits per byte
+  void sample_now(std::int64_t step);
+  void save(std::int64_t step);
+  void stop_if_nonfinite(const StepMetrics& metrics) const;
+  void final_report(bool finished);
+  std::vector<LayerRouting> layer_routing(const at::Tensor& count_LE, const at::Tensor& prob_LE) const;
+  bool due(std::int64_t done, int every) const { return every > 0 && done % every == 0; }
+
+  const ResolvedConfig resolved_;
+  const Config& config_;
+  World& world_;
+  const ComputeDevice device_;
+  const std::string folder_;
+  std::int64_t steps_ = 0, micro_batches_ = 0;       // micro-batches of a step on this rank
+  double flops_per_token_ = 0;
+
+  std::unique_ptr<Collectives> collectives_;         // outlives the graphs in step_
+  const PrecisionChoice precision_;
+  std::unique_ptr<Gpt> model_;
+  std::unique_ptr<DataParallel> parallel_;
+  std::unique_ptr<StepScalars> scalars_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<TrainStep> step_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<HeldOut> held_out_;
+  std::unique_ptr<Prefetcher> prefetcher_;
+  CheckpointFolder checkpoints_;
+  std::vector<std::unique_ptr<MetricsSink>> sinks_;
+
+  RunState state_;
+  StepClock clock_;
+  Evaluation last_evaluation_;
+  std::int64_t evaluated_step_ = -1, saved_step_ = -1, interval_start_step_ = 0;
+  std::chrono::steady_clock::time_point started_, interval_start_;
+};
+
+}  // namespace switchyard

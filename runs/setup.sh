@@ -87,6 +87,7 @@ else
   packages=("${build_packages[@]}")
   [[ -z $lint ]] || packages+=("${lint_packages[@]}")
   install_debian_packages "${packages[@]}"
+  [[ $(uname -m) != x86_64 ]] || grep -qm1 -w avx2 /proc/cpuinfo || die "this processor has no AVX2, which the CPU kernels are compiled for"
   command -v c++ >/dev/null || die "there is no C++ compiler; install g++"
   ensure_torch "$need"
   if [[ $kind == cuda ]]; then

@@ -12,6 +12,7 @@ usable_torch() {
   if [[ $need != cpu ]]; then
     [[ -e $folder/lib/libtorch_cuda.so && -e $folder/../nvidia/nccl/include/nccl.h && -e $folder/../nvidia/cudnn ]] || return 1
   fi
+  [[ $need != python || -d $folder/../safetensors ]] || return 1      # the parity tests read checkpoints
   ! ldd "$folder/lib/libtorch_cpu.so" 2>/dev/null | grep -q 'not found'
 }
 

@@ -18,6 +18,9 @@
 #include "data/workers.h"
 
 namespace switchyard {
+
+namespace fs = std::filesystem;
+
 namespace {
 
 constexpr std::size_t kBatchBytes = 1 << 20;
@@ -189,6 +192,19 @@ void encode_corpus(const Corpus& corpus, const Tokenizer& tokenizer, const Holdo
   while (!running.empty()) write_oldest();
 }
 
+// Shards of an earlier run would be taken for this one's if it stopped half-way.
+void clear_folder(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw RunError("cannot create " + folder + ": " + error.message());
+  fs::remove(folder + "/prepared.json");
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".tokens") old.push_back(entry.path());
+  }
+  for (const fs::path& path : old) fs::remove(path);
+}
+
 }  // namespace
 
 PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, const std::string& folder) {
@@ -202,9 +218,7 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   }
   const Tokenizer tokenizer = make_tokenizer(options, survey);
 
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw RunError("cannot create " + folder + ": " + error.message());
+  clear_folder(folder);
   SplitWriter train(folder, "train", tokenizer, options.shard_tokens), held_out(folder, "heldout", tokenizer, options.shard_tokens);
   encode_corpus(corpus, tokenizer, holdout, survey.bytes, threads, train, held_out);
 

@@ -55,7 +55,7 @@ class StepClock {
 // Exponential mean with bias correction: the first value counts in full. State is two numbers, kept in checkpoints.
 struct SmoothedLoss {
   double sum = 0, weight = 0;
-  double add(double value);            // returns the mean after it
+  double add(double loss);             // returns the mean after it; a non-finite loss changes nothing
   double value() const { return weight > 0 ? sum / weight : 0; }
 };
 

@@ -11,6 +11,7 @@
 #include "model/memory_estimate.h"
 #include "train/dry_run.h"
 #include "train/entry.h"
+#include "train/load_model.h"
 #include "train/trainer.h"
 
 using namespace switchyard;
@@ -27,6 +28,7 @@ int print(const std::string& text) {
 ResolvedConfig read_config(const CommandLine& line) {
   const char* root = std::getenv("SWITCHYARD_ROOT");     // set by ./train: where configs/ lies
   ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
+  if (resolved.config.train.resume) resolved = resumed_config(resolved, line.overrides);
   settle_device(resolved, cuda_available());
   return resolved;
 }

@@ -4,8 +4,8 @@
 //   given_config.json  the keys the user set; the only ones a resume parses
 //   config.json        every key, resolved
 //   MANIFEST.json      format version, step, size and checksum of each file; written last: without it nothing is valid
-// A checkpoint is written to a temporary folder, each file fsynced, renamed, then marked by its manifest, so a kill at any
-// moment leaves the previous one loadable. One rank writes; any rank reads.
+// A checkpoint is written to a temporary folder, each file fsynced, renamed, then marked by its manifest, so a kill at
+// any moment leaves the previous one loadable. One rank writes; any rank reads.
 #pragma once
 
 #include <cstdint>
@@ -37,16 +37,16 @@ class CheckpointFolder {
   // Touches nothing on disk. keep: how many of the newest stay; the best by held-out loss stays besides them.
   CheckpointFolder(std::string run_folder, int keep);
 
-  // Saves and returns the folder's path, then deletes what keep lets go and leftovers of interrupted saves. Checkpoints of
-  // later steps (another run's, or damaged ones that a resume passed over) are neither counted nor deleted. held_out_loss:
-  // if known at this step, the checkpoint competes for best. RunError when the disk is full, with the sizes; what was
-  // there before is then untouched.
+  // Saves and returns the folder's path, then deletes what keep lets go and leftovers of interrupted saves. Checkpoints
+  // of later steps (another run's, or damaged ones that a resume passed over) are neither counted nor deleted.
+  // held_out_loss: if known at this step, the checkpoint competes for best. RunError when the disk is full, with the
+  // sizes; what was there before is then untouched.
   std::string save(std::int64_t step, const Snapshot& snapshot, std::optional<double> held_out_loss = std::nullopt);
 
-  // The newest that is complete and whose checksums hold; older ones are tried in turn, with a warning that says what was
-  // wrong. Empty when there is none. RunError when the newest was written by a newer format version.
+  // The newest that is complete and whose checksums hold; older ones are tried in turn, with a warning that says what
+  // was wrong. Empty when there is none. RunError when the newest was written by a newer format version.
   std::optional<CheckpointInfo> latest_valid() const;
-  std::optional<CheckpointInfo> best() const;      // as marked; checksums not verified
+  std::optional<CheckpointInfo> best() const;  // as marked; checksums not verified
   // Deletes temporary folders and checkpoints without a manifest. Only the writing rank, and not during a save.
   void clean() const;
   const std::string& path() const { return path_; }
@@ -55,7 +55,7 @@ class CheckpointFolder {
   void mark_best(std::int64_t step, double held_out_loss) const;
   void prune(std::int64_t step) const;
 
-  std::string path_;      // <run folder>/checkpoints
+  std::string path_;  // <run folder>/checkpoints
   int keep_;
 };
 
@@ -63,7 +63,7 @@ class CheckpointFolder {
 CheckpointInfo inspect_checkpoint(const std::string& path, bool verify_checksums = true);
 // Tensors on the CPU. verify = false after latest_valid(), which has read every byte already.
 Snapshot load_checkpoint(const std::string& path, bool verify = true);
-NamedTensors load_weights(const std::string& path);            // for --init_from, sample, evaluate
+NamedTensors load_weights(const std::string& path);  // for --init_from, sample, evaluate
 std::string load_config_json(const std::string& path, bool resolved);
 
 // The files of a checkpoint without its manifest, fsynced. For CheckpointFolder.

@@ -16,10 +16,12 @@ namespace fs = std::filesystem;
 
 constexpr const char* kStepPrefix = "step-";
 constexpr const char* kTemporaryPrefix = "writing-";
-constexpr const char* kReplacedPrefix = "replaced-";     // a valid checkpoint of a step that is being saved again
-constexpr const char* kBestName = "BEST";                // its text is the name of a step folder
+constexpr const char* kReplacedPrefix = "replaced-";  // a valid checkpoint of a step that is being saved again
+constexpr const char* kBestName = "BEST";             // its text is the name of a step folder
 
-bool starts_with(const std::string& text, const std::string& prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
+bool starts_with(const std::string& text, const std::string& prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
 std::string step_name(std::int64_t step) { return format("%s%08lld", kStepPrefix, static_cast<long long>(step)); }
 
 std::vector<std::string> folders_with(const std::string& path, const std::string& prefix) {
@@ -30,9 +32,8 @@ std::vector<std::string> folders_with(const std::string& path, const std::string
     if (entry.is_directory() && starts_with(name, prefix)) names.push_back(name);
   }
   // Longer names are later steps once the eight digits overflow.
-  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
-    return std::pair(a.size(), a) > std::pair(b.size(), b);
-  });
+  std::sort(names.begin(), names.end(),
+            [](const std::string& a, const std::string& b) { return std::pair(a.size(), a) > std::pair(b.size(), b); });
   return names;
 }
 
@@ -53,7 +54,8 @@ void create_folder(const std::string& path) {
 void rename_folder(const fs::path& from, const fs::path& to) {
   std::error_code error;
   fs::rename(from, to, error);
-  if (error) throw RunError("cannot rename " + from.string() + " to " + to.filename().string() + ": " + error.message());
+  if (error)
+    throw RunError("cannot rename " + from.string() + " to " + to.filename().string() + ": " + error.message());
 }
 
 // What could not be deleted costs space, not correctness.
@@ -74,10 +76,11 @@ void require_space(const std::string& folder, std::uint64_t bytes) {
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
   if (error || space.available >= bytes) return;
-  throw RunError(format("no room for a checkpoint in %s: it needs %s, %s are free; free some, lower "
-                        "train.keep_checkpoints, or set train.out to another disk",
-                        folder.c_str(), human_bytes(static_cast<double>(bytes)).c_str(),
-                        human_bytes(static_cast<double>(space.available)).c_str()));
+  throw RunError(
+      format("no room for a checkpoint in %s: it needs %s, %s are free; free some, lower "
+             "train.keep_checkpoints, or set train.out to another disk",
+             folder.c_str(), human_bytes(static_cast<double>(bytes)).c_str(),
+             human_bytes(static_cast<double>(space.available)).c_str()));
 }
 
 }  // namespace
@@ -124,9 +127,7 @@ std::optional<CheckpointInfo> CheckpointFolder::latest_valid() const {
     const std::string folder = (fs::path(path_) / name).string();
     try {
       return inspect_checkpoint(folder);
-    } catch (const NewerFormatError&) {
-      throw;
-    } catch (const RunError& error) {
+    } catch (const NewerFormatError&) { throw; } catch (const RunError& error) {
       log::warn(std::string("skipping a checkpoint that cannot be used: ") + error.what());
     }
   }
@@ -142,9 +143,7 @@ std::optional<CheckpointInfo> CheckpointFolder::best() const {
   if (name.empty() || !has_manifest(folder)) return std::nullopt;
   try {
     return inspect_checkpoint(folder, false);
-  } catch (const NewerFormatError&) {
-    throw;
-  } catch (const RunError& error) {
+  } catch (const NewerFormatError&) { throw; } catch (const RunError& error) {
     log::warn(std::string("the checkpoint marked best cannot be used: ") + error.what());
     return std::nullopt;
   }
@@ -153,7 +152,8 @@ std::optional<CheckpointInfo> CheckpointFolder::best() const {
 void CheckpointFolder::mark_best(std::int64_t step, double held_out_loss) const {
   const std::optional<CheckpointInfo> previous = best();
   // The negated comparison keeps a NaN from ever taking the place.
-  if (previous && previous->step != step && previous->held_out_loss && !(held_out_loss < *previous->held_out_loss)) return;
+  if (previous && previous->step != step && previous->held_out_loss && !(held_out_loss < *previous->held_out_loss))
+    return;
   write_file_atomic((fs::path(path_) / kBestName).string(), step_name(step) + "\n");
 }
 
@@ -177,7 +177,7 @@ void CheckpointFolder::clean() const {
     const fs::path original = fs::path(path_) / name.substr(std::string(kReplacedPrefix).size());
     if (has_manifest(original.string())) {
       remove_checkpoint(replaced);
-    } else {                             // its successor was never marked valid
+    } else {  // its successor was never marked valid
       remove_folder(original);
       rename_folder(replaced, original);
     }
@@ -190,7 +190,7 @@ void CheckpointFolder::clean() const {
 
 std::string find_checkpoint(const std::string& path) {
   if (has_manifest(path)) return path;
-  fs::path run = fs::path(path) / "";          // with one trailing slash, whatever was typed
+  fs::path run = fs::path(path) / "";  // with one trailing slash, whatever was typed
   run = run.parent_path();
   if (run.filename() == "checkpoints") run = run.parent_path();
   const CheckpointFolder folder(run.string(), 1);

@@ -32,7 +32,8 @@ class ConsoleSink : public MetricsSink {
     if (!terminal_ || std::chrono::duration<double>(now - drawn_).count() < kRedraw_s) return;
     drawn_ = now;
     const double percent = m.steps > 0 ? 100.0 * static_cast<double>(m.step) / static_cast<double>(m.steps) : 0;
-    std::string text = format("  %3.0f%%  step %lld/%lld", percent, static_cast<long long>(m.step), static_cast<long long>(m.steps));
+    std::string text =
+        format("  %3.0f%%  step %lld/%lld", percent, static_cast<long long>(m.step), static_cast<long long>(m.steps));
     if (m.loss != 0) text += format("  loss %.4f", m.loss);
     if (m.eta_s > 0) text += "  " + human_duration(m.eta_s) + " left";
     std::fprintf(stderr, "\r\033[K%s", text.c_str());

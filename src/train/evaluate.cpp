@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "model/layer_rules.h"
+
 namespace switchyard {
 
 Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control) {
@@ -37,6 +39,17 @@ Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control&
     result.count_LE = at::tensor(total, at::kLong).view(host.sizes());
   }
   return result;
+}
+
+std::vector<LayerRouting> layers_of(const Config& config, const at::Tensor& count_LE) {
+  std::vector<LayerRouting> layers;
+  for (int block = 0, row = 0; block < config.model.n_layer; ++block) {
+    if (!is_moe_layer(config, block)) continue;
+    const at::Tensor counts = count_LE[row++].contiguous();
+    const std::int64_t* data = counts.data_ptr<std::int64_t>();
+    layers.push_back({block, {data, data + counts.numel()}, -1});
+  }
+  return layers;
 }
 
 }  // namespace switchyard

@@ -4,6 +4,7 @@
 #include "comm/control.h"
 #include "data/loader.h"
 #include "model/gpt.h"
+#include "train/routing_table.h"
 
 namespace switchyard {
 
@@ -16,5 +17,8 @@ struct Evaluation {
 
 // Over all batches of `text`, divided among the ranks of `control`. Leaves the model as it was.
 Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control);
+
+// Counts on the CPU, a row a sparse layer, as the rows of a routing table.
+std::vector<LayerRouting> layers_of(const Config& config, const at::Tensor& count_LE);
 
 }  // namespace switchyard

@@ -14,7 +14,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json to_json(const StepMetrics& m) {
-  Json json = {{"kind", "train"}, {"step", m.step}, {"tokens", m.tokens}, {"loss", m.loss}, {"smoothed_loss", m.smoothed_loss}};
+  Json json = {
+      {"kind", "train"}, {"step", m.step}, {"tokens", m.tokens}, {"loss", m.loss}, {"smoothed_loss", m.smoothed_loss}};
   if (m.moe_layers > 0) {
     json["balance_loss"] = m.balance_loss;
     json["balance_per_layer"] = m.balance_per_layer;
@@ -23,15 +24,22 @@ Json to_json(const StepMetrics& m) {
     json["dead_experts"] = m.dead_experts;
     json["entropy"] = m.entropy;
   }
-  json.update({{"lr_factor", m.lr_factor}, {"lr", m.lr}, {"grad_norm", m.grad_norm}, {"tokens_per_s", m.tokens_per_s},
-               {"seconds_per_step", m.seconds_per_step}, {"mfu", m.mfu}, {"memory_bytes", m.memory_bytes},
-               {"elapsed_s", m.elapsed_s}, {"eta_s", m.eta_s}, {"skipped_nonfinite", m.skipped_nonfinite}});
+  json.update({{"lr_factor", m.lr_factor},
+               {"lr", m.lr},
+               {"grad_norm", m.grad_norm},
+               {"tokens_per_s", m.tokens_per_s},
+               {"seconds_per_step", m.seconds_per_step},
+               {"mfu", m.mfu},
+               {"memory_bytes", m.memory_bytes},
+               {"elapsed_s", m.elapsed_s},
+               {"eta_s", m.eta_s},
+               {"skipped_nonfinite", m.skipped_nonfinite}});
   return json;
 }
 
 Json to_json(const EvalMetrics& m) {
-  return {{"kind", "eval"},        {"step", m.step}, {"loss", m.loss},       {"bits_per_byte", m.bits_per_byte},
-          {"tokens", m.tokens},    {"best", m.best}, {"seconds", m.seconds}};
+  return {{"kind", "eval"},     {"step", m.step}, {"loss", m.loss},      {"bits_per_byte", m.bits_per_byte},
+          {"tokens", m.tokens}, {"best", m.best}, {"seconds", m.seconds}};
 }
 
 Json to_json(std::int64_t step, const std::vector<LayerRouting>& layers) {
@@ -49,7 +57,7 @@ std::string lines_before(const std::string& text, std::int64_t step) {
   std::string kept;
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = text.find('\n', begin);
-    if (end == std::string::npos) break;          // torn: every whole line ends in a newline
+    if (end == std::string::npos) break;  // torn: every whole line ends in a newline
     const std::string line = text.substr(begin, end - begin);
     const Json json = Json::parse(line, nullptr, false);
     const auto found = json.is_object() ? json.find("step") : json.end();

@@ -36,12 +36,15 @@ Manifest read_manifest(const std::string& folder) {
   const std::string path = manifest_path(folder);
   const Json json = Json::parse(read_file(path), nullptr, false);
   try {
-    if (!json.is_object() || json.at("format") != kFormat) throw RunError(path + " is not the manifest of a checkpoint");
+    if (!json.is_object() || json.at("format") != kFormat)
+      throw RunError(path + " is not the manifest of a checkpoint");
     Manifest manifest;
     manifest.version = json.at("version").get<int>();
     if (manifest.version > kCheckpointVersion) {
-      throw NewerFormatError(format("%s has format version %d, this program reads up to %d: use the newer program that "
-                                    "wrote it, or move the folder away", folder.c_str(), manifest.version, kCheckpointVersion));
+      throw NewerFormatError(
+          format("%s has format version %d, this program reads up to %d: use the newer program that "
+                 "wrote it, or move the folder away",
+                 folder.c_str(), manifest.version, kCheckpointVersion));
     }
     manifest.step = json.at("step").get<std::int64_t>();
     if (!json.at("held_out_loss").is_null()) manifest.held_out_loss = json.at("held_out_loss").get<double>();
@@ -49,9 +52,7 @@ Manifest read_manifest(const std::string& folder) {
       manifest.files[name] = {file.at("bytes").get<std::uint64_t>(), file.at("checksum").get<std::string>()};
     }
     return manifest;
-  } catch (const Json::exception& error) {
-    throw RunError(path + " is corrupted: " + error.what());
-  }
+  } catch (const Json::exception& error) { throw RunError(path + " is corrupted: " + error.what()); }
 }
 
 void verify_files(const std::string& folder, const Manifest& manifest, bool checksums) {

@@ -24,10 +24,10 @@ struct Manifest {
   int version = kCheckpointVersion;
   std::int64_t step = 0;
   std::optional<double> held_out_loss;
-  std::map<std::string, FileSummary> files;      // by name within the folder
+  std::map<std::string, FileSummary> files;  // by name within the folder
 };
 
-void write_manifest(const std::string& folder, const Manifest& manifest);      // atomic
+void write_manifest(const std::string& folder, const Manifest& manifest);  // atomic
 // RunError: no manifest (an interrupted save), broken JSON, a format version newer than this program's.
 Manifest read_manifest(const std::string& folder);
 bool has_manifest(const std::string& folder);

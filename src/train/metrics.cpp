@@ -38,8 +38,9 @@ std::string console_line(const StepMetrics& m) {
 }
 
 std::string console_line(const EvalMetrics& m) {
-  std::string text = format("step %lld  held-out loss %.4f  bits/byte %.4f  (%s tokens, %.1f s)",
-                            static_cast<long long>(m.step), m.loss, m.bits_per_byte, with_commas(m.tokens).c_str(), m.seconds);
+  std::string text =
+      format("step %lld  held-out loss %.4f  bits/byte %.4f  (%s tokens, %.1f s)", static_cast<long long>(m.step),
+             m.loss, m.bits_per_byte, with_commas(m.tokens).c_str(), m.seconds);
   return m.best ? text + "  best so far" : text;
 }
 
@@ -47,12 +48,13 @@ void StepClock::add(double seconds, std::int64_t steps) {
   if (steps <= 0) return;
   // Never less than a fair share of what was seen: the mean is plain at first and forgets later.
   weight_ += static_cast<double>(steps);
-  const double share = std::max(static_cast<double>(steps) / weight_, 1 - std::pow(1 - kClockShare, static_cast<double>(steps)));
+  const double share =
+      std::max(static_cast<double>(steps) / weight_, 1 - std::pow(1 - kClockShare, static_cast<double>(steps)));
   mean_ += (seconds / static_cast<double>(steps) - mean_) * share;
 }
 
 double SmoothedLoss::add(double loss) {
-  if (!std::isfinite(loss)) return value();      // one bad step must not hide all that follow
+  if (!std::isfinite(loss)) return value();  // one bad step must not hide all that follow
   sum = kLossKeep * sum + (1 - kLossKeep) * loss;
   weight = kLossKeep * weight + (1 - kLossKeep);
   return value();

@@ -42,9 +42,10 @@ std::string line(const LayerRouting& layer, int bar_columns) {
   const double rows = std::max(1.0, total(count_E));
   // Padding by hand: a bar takes three bytes and one column.
   const int padding = bar_columns - static_cast<int>(std::min(count_E.size(), kMostBars));
-  std::string text = format("  %5d  %s%*s  %6.2f%% %6.2f%%  %8.3f  %4d  %7.4f", layer.layer, bars(count_E).c_str(), padding, "",
-                            100 * static_cast<double>(*least) / rows, 100 * static_cast<double>(*most) / rows,
-                            imbalance(count_E), dead_experts(count_E), load_entropy(count_E));
+  std::string text =
+      format("  %5d  %s%*s  %6.2f%% %6.2f%%  %8.3f  %4d  %7.4f", layer.layer, bars(count_E).c_str(), padding, "",
+             100 * static_cast<double>(*least) / rows, 100 * static_cast<double>(*most) / rows, imbalance(count_E),
+             dead_experts(count_E), load_entropy(count_E));
   if (layer.entropy >= 0) text += format("  %7.4f", layer.entropy);
   return text + "\n";
 }
@@ -81,8 +82,8 @@ std::string routing_table(const std::vector<LayerRouting>& layers) {
     bar_columns = std::max(bar_columns, static_cast<int>(std::min(layer.count_E.size(), kMostBars)));
     with_entropy = with_entropy || layer.entropy >= 0;
   }
-  std::string text = format("  layer  %-*s  %7s %7s  %8s  dead  entropy%s\n", bar_columns, "experts", "least", "most", "max/mean",
-                            with_entropy ? "  router" : "");
+  std::string text = format("  layer  %-*s  %7s %7s  %8s  dead  entropy%s\n", bar_columns, "experts", "least", "most",
+                            "max/mean", with_entropy ? "  router" : "");
   for (const LayerRouting& layer : layers) {
     if (!layer.count_E.empty()) text += line(layer, bar_columns);
   }

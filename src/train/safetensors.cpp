@@ -20,17 +20,28 @@ struct Dtype {
   at::ScalarType type;
   const char* name;
 };
-constexpr Dtype kDtypes[] = {
-    {at::kDouble, "F64"},  {at::kFloat, "F32"},      {at::kHalf, "F16"}, {at::kBFloat16, "BF16"}, {at::kLong, "I64"},
-    {at::kInt, "I32"},     {at::kShort, "I16"},      {at::kChar, "I8"},  {at::kByte, "U8"},       {at::kUInt32, "U32"},
-    {at::kUInt64, "U64"},  {at::kUInt16, "U16"},     {at::kBool, "BOOL"},
-    {at::kFloat8_e4m3fn, "F8_E4M3"}, {at::kFloat8_e5m2, "F8_E5M2"}};
+constexpr Dtype kDtypes[] = {{at::kDouble, "F64"},
+                             {at::kFloat, "F32"},
+                             {at::kHalf, "F16"},
+                             {at::kBFloat16, "BF16"},
+                             {at::kLong, "I64"},
+                             {at::kInt, "I32"},
+                             {at::kShort, "I16"},
+                             {at::kChar, "I8"},
+                             {at::kByte, "U8"},
+                             {at::kUInt32, "U32"},
+                             {at::kUInt64, "U64"},
+                             {at::kUInt16, "U16"},
+                             {at::kBool, "BOOL"},
+                             {at::kFloat8_e4m3fn, "F8_E4M3"},
+                             {at::kFloat8_e5m2, "F8_E5M2"}};
 
 std::string dtype_name(const std::string& path, const std::string& tensor, at::ScalarType type) {
   for (const Dtype& dtype : kDtypes) {
     if (dtype.type == type) return dtype.name;
   }
-  throw RunError(path + ": tensor " + tensor + " has the type " + at::toString(type) + ", which safetensors cannot hold");
+  throw RunError(path + ": tensor " + tensor + " has the type " + at::toString(type) +
+                 ", which safetensors cannot hold");
 }
 
 at::ScalarType dtype_from(const std::string& name) {
@@ -66,7 +77,8 @@ SafetensorsHeader header_of(const std::string& path, const NamedTensors& tensors
     const auto& [name, tensor] = tensors[index];
     if (!names.insert(name).second || name == "__metadata__") throw RunError(path + ": two tensors are named " + name);
     const std::uint64_t bytes = static_cast<std::uint64_t>(tensor.numel()) * tensor.element_size();
-    header.tensors.push_back({name, dtype_name(path, name, tensor.scalar_type()), tensor.sizes().vec(), position, position + bytes});
+    header.tensors.push_back(
+        {name, dtype_name(path, name, tensor.scalar_type()), tensor.sizes().vec(), position, position + bytes});
     position += bytes;
   }
   return header;
@@ -148,7 +160,8 @@ struct SafetensorsFile::Contents {
   }
 
   void copy_bytes(const TensorEntry& entry, void* target) const {
-    if (entry.end > entry.begin) std::memcpy(target, mapping.data() + data_start + entry.begin, entry.end - entry.begin);
+    if (entry.end > entry.begin)
+      std::memcpy(target, mapping.data() + data_start + entry.begin, entry.end - entry.begin);
   }
 
   std::string path;
@@ -182,7 +195,8 @@ void SafetensorsFile::copy_into(const std::string& name, at::Tensor& target) con
   const TensorEntry& entry = contents_->entry(name);
   if (target.sizes() != at::IntArrayRef(entry.shape) || target.scalar_type() != dtype_from(entry.dtype)) {
     throw RunError(contents_->path + ": tensor " + name + " is " + entry.dtype + " " + shape_text(entry.shape) + ", " +
-                   dtype_name(contents_->path, name, target.scalar_type()) + " " + shape_text(target.sizes()) + " is needed");
+                   dtype_name(contents_->path, name, target.scalar_type()) + " " + shape_text(target.sizes()) +
+                   " is needed");
   }
   if (target.is_cpu() && target.is_contiguous()) {
     contents_->copy_bytes(entry, target.data_ptr());

@@ -1,5 +1,5 @@
-// The safetensors format: eight bytes of header length, a JSON header, the tensors' bytes without gaps. Files written here
-// load with the Python package, and the other way round. https://github.com/huggingface/safetensors
+// The safetensors format: eight bytes of header length, a JSON header, the tensors' bytes without gaps. Files written
+// here load with the Python package, and the other way round. https://github.com/huggingface/safetensors
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,15 +23,15 @@ using Metadata = std::map<std::string, std::string>;
 // fsyncs. Not atomic: the caller renames. RunError with path, sizes and reason; a repeated name is one too.
 FileSummary write_safetensors(const std::string& path, const NamedTensors& tensors, const Metadata& metadata = {});
 
-// An open file, mapped into memory: nothing is read before it is asked for. RunError for a file that is truncated, has a
-// broken header, offsets that overlap or leave the file, a dtype that is not known.
+// An open file, mapped into memory: nothing is read before it is asked for. RunError for a file that is truncated, has
+// a broken header, offsets that overlap or leave the file, a dtype that is not known.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
 
-  std::vector<std::string> names() const;                     // in the order of their bytes
+  std::vector<std::string> names() const;  // in the order of their bytes
   bool has(const std::string& name) const;
   const Metadata& metadata() const;
   // A copy on the CPU. RunError names the tensor if it is missing, with the nearest name.

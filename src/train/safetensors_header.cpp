@@ -13,7 +13,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kLengthBytes = 8;
-constexpr std::uint64_t kLargestHeader = 100'000'000;     // the format's own limit
+constexpr std::uint64_t kLargestHeader = 100'000'000;  // the format's own limit
 
 [[noreturn]] void fail(const std::string& file, const std::string& what) { throw RunError(file + ": " + what); }
 
@@ -40,13 +40,15 @@ TensorEntry entry_from(const std::string& file, const std::string& name, const J
   std::uint64_t bytes = dtype_bytes(entry.dtype);
   if (bytes == 0) fail(file, "tensor " + name + " has the unknown dtype " + entry.dtype);
   bool fits = true;
-  for (const std::int64_t dim : entry.shape) fits = fits && dim >= 0 && multiply(bytes, static_cast<std::uint64_t>(dim), data_bytes);
+  for (const std::int64_t dim : entry.shape)
+    fits = fits && dim >= 0 && multiply(bytes, static_cast<std::uint64_t>(dim), data_bytes);
   if (entry.end > data_bytes || entry.begin > entry.end) {
     fail(file, "truncated: tensor " + name + " ends at byte " + count(entry.end) + " of the data, the file holds " +
                    count(data_bytes));
   }
   if (!fits || entry.end - entry.begin != bytes) {
-    fail(file, "tensor " + name + " has " + count(entry.end - entry.begin) + " bytes, which its shape and dtype do not make");
+    fail(file,
+         "tensor " + name + " has " + count(entry.end - entry.begin) + " bytes, which its shape and dtype do not make");
   }
   return entry;
 }
@@ -66,9 +68,8 @@ void check_no_gaps(const std::string& file, const SafetensorsHeader& header, std
 
 std::size_t dtype_bytes(const std::string& dtype) {
   static const std::map<std::string, std::size_t> sizes = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8},     {"I32", 4},    {"I16", 2},
-      {"I8", 1},  {"U8", 1},  {"U32", 4}, {"U64", 8},  {"BOOL", 1},    {"U16", 2},    {"F8_E4M3", 1},
-      {"F8_E5M2", 1}};
+      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4},     {"I16", 2},    {"I8", 1},
+      {"U8", 1},  {"U32", 4}, {"U64", 8}, {"BOOL", 1}, {"U16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
   const auto found = sizes.find(dtype);
   return found == sizes.end() ? 0 : found->second;
 }
@@ -87,10 +88,12 @@ std::string encode_header(const SafetensorsHeader& header) {
   return bytes + text;
 }
 
-SafetensorsHeader decode_header(const std::string& file, const char* bytes, std::size_t size, std::size_t& header_bytes) {
+SafetensorsHeader decode_header(const std::string& file, const char* bytes, std::size_t size,
+                                std::size_t& header_bytes) {
   if (size < kLengthBytes) fail(file, "truncated: " + count(size) + " bytes hold no safetensors header");
   std::uint64_t length = 0;
-  for (std::size_t i = 0; i < kLengthBytes; ++i) length |= std::uint64_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
+  for (std::size_t i = 0; i < kLengthBytes; ++i)
+    length |= std::uint64_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
   if (length > kLargestHeader) fail(file, "not a safetensors file: its first eight bytes are no header length");
   if (length > size - kLengthBytes) {
     fail(file, "truncated: the header has " + count(length) + " bytes, the file " + count(size));
@@ -105,7 +108,8 @@ SafetensorsHeader decode_header(const std::string& file, const char* bytes, std:
     if (name != "__metadata__") {
       header.tensors.push_back(entry_from(file, name, value, data_bytes));
     } else if (value.is_object()) {
-      for (const auto& [key, text] : value.items()) header.metadata[key] = text.is_string() ? text.get<std::string>() : text.dump();
+      for (const auto& [key, text] : value.items())
+        header.metadata[key] = text.is_string() ? text.get<std::string>() : text.dump();
     }
   }
   std::stable_sort(header.tensors.begin(), header.tensors.end(), [](const TensorEntry& a, const TensorEntry& b) {

@@ -14,11 +14,11 @@ namespace switchyard {
 class MetricsSink {
  public:
   virtual ~MetricsSink() = default;
-  virtual void step(const StepMetrics&) {}            // every log_every steps
-  virtual void progress(const StepMetrics&) {}        // every step; only step, steps, loss and speed need be set
+  virtual void step(const StepMetrics&) {}      // every log_every steps
+  virtual void progress(const StepMetrics&) {}  // every step; only step, steps, loss and speed need be set
   virtual void eval(const EvalMetrics&) {}
   virtual void routing(std::int64_t /*step*/, const std::vector<LayerRouting>&) {}
-  virtual void finish() {}                            // before anything else writes to the terminal
+  virtual void finish() {}  // before anything else writes to the terminal
 };
 
 // One compact line through base/log; on a terminal a progress line is rewritten in between. routing prints the table
@@ -26,8 +26,8 @@ class MetricsSink {
 std::unique_ptr<MetricsSink> console_sink(bool every_layer);
 
 // Appends to `path`, one object a line, flushed: {"kind": "train" | "eval" | "routing", "step": …}. NaN and infinities
-// become null. resumed_step: lines at or beyond it are dropped first (a step that is run again is not reported twice), a
-// torn last line too; 0 starts the file anew. RunError with path and reason.
+// become null. resumed_step: lines at or beyond it are dropped first (a step that is run again is not reported twice),
+// a torn last line too; 0 starts the file anew. RunError with path and reason.
 std::unique_ptr<MetricsSink> json_lines_sink(const std::string& path, std::int64_t resumed_step);
 
 }  // namespace switchyard

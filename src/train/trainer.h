@@ -45,7 +45,7 @@ class Trainer {
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics) const;
   void final_report(bool finished);
-  std::vector<LayerRouting> layer_routing(const at::Tensor& count_LE, const at::Tensor& prob_LE) const;
+  std::vector<LayerRouting> layer_routing(const RoutingTotals& totals) const;
   bool due(std::int64_t done, int every) const { return every > 0 && done % every == 0; }
 
   const ResolvedConfig resolved_;

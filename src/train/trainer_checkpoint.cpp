@@ -2,8 +2,10 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "train/load_model.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -21,19 +23,6 @@ void set_aside(const std::string& folder) {
   }
 }
 
-void copy_weights(ParameterStore& store, const NamedTensors& weights, const std::string& from) {
-  std::map<std::string, at::Tensor> by_name(weights.begin(), weights.end());
-  for (const auto& parameter : store.all()) {
-    const auto found = by_name.find(parameter->name);
-    if (found == by_name.end()) throw RunError(from + " has no tensor " + parameter->name + "; its config differs from this one");
-    if (found->second.sizes() != at::IntArrayRef(parameter->shape))
-      throw RunError(format("%s: tensor %s has another shape than this config's", from.c_str(), parameter->name.c_str()));
-    at::NoGradGuard no_grad;
-    parameter->master.copy_(found->second);
-  }
-  store.refresh_copies();
-}
-
 }  // namespace
 
 void Trainer::restore() {
@@ -43,6 +32,7 @@ void Trainer::restore() {
     if (!latest) set_aside(folder_);
     std::filesystem::create_directories(folder_);
     checkpoints_.clean();
+    write_file_atomic(tokenizer_path_of_run(folder_), tokenizer_->model());
   }
   world_.control().barrier();
   if (!latest) {

@@ -6,7 +6,6 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "model/accounting.h"
-#include "model/layer_rules.h"
 #include "optim/schedule.h"
 #include "train/generate.h"
 #include "train/trainer.h"
@@ -25,22 +24,13 @@ double normalized_entropy(const float* p, std::int64_t experts) {
 
 }  // namespace
 
-std::vector<LayerRouting> Trainer::layer_routing(const at::Tensor& count_LE, const at::Tensor& prob_LE) const {
-  const at::Tensor counts = count_LE.cpu().contiguous();
-  const std::int64_t layers = counts.size(0), experts = counts.size(1);
+std::vector<LayerRouting> Trainer::layer_routing(const RoutingTotals& totals) const {
+  const at::Tensor counts = totals.count_LE.cpu().contiguous(), probs = totals.prob_LE.cpu().contiguous();
   const std::int64_t* data = counts.data_ptr<std::int64_t>();
   const auto all = world_.control().sum(std::vector<std::int64_t>(data, data + counts.numel()));
-  const at::Tensor probs = prob_LE.defined() ? prob_LE.cpu().contiguous() : at::Tensor();
-  std::vector<LayerRouting> table;
-  for (int block = 0, layer = 0; block < config_.model.n_layer && layer < layers; ++block) {
-    if (!is_moe_layer(config_, block)) continue;
-    LayerRouting row;
-    row.layer = block;
-    row.count_E.assign(all.begin() + layer * experts, all.begin() + (layer + 1) * experts);
-    if (probs.defined()) row.entropy = normalized_entropy(probs.data_ptr<float>() + layer * experts, experts);
-    table.push_back(std::move(row));
-    ++layer;
-  }
+  std::vector<LayerRouting> table = layers_of(config_, at::tensor(all, at::kLong).view(counts.sizes()));
+  for (std::size_t layer = 0; layer < table.size(); ++layer)
+    table[layer].entropy = normalized_entropy(probs[static_cast<std::int64_t>(layer)].data_ptr<float>(), probs.size(1));
   return table;
 }
 
@@ -84,7 +74,7 @@ void Trainer::report(std::int64_t step) {
     m.balance_loss = world_.control().sum(totals.balance_L.sum().item<double>()) / passes;
     m.balance_per_layer = m.balance_loss / m.moe_layers / (config_.router.balance_topk_normalize ? 1 : config_.router.top_k);
     m.z_loss = world_.control().sum(totals.z_loss_L.sum().item<double>()) / passes;
-    routing = layer_routing(totals.count_LE, totals.prob_LE);
+    routing = layer_routing(totals);
     m.imbalance = 0, m.entropy = 0;
     for (const LayerRouting& layer : routing) {
       m.imbalance = std::max(m.imbalance, imbalance(layer.count_E));
@@ -114,20 +104,11 @@ void Trainer::stop_if_nonfinite(const StepMetrics& m) const {
 
 void Trainer::final_report(bool finished) {
   for (const auto& sink : sinks_) sink->finish();
-  std::vector<LayerRouting> routing;
-  if (last_evaluation_.count_LE.defined() && world_.is_main()) {
-    // The evaluation's counts are summed over ranks already, so the table is made here alone.
-    const at::Tensor counts = last_evaluation_.count_LE.contiguous();
-    for (int block = 0, layer = 0; block < config_.model.n_layer; ++block) {
-      if (!is_moe_layer(config_, block)) continue;
-      const std::int64_t* row = counts[layer++].data_ptr<std::int64_t>();
-      routing.push_back({block, std::vector<std::int64_t>(row, row + counts.size(1)), -1});
-    }
-  }
   if (!world_.is_main()) return;
   if (!finished) return log::info(format("stopped at step %lld of %lld; continue with --resume", static_cast<long long>(state_.step),
                                          static_cast<long long>(steps_)));
-  if (!routing.empty()) log::info("expert usage on held-out text:\n" + routing_table(routing));
+  if (last_evaluation_.count_LE.defined())
+    log::info("expert usage on held-out text:\n" + routing_table(layers_of(config_, last_evaluation_.count_LE)));
   sample_now(state_.step);
   log::info(format("held-out bits per byte: %.4f before, %.4f after %lld steps (%s tokens in %s)", state_.first_bits_per_byte,
                    last_evaluation_.bits_per_byte, static_cast<long long>(state_.step), with_commas(state_.tokens).c_str(),

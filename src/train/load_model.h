@@ -1,0 +1,39 @@
+// A trained model from its checkpoint, ready to be asked: for sample, evaluate and export.
+#pragma once
+
+#include <memory>
+
+#include "config/command_line.h"
+#include "data/tokenizer.h"
+#include "model/gpt.h"
+#include "train/device.h"
+
+namespace switchyard {
+
+struct LoadedModel {
+  ResolvedConfig resolved;
+  ComputeDevice device;
+  std::string checkpoint;                  // the step folder
+  std::unique_ptr<Gpt> model;
+  std::unique_ptr<Tokenizer> tokenizer;    // the run's own
+};
+
+// path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read in
+// the device's compute type; fp8 training evaluates in bf16. ConfigError or RunError says what is missing.
+LoadedModel load_model(const std::string& path, const std::string& device);
+
+// The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.
+LoadedModel load_model(const CommandLine& line);
+
+// The config a resumed run goes on with: the keys its newest valid checkpoint was given, then the command line's; the
+// config as it stands where there is no checkpoint.
+ResolvedConfig resumed_config(const ResolvedConfig& resolved, const Overrides& overrides);
+
+// Where a run keeps its tokenizer, so that a run folder is complete by itself.
+std::string tokenizer_path_of_run(const std::string& run_folder);
+std::string run_of(const std::string& checkpoint);      // the run folder of a step folder
+
+// Masters and copies from named tensors. RunError names a tensor that is missing or has another shape.
+void copy_weights(ParameterStore& store, const std::vector<std::pair<std::string, at::Tensor>>& weights, const std::string& from);
+
+}  // namespace switchyard

@@ -1,0 +1,236 @@
+// Every op against its plain-ATen reference: values, gradients of activations, gradients in the parameters' slices; on
+// the CPU in fp64 and fp32, on a GPU in fp32 and bf16 where there is one.
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "ops/activation.h"
+#include "ops/add_norm.h"
+#include "ops/attention.h"
+#include "ops/dropout.h"
+#include "ops/head_loss.h"
+#include "ops/inject_loss.h"
+#include "ops/linear.h"
+#include "ops/qkv_rope.h"
+
+namespace switchyard::ops {
+namespace {
+
+// What a run of an op gives: outputs, then gradients of its inputs and of its parameters, for loss = sum(output * fixed).
+using Results = std::vector<Tensor>;
+
+Tensor random(std::vector<std::int64_t> shape, std::int64_t seed, at::ScalarType type = at::kFloat) {
+  at::manual_seed(static_cast<std::uint64_t>(seed));
+  return at::randn(shape, at::kDouble).to(type);
+}
+
+// Differentiates the sum of outputs, each weighted by fixed random numbers; returns outputs and gradients.
+Results differentiate(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs, ParameterStore& store) {
+  std::vector<Tensor> roots, seeds;
+  std::int64_t seed = 1000;
+  for (const Tensor& out : outputs) {
+    if (!out.requires_grad()) continue;
+    roots.push_back(out);
+    seeds.push_back(random(out.sizes().vec(), seed++).to(out.device(), out.scalar_type()));
+  }
+  torch::autograd::backward(roots, seeds);
+  Results results(outputs.begin(), outputs.end());
+  for (const Tensor& input : inputs) results.push_back(input.grad().defined() ? input.grad().clone() : at::zeros_like(input));
+  for (const auto& parameter : store.all()) results.push_back(parameter->grad.clone());
+  return results;
+}
+
+void expect_close(const Results& got, const Results& want, double tolerance, const std::string& name) {
+  ASSERT_EQ(got.size(), want.size()) << name;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const Tensor a = got[i].detach().to(at::kCPU, at::kDouble), b = want[i].detach().to(at::kCPU, at::kDouble);
+    ASSERT_EQ(a.sizes(), b.sizes()) << name << " result " << i;
+    const double difference = (a - b).norm().item<double>(), scale = b.norm().item<double>() + 1e-12;
+    EXPECT_LT(difference / scale, tolerance) << name << " result " << i << " (norm of the difference over the reference's)";
+  }
+}
+
+std::vector<at::Device> devices() {
+  std::vector<at::Device> list{at::kCPU};
+  if (at::hasCUDA()) list.push_back(at::Device(at::kCUDA, 0));
+  return list;
+}
+
+Tensor leaf(const Tensor& value, at::Device device) { return value.to(device).detach().clone().requires_grad_(true); }
+
+struct AddNormCase { const char* name; std::int64_t tokens, width; bool delta, scalars, gain; };
+const std::vector<AddNormCase> kAddNorm = {
+    {"plain norm", 5, 64, false, false, false}, {"norm with gain", 5, 64, false, false, true},
+    {"one token", 1, 64, true, false, false},   {"odd tokens", 127, 96, true, true, true},
+    {"first block", 64, 128, false, true, false}, {"many tokens", 1000, 64, true, true, false},
+};
+
+TEST(AddNorm, MatchesReference) {
+  for (const at::Device device : devices())
+    for (const AddNormCase& c : kAddNorm) {
+      const auto run = [&](auto op) {
+        ParameterStore store;
+        Residual r;
+        Parameter& keep = store.add("keep", ParameterKind::kKeepScalar, {3}, {Init::Kind::kNormal, 1.0});
+        Parameter& again = store.add("again", ParameterKind::kAgainScalar, {3}, {Init::Kind::kNormal, 1.0});
+        Parameter& gain = store.add("gain", ParameterKind::kNorm, {c.width}, {Init::Kind::kNormal, 1.0});
+        store.allocate(device, at::kFloat, store.contiguous());
+        store.initialize(7);
+        if (c.scalars) r.keep = &keep, r.again = &again, r.index = 1;
+        if (c.gain) r.gain = &gain;
+        const Tensor x = leaf(random({c.tokens, c.width}, 1), device), delta = leaf(random({c.tokens, c.width}, 2), device),
+                     x0 = leaf(random({c.tokens, c.width}, 3), device);
+        const auto [residual, normed] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
+        std::vector<Tensor> outputs{normed};
+        if (c.delta || c.scalars) outputs.push_back(residual);
+        return differentiate(outputs, {x, delta, x0}, store);
+      };
+      expect_close(run(add_norm), run(add_norm_reference), 2e-5, c.name);
+    }
+}
+
+struct QkvCase { const char* name; int sequences, seq_len, heads, kv_heads, head_dim; bool norm, value, weights; };
+const std::vector<QkvCase> kQkv = {
+    {"nanochat layer with value embedding", 2, 17, 4, 4, 32, true, true, false},
+    {"without value embedding", 3, 8, 4, 4, 16, true, false, false},
+    {"grouped queries, no norm", 2, 16, 6, 2, 64, false, false, false},
+    {"grouped queries with value", 1, 5, 4, 2, 32, true, true, false},
+    {"norm weights", 2, 9, 4, 2, 32, true, false, true},
+};
+
+TEST(QkvRope, MatchesReference) {
+  for (const at::Device device : devices())
+    for (const QkvCase& c : kQkv) {
+      const auto run = [&](auto op) {
+        ParameterStore store;
+        Parameter& q_norm = store.add("q_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
+        Parameter& k_norm = store.add("k_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
+        store.allocate(device, at::kFloat, store.contiguous());
+        store.initialize(7);
+        const std::int64_t tokens = c.sequences * c.seq_len, kv = c.kv_heads * c.head_dim;
+        const Tensor qkv = leaf(random({tokens, (c.heads + 2 * c.kv_heads) * c.head_dim}, 1), device);
+        const Tensor value = leaf(random({tokens, kv}, 2), device), gate = leaf(random({tokens, c.kv_heads}, 3), device);
+        QkvShape shape{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6, nullptr, nullptr};
+        if (c.weights) shape.q_norm = &q_norm, shape.k_norm = &k_norm;
+        const Qkv out = op(qkv, c.value ? value : Tensor(), c.value ? gate : Tensor(), rotary_tables(c.seq_len, c.head_dim, 10000, device), shape);
+        return differentiate({out.q_THC, out.k_TKC, out.v_TKC}, {qkv, value, gate}, store);
+      };
+      expect_close(run(qkv_rope), run(qkv_rope_reference), 2e-5, c.name);
+    }
+}
+
+TEST(QkvRope, ScoresDependOnPositionDifferencesOnly) {
+  const auto tables = rotary_tables(40, 32, 10000, at::kCPU);
+  const Tensor one = random({1, 3 * 32}, 5).expand({40, 96}).contiguous();
+  const Qkv out = qkv_rope(one, Tensor(), Tensor(), tables, {40, 1, 1, 32, true, 1e-6, nullptr, nullptr});
+  const Tensor score = at::mm(out.q_THC.view({40, 32}), out.k_TKC.view({40, 32}).t());
+  EXPECT_NEAR(score[10][3].item<float>(), score[30][23].item<float>(), 1e-4);
+  EXPECT_NEAR(score[7][7].item<float>(), score[39][39].item<float>(), 1e-4);
+}
+
+struct AttentionCase { const char* name; int sequences, seq_len, heads, kv_heads, head_dim, window; };
+const std::vector<AttentionCase> kAttention = {
+    {"one head", 1, 8, 1, 1, 16, 8}, {"odd length", 2, 33, 4, 4, 32, 33}, {"grouped queries", 2, 24, 6, 2, 32, 24},
+    {"window", 2, 24, 4, 4, 32, 7}, {"window of one", 1, 12, 2, 2, 16, 1},
+};
+
+TEST(Attention, MatchesReferenceAndNeverLooksAhead) {
+  for (const at::Device device : devices())
+    for (const AttentionCase& c : kAttention) {
+      ParameterStore none;
+      const auto run = [&](auto op) {
+        const std::int64_t tokens = c.sequences * c.seq_len;
+        const Tensor q = leaf(random({tokens, c.heads, c.head_dim}, 1), device), k = leaf(random({tokens, c.kv_heads, c.head_dim}, 2), device),
+                     v = leaf(random({tokens, c.kv_heads, c.head_dim}, 3), device);
+        return differentiate({op(q, k, v, c.seq_len, c.window)}, {q, k, v}, none);
+      };
+      expect_close(run(attention), run(attention_reference), 5e-5, c.name);
+    }
+}
+
+TEST(Activation, MatchesReference) {
+  ParameterStore none;
+  for (const at::Device device : devices())
+    for (const ActivationKind kind : {ActivationKind::kRelu2, ActivationKind::kGelu, ActivationKind::kSwiglu, ActivationKind::kGeglu}) {
+      const auto run = [&](auto op) {
+        const Tensor pre = leaf(random({77, 128}, 4), device);
+        return differentiate({op(pre, kind)}, {pre}, none);
+      };
+      expect_close(run([](auto&&... a) { return activation(a...); }), run(activation_reference), 2e-5, "activation");
+    }
+}
+
+TEST(Linear, GradientGoesToTheSliceAndAccumulates) {
+  ParameterStore store;
+  Parameter& w = store.add("w", ParameterKind::kMlp, {24, 16}, {Init::Kind::kNormal, 1.0});
+  store.allocate(at::kCPU, at::kFloat, store.contiguous());
+  store.initialize(3);
+  int ready = 0;
+  w.on_ready = [&](const Parameter&) { ++ready; };
+  const Tensor x = leaf(random({9, 16}, 1), at::kCPU), dy = random({9, 24}, 2);
+  for (int use = 1; use <= 2; ++use) {
+    torch::autograd::backward({linear(x, w)}, {dy});
+    EXPECT_LT((w.grad - use * at::mm(dy.t(), x.detach())).abs().max().item<float>(), 1e-4);
+    EXPECT_EQ(ready, use);
+  }
+  const Tensor twice = linear(x, w) + linear(x, w);      // two uses in one pass: ready once
+  torch::autograd::backward({twice}, {dy});
+  EXPECT_EQ(ready, 3);
+}
+
+struct HeadCase { const char* name; std::int64_t tokens, width, vocab, chunk; double cap; bool ignore; };
+const std::vector<HeadCase> kHead = {
+    {"one chunk", 33, 32, 64, 0, 15, false}, {"odd chunks", 70, 32, 64, 32, 15, true}, {"no cap", 40, 16, 128, 16, 0, false},
+    {"every target ignored but one", 8, 16, 64, 0, 15, true},
+};
+
+TEST(HeadLoss, MatchesReference) {
+  for (const at::Device device : devices())
+    for (const HeadCase& c : kHead) {
+      const auto run = [&](auto op) {
+        ParameterStore store;
+        Parameter& w = store.add("head", ParameterKind::kHead, {c.vocab, c.width}, {Init::Kind::kNormal, 1.0});
+        store.allocate(device, at::kFloat, store.contiguous());
+        store.initialize(7);
+        const Tensor x = leaf(random({c.tokens, c.width}, 1), device);
+        at::manual_seed(11);
+        Tensor target = at::randint(c.vocab, {c.tokens}, at::kLong);
+        if (c.ignore) target.narrow(0, 1, c.tokens - 1).masked_fill_(at::arange(1, c.tokens).remainder(3).ne(0), -1);
+        const auto [loss, nll] = op(x, w, target.to(device), HeadLossOptions{c.cap, 0.25, c.chunk});
+        torch::autograd::backward({loss}, {});
+        return Results{loss, nll, x.grad(), w.grad};
+      };
+      expect_close(run([](auto&&... a) { return head_loss(a...); }), run(head_loss_reference), 2e-5, c.name);
+    }
+}
+
+TEST(HeadLoss, EvaluationLeavesTheSliceAlone) {
+  ParameterStore store;
+  Parameter& w = store.add("head", ParameterKind::kHead, {64, 16}, {Init::Kind::kNormal, 1.0});
+  store.allocate(at::kCPU, at::kFloat, store.contiguous());
+  store.initialize(7);
+  at::NoGradGuard no_grad;
+  head_loss(random({8, 16}, 1), w, at::zeros({8}, at::kLong), {});
+  EXPECT_EQ(w.grad.abs().max().item<float>(), 0);
+}
+
+TEST(Dropout, SameMaskBackwardAndForEveryPlaceTheWindowsAreComputed) {
+  const DropoutKey key{5, at::full({1}, 3, at::kLong), at::tensor(std::vector<std::int64_t>{10, 11}), 6};
+  const Tensor x = at::ones({12, 8}).requires_grad_(true), out = dropout(x, 0.5, 4, key);
+  torch::autograd::backward({out}, {at::ones_like(out)});
+  EXPECT_TRUE(at::equal(x.grad(), out.detach()));
+  const DropoutKey second{5, key.step, at::tensor(std::vector<std::int64_t>{11}), 6};
+  EXPECT_TRUE(at::equal(dropout(at::ones({6, 8}), 0.5, 4, second), out.detach().narrow(0, 6, 6)));
+  EXPECT_TRUE(at::equal(dropout(x, 0, 4, key), x));
+}
+
+TEST(InjectLoss, EqualsAddingTheLoss) {
+  const Tensor x = leaf(random({4, 4}, 1, at::kDouble), at::kCPU), y = leaf(random({4, 4}, 1, at::kDouble), at::kCPU);
+  torch::autograd::backward({(2 * x).sum() + 0.25 * x.square().mean()}, {});
+  const Tensor same = inject_loss(2 * y, y.square().mean(), 0.25);
+  EXPECT_TRUE(at::equal(same, 2 * y));
+  torch::autograd::backward({same.sum()}, {});
+  EXPECT_LT((x.grad() - y.grad()).abs().max().item<double>(), 1e-12);
+}
+
+}  // namespace
+}  // namespace switchyard::ops

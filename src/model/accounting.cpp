@@ -55,7 +55,7 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
 
 std::int64_t norm_weights(const ModelConfig& model) {
   std::int64_t count = 0;
-  if (model.norm_weight) count += (2 * model.n_layer + 1 + (model.embed_norm ? 1 : 0)) * std::int64_t{model.n_embd};
+  if (model.norm_weight) count += (2 * model.n_layer + 1) * std::int64_t{model.n_embd};
   if (model.qk_norm && model.qk_norm_weight) count += std::int64_t{model.n_layer} * 2 * model.head_dim;
   return count;
 }
@@ -73,9 +73,9 @@ std::string table_line(const std::string& name, std::int64_t total, std::int64_t
 }  // namespace
 
 std::string part_name(PartKind kind) {
-  static const char* const names[kPartKinds] = {"token embedding", "value embeddings", "value gates", "attention",
-                                                "routers",         "experts",          "shared experts", "dense mlp",
-                                                "head",            "norms",            "scalars"};
+  static const char* const names[kPartKinds] = {
+      "token embedding", "value embeddings", "value gates", "attention", "routers", "experts",
+      "shared experts",  "dense mlp",        "head",        "norms",     "scalars"};
   return names[static_cast<int>(kind)];
 }
 
@@ -127,7 +127,8 @@ std::string parameter_table(const Accounting& accounting) {
   return text;
 }
 
-double model_flops_utilisation(double tokens_per_s, double flops_per_token, double peak_tflops_per_device, int devices) {
+double model_flops_utilisation(double tokens_per_s, double flops_per_token, double peak_tflops_per_device,
+                               int devices) {
   const double peak = peak_tflops_per_device * 1e12 * devices;
   return peak > 0 ? tokens_per_s * flops_per_token / peak : 0;
 }

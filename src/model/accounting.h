@@ -1,4 +1,5 @@
-// How many parameters, FLOPs and bytes a config makes, before anything is built. No torch: --dry-run needs nothing else.
+// How many parameters, FLOPs and bytes a config makes, before anything is built. No torch: --dry-run needs nothing
+// else.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +11,32 @@
 namespace switchyard {
 
 enum class PartKind {
-  kTokenEmbedding, kValueEmbedding, kValueGate, kAttention, kRouter, kExperts, kSharedExperts, kDenseMlp, kHead, kNorms,
+  kTokenEmbedding,
+  kValueEmbedding,
+  kValueGate,
+  kAttention,
+  kRouter,
+  kExperts,
+  kSharedExperts,
+  kDenseMlp,
+  kHead,
+  kNorms,
   kScalars
 };
-std::string part_name(PartKind kind);      // "token embedding", "value embeddings", …
+std::string part_name(PartKind kind);  // "token embedding", "value embeddings", …
 
 struct Part {
   PartKind kind;
   std::int64_t total = 0;
-  std::int64_t active = 0;                 // used by any one token: top_k of n_experts experts
+  std::int64_t active = 0;  // used by any one token: top_k of n_experts experts
 };
 
 struct Accounting {
-  std::vector<Part> parts;                 // every kind, in the order above; those the model lacks are 0
+  std::vector<Part> parts;  // every kind, in the order above; those the model lacks are 0
   std::int64_t total = 0, active = 0, inactive = 0;
-  std::int64_t scaling_parameters = 0;     // block matrices + head - inactive: what a token budget is a multiple of
+  std::int64_t scaling_parameters = 0;  // block matrices + head - inactive: what a token budget is a multiple of
   std::int64_t attention_flops_per_token = 0;
-  std::int64_t flops_per_token = 0;        // forward and backward
+  std::int64_t flops_per_token = 0;  // forward and backward
 
   const Part& part(PartKind kind) const { return parts[static_cast<std::size_t>(kind)]; }
 };

@@ -10,10 +10,12 @@
 namespace switchyard {
 namespace {
 
-constexpr std::int64_t kHeadChunkTokens = 8192;   // logits exist for one chunk of tokens at a time
+constexpr std::int64_t kHeadChunkTokens = 8192;  // logits exist for one chunk of tokens at a time
 
 std::int64_t compute_bytes(const Config& config) { return config.precision.mode == "fp32" ? 4 : 2; }
-std::int64_t micro_tokens(const Config& config) { return std::int64_t{config.train.micro_batch} * config.model.seq_len; }
+std::int64_t micro_tokens(const Config& config) {
+  return std::int64_t{config.train.micro_batch} * config.model.seq_len;
+}
 
 std::int64_t copy_bytes(const Config& config, const Accounting& size) {
   if (config.precision.mode == "fp32") return 0;
@@ -35,7 +37,8 @@ std::int64_t copy_bytes(const Config& config, const Accounting& size) {
 std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int world_size) {
   std::int64_t muon = 0;
   if (config.optim.matrix_optimizer == "muon") {
-    for (const PartKind kind : {PartKind::kAttention, PartKind::kExperts, PartKind::kSharedExperts, PartKind::kDenseMlp}) {
+    for (const PartKind kind :
+         {PartKind::kAttention, PartKind::kExperts, PartKind::kSharedExperts, PartKind::kDenseMlp}) {
       muon += size.part(kind).total;
     }
     if (config.optim.router_optimizer == "muon") muon += size.part(PartKind::kRouter).total;
@@ -45,7 +48,7 @@ std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int w
 }
 
 std::int64_t activation_bytes(const Config& config) {
-  std::int64_t elements = 2 * config.model.n_embd;   // x0, and the head's normalised input
+  std::int64_t elements = 2 * config.model.n_embd;  // x0, and the head's normalised input
   for (int layer = 0; layer < config.model.n_layer; ++layer) elements += activation_elements_per_token(config, layer);
   return micro_tokens(config) * elements * compute_bytes(config);
 }
@@ -55,7 +58,7 @@ std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t logits = std::min(tokens, kHeadChunkTokens) * config.model.vocab_size * (4 + bytes);
   if (moe_layer_count(config) == 0) return logits;
   const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1;
-  const std::int64_t row = (inputs + 1) * expert_width(config) + config.model.n_embd;   // dH, weighted A, dx
+  const std::int64_t row = (inputs + 1) * expert_width(config) + config.model.n_embd;  // dH, weighted A, dx
   return std::max(logits, tokens * config.router.top_k * row * bytes);
 }
 
@@ -68,7 +71,7 @@ std::int64_t workspace_bytes(const Config& config) {
 //               Router: fp32 logits and scores of every expert; shared experts as a dense mlp
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
-  const std::int64_t words = 4 / compute_bytes(config);      // elements that one fp32 value takes
+  const std::int64_t words = 4 / compute_bytes(config);  // elements that one fp32 value takes
   const std::int64_t inputs = is_gated(model.mlp) ? 2 : 1;
   std::int64_t elements = 2 * (q_width(model) + 2 * kv_width(model)) + q_width(model) + head_count(model) * words;
   elements += 4 * std::int64_t{model.n_embd};
@@ -102,11 +105,12 @@ std::string memory_table(const MemoryEstimate& estimate) {
 }
 
 std::string memory_advice(const Config& config, const MemoryEstimate& estimate) {
-  return format("training needs about %s a rank; lower train.micro_batch = %d or model.seq_len = %d (activations %s), "
-                "model.n_layer = %d or model.n_embd = %d (weights, gradients and optimizer %s)",
-                human_bytes(static_cast<double>(estimate.total())).c_str(), config.train.micro_batch, config.model.seq_len,
-                human_bytes(static_cast<double>(estimate.activations)).c_str(), config.model.n_layer, config.model.n_embd,
-                human_bytes(static_cast<double>(estimate.weights + estimate.gradients + estimate.optimizer)).c_str());
+  return format(
+      "training needs about %s a rank; lower train.micro_batch = %d or model.seq_len = %d (activations %s), "
+      "model.n_layer = %d or model.n_embd = %d (weights, gradients and optimizer %s)",
+      human_bytes(static_cast<double>(estimate.total())).c_str(), config.train.micro_batch, config.model.seq_len,
+      human_bytes(static_cast<double>(estimate.activations)).c_str(), config.model.n_layer, config.model.n_embd,
+      human_bytes(static_cast<double>(estimate.weights + estimate.gradients + estimate.optimizer)).c_str());
 }
 
 }  // namespace switchyard

@@ -41,9 +41,10 @@ std::int64_t resolve_steps(const TrainConfig& train, const ModelSize& size) {
   } else if (train.target_param_data_ratio > 0) {
     tokens = train.target_param_data_ratio * static_cast<double>(size.scaling_parameters);
   } else {
-    throw ConfigError(format("train.steps = %d, train.target_flops = %g and train.target_param_data_ratio = %g: set one "
-                             "of them above 0",
-                             train.steps, train.target_flops, train.target_param_data_ratio));
+    throw ConfigError(
+        format("train.steps = %d, train.target_flops = %g and train.target_param_data_ratio = %g: set one "
+               "of them above 0",
+               train.steps, train.target_flops, train.target_param_data_ratio));
   }
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(tokens / static_cast<double>(train.batch_tokens)));
 }

@@ -10,7 +10,7 @@ namespace switchyard {
 
 // What the accounting says about the model; see model/accounting.h.
 struct ModelSize {
-  std::int64_t scaling_parameters = 0;   // block matrices + head - inactive experts
+  std::int64_t scaling_parameters = 0;  // block matrices + head - inactive experts
   double flops_per_token = 0;
 };
 

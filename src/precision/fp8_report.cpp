@@ -16,8 +16,8 @@ std::string reason_to_skip(const LinearLayer& layer, const PrecisionConfig& prec
   for (const std::int64_t dim : {layer.rows, layer.cols}) {
     if (dim % align != 0) {
       return format("%lld x %lld: %lld is not a multiple of precision.fp8_min_align = %lld",
-                    static_cast<long long>(layer.rows), static_cast<long long>(layer.cols),
-                    static_cast<long long>(dim), static_cast<long long>(align));
+                    static_cast<long long>(layer.rows), static_cast<long long>(layer.cols), static_cast<long long>(dim),
+                    static_cast<long long>(align));
     }
   }
   return "";

@@ -31,7 +31,9 @@ Snapshot snapshot_of(double value, std::int64_t elements = 64) {
   return snapshot;
 }
 
-double first_weight(const std::string& path) { return load_checkpoint(path).weights.at(0).second.reshape(-1)[0].item<double>(); }
+double first_weight(const std::string& path) {
+  return load_checkpoint(path).weights.at(0).second.reshape(-1)[0].item<double>();
+}
 
 class Checkpoint : public ::testing::Test {
  protected:
@@ -40,7 +42,8 @@ class Checkpoint : public ::testing::Test {
 
   std::vector<std::string> entries() const {
     std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(run_ + "/checkpoints")) names.push_back(entry.path().filename().string());
+    for (const auto& entry : fs::directory_iterator(run_ + "/checkpoints"))
+      names.push_back(entry.path().filename().string());
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -56,15 +59,13 @@ std::string error_of(const std::function<void()>& action) {
   try {
     action();
     return "";
-  } catch (const std::exception& error) {
-    return error.what();
-  }
+  } catch (const std::exception& error) { return error.what(); }
 }
 
 TEST_F(Checkpoint, ComesBackWhole) {
   CheckpointFolder folder(run_, 2);
   EXPECT_FALSE(folder.latest_valid());
-  EXPECT_FALSE(fs::exists(run_));                       // looking creates nothing
+  EXPECT_FALSE(fs::exists(run_));  // looking creates nothing
   const Snapshot written = snapshot_of(7);
   const std::string path = folder.save(7, written, 2.5);
   EXPECT_EQ(path, step(7));
@@ -72,10 +73,12 @@ TEST_F(Checkpoint, ComesBackWhole) {
   EXPECT_EQ(read.state_json, written.state_json);
   EXPECT_EQ(read.given_config_json, written.given_config_json);
   EXPECT_EQ(read.resolved_config_json, written.resolved_config_json);
-  for (const auto& [names, tensors] : {std::pair(&written.weights, &read.weights), std::pair(&written.optimizer, &read.optimizer)}) {
+  for (const auto& [names, tensors] :
+       {std::pair(&written.weights, &read.weights), std::pair(&written.optimizer, &read.optimizer)}) {
     ASSERT_EQ(names->size(), tensors->size());
     for (const auto& [name, tensor] : *names) {
-      const auto found = std::find_if(tensors->begin(), tensors->end(), [&](const auto& pair) { return pair.first == name; });
+      const auto found =
+          std::find_if(tensors->begin(), tensors->end(), [&](const auto& pair) { return pair.first == name; });
       ASSERT_NE(found, tensors->end()) << name;
       EXPECT_TRUE(found->second.equal(tensor)) << name;
     }
@@ -100,7 +103,7 @@ TEST_F(Checkpoint, KeepsTheNewestAndTheBest) {
   EXPECT_EQ(find_checkpoint(step(5)), step(5));
   folder.save(6, snapshot_of(6), 0.5);
   EXPECT_EQ(entries(), (std::vector<std::string>{"BEST", "step-00000005", "step-00000006"}));
-  folder.save(7, snapshot_of(7));                       // not evaluated: does not compete
+  folder.save(7, snapshot_of(7));  // not evaluated: does not compete
   EXPECT_EQ(folder.best()->step, 6);
   EXPECT_EQ(folder.latest_valid()->step, 7);
 }
@@ -122,14 +125,21 @@ TEST_F(Checkpoint, TheSameStepAgainReplaces) {
 }
 
 TEST_F(Checkpoint, DamageIsNamedAndPassedOver) {
-  struct Case { const char* name; std::function<void(const std::string&)> damage; const char* message; };
+  struct Case {
+    const char* name;
+    std::function<void(const std::string&)> damage;
+    const char* message;
+  };
   const Case cases[] = {
-      {"truncated weights", [](const std::string& p) { fs::resize_file(p + "/weights.safetensors", 100); }, "truncated"},
-      {"flipped byte", [](const std::string& p) {
+      {"truncated weights", [](const std::string& p) { fs::resize_file(p + "/weights.safetensors", 100); },
+       "truncated"},
+      {"flipped byte",
+       [](const std::string& p) {
          std::fstream file(p + "/optimizer.safetensors", std::ios::in | std::ios::out | std::ios::binary);
          file.seekp(-1, std::ios::end);
          file.put('Z');
-       }, "checksum"},
+       },
+       "checksum"},
       {"missing state", [](const std::string& p) { fs::remove(p + "/state.json"); }, "state.json is missing"},
       {"no manifest", [](const std::string& p) { fs::remove(p + "/MANIFEST.json"); }, "interrupted"},
       {"manifest cut", [](const std::string& p) { fs::resize_file(p + "/MANIFEST.json", 30); }, "MANIFEST.json"},
@@ -155,7 +165,7 @@ TEST_F(Checkpoint, LeftoversOfAnInterruptedSaveAreCleaned) {
   CheckpointFolder folder(run_, 2);
   folder.save(1, snapshot_of(1));
   fs::create_directories(run_ + "/checkpoints/writing-step-00000002");
-  fs::create_directories(step(3));                                        // renamed, not marked yet
+  fs::create_directories(step(3));  // renamed, not marked yet
   EXPECT_EQ(folder.latest_valid()->step, 1);
   folder.clean();
   EXPECT_EQ(entries(), (std::vector<std::string>{"step-00000001"}));
@@ -175,9 +185,10 @@ TEST_F(Checkpoint, NewerFormatIsAnErrorNotAWarning) {
   Manifest manifest = read_manifest(step(2));
   manifest.version = kCheckpointVersion + 1;
   write_manifest(step(2), manifest);
-  for (const auto& action : std::vector<std::function<void()>>{[&] { folder.latest_valid(); }, [&] { load_weights(step(2)); },
-                                                              [&] { load_checkpoint(step(2)); }}) {
-    EXPECT_NE(error_of(action).find("format version 2, this program reads up to 1"), std::string::npos) << error_of(action);
+  for (const auto& action : std::vector<std::function<void()>>{
+           [&] { folder.latest_valid(); }, [&] { load_weights(step(2)); }, [&] { load_checkpoint(step(2)); }}) {
+    EXPECT_NE(error_of(action).find("format version 2, this program reads up to 1"), std::string::npos)
+        << error_of(action);
   }
 }
 
@@ -197,7 +208,8 @@ TEST_F(Checkpoint, FullDiskKeepsThePreviousAndSaysTheSizes) {
     const rlimit limit{200000, 200000};
     ::setrlimit(RLIMIT_FSIZE, &limit);
     const std::string message = error_of([&] { folder.save(2, large); });
-    const bool said = message.find("195.31 KiB of ") != std::string::npos && message.find("step 2") != std::string::npos;
+    const bool said =
+        message.find("195.31 KiB of ") != std::string::npos && message.find("step 2") != std::string::npos;
     if (!said) std::fprintf(stderr, "%s\n", message.c_str());
     ::_exit(said ? 0 : 1);
   }
@@ -218,7 +230,7 @@ TEST_F(Checkpoint, KilledAtAnyMomentLeavesOneThatLoads) {
     const pid_t child = ::fork();
     if (child == 0) {
       folder.save(known + 1, next, 8.0);
-      folder.save(known + 1, next, 8.5);               // replaces
+      folder.save(known + 1, next, 8.5);  // replaces
       folder.save(known + 2, after);
       ::pause();
     }

@@ -15,7 +15,11 @@ Config moe_8x2() {
 }
 
 TEST(Fp8Report, CountsOfD12) {
-  struct Case { const char* name; std::vector<std::string> exclude; int converted, skipped; };
+  struct Case {
+    const char* name;
+    std::vector<std::string> exclude;
+    int converted, skipped;
+  };
   for (const Case& c : {Case{"default", {"*experts*"}, 49, 210}, Case{"experts too", {}, 241, 18},
                         Case{"head out", {"*experts*", "head"}, 48, 211}, Case{"nothing", {"*"}, 0, 259}}) {
     Config config = moe_8x2();
@@ -30,7 +34,11 @@ TEST(Fp8Report, CountsOfD12) {
 TEST(Fp8Report, EachLayerHasItsReason) {
   PrecisionConfig precision;
   precision.fp8_exclude = {"*experts*"};
-  struct Case { const char* name; LinearLayer layer; const char* reason; };
+  struct Case {
+    const char* name;
+    LinearLayer layer;
+    const char* reason;
+  };
   const Case cases[] = {
       {"converts", {"blocks.0.attn.out", 64, 64, 1, false}, ""},
       {"excluded", {"blocks.0.moe.experts.up", 64, 64, 8, false}, "fp8_exclude \"*experts*\""},
@@ -49,7 +57,7 @@ TEST(Fp8Report, EachLayerHasItsReason) {
 
 TEST(Fp8Report, PatternThatMatchesNothingWarns) {
   Config config = moe_8x2();
-  config.precision.fp8_exclude = {"experts", "*attn*"};     // a pattern covers the whole name
+  config.precision.fp8_exclude = {"experts", "*attn*"};  // a pattern covers the whole name
   const Fp8Report report = decide_fp8(linear_layers(config), config.precision);
   ASSERT_EQ(report.warnings.size(), 1u);
   EXPECT_NE(report.warnings[0].find("\"experts\""), std::string::npos);

@@ -35,8 +35,8 @@ StepMetrics at_step(std::int64_t step) {
 
 TEST(ConsoleLine, SaysEverythingOnce) {
   const std::string line = console_line(at_step(120));
-  for (const char* part : {"step  120/1733", "loss 4.7123", "balance 24.000 (1.000 a layer)", "load 1.00", "dead 0", "lr 2.00e-02",
-                           "norm 0.500", "535k tok/s", "mfu 45.1%", "24.00 GiB", "eta 12m 03s"}) {
+  for (const char* part : {"step  120/1733", "loss 4.7123", "balance 24.000 (1.000 a layer)", "load 1.00", "dead 0",
+                           "lr 2.00e-02", "norm 0.500", "535k tok/s", "mfu 45.1%", "24.00 GiB", "eta 12m 03s"}) {
     EXPECT_NE(line.find(part), std::string::npos) << part << " in " << line;
   }
   EXPECT_EQ(line.find("skipped"), std::string::npos);
@@ -68,7 +68,13 @@ TEST(SmoothedLoss, FirstValueCountsInFullAndNanNever) {
 }
 
 TEST(Routing, FiguresFromCounts) {
-  struct Case { const char* name; std::vector<std::int64_t> count; double imbalance; int dead; double entropy; };
+  struct Case {
+    const char* name;
+    std::vector<std::int64_t> count;
+    double imbalance;
+    int dead;
+    double entropy;
+  };
   for (const Case& c : {Case{"even", {5, 5, 5, 5}, 1, 0, 1}, Case{"one expert has all", {0, 8, 0, 0}, 4, 3, 0},
                         Case{"half are dead", {4, 4, 0, 0}, 2, 2, 0.5}, Case{"single expert", {9}, 1, 0, 1},
                         Case{"no rows", {0, 0}, 0, 2, 0}}) {
@@ -106,12 +112,12 @@ TEST_F(JsonLines, ResumeDropsWhatWillBeReportedAgain) {
     eval.step = 20;
     sink->eval(eval);
     sink->routing(10, {{0, {1, 2}, 0.5}});
-    EXPECT_EQ(lines(), 6);                       // on disk before the sink is closed
+    EXPECT_EQ(lines(), 6);  // on disk before the sink is closed
   }
-  std::ofstream(path_, std::ios::app) << "{\"kind\":\"train\",\"step\":5";     // torn by a kill
+  std::ofstream(path_, std::ios::app) << "{\"kind\":\"train\",\"step\":5";  // torn by a kill
   {
     const auto sink = json_lines_sink(path_, 20);
-    EXPECT_EQ(lines(), 3);                       // steps 0 and 10, and the routing of 10
+    EXPECT_EQ(lines(), 3);  // steps 0 and 10, and the routing of 10
     sink->step(at_step(20));
     EXPECT_EQ(lines(), 4);
   }

@@ -14,7 +14,9 @@ namespace {
 
 class Safetensors : public ::testing::Test {
  protected:
-  Safetensors() : path_(::testing::TempDir() + "switchyard_" + ::testing::UnitTest::GetInstance()->current_test_info()->name() + ".safetensors") {}
+  Safetensors()
+      : path_(::testing::TempDir() + "switchyard_" + ::testing::UnitTest::GetInstance()->current_test_info()->name() +
+              ".safetensors") {}
   ~Safetensors() override { std::filesystem::remove(path_); }
 
   // What reading the file as it stands throws, or "" when it is fine.
@@ -23,16 +25,15 @@ class Safetensors : public ::testing::Test {
     try {
       SafetensorsFile file(path_);
       return "";
-    } catch (const RunError& error) {
-      return error.what();
-    }
+    } catch (const RunError& error) { return error.what(); }
   }
 
   std::string path_;
 };
 
-const std::vector<at::ScalarType> kTypes = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf, at::kLong, at::kInt, at::kByte,
-                                            at::kBool, at::kFloat8_e4m3fn, at::kFloat8_e5m2};
+const std::vector<at::ScalarType> kTypes = {at::kFloat,         at::kDouble,     at::kBFloat16, at::kHalf,
+                                            at::kLong,          at::kInt,        at::kByte,     at::kBool,
+                                            at::kFloat8_e4m3fn, at::kFloat8_e5m2};
 
 TEST_F(Safetensors, EveryTypeAndShapeComesBackBitForBit) {
   const std::vector<std::vector<std::int64_t>> shapes = {{}, {0}, {1}, {7}, {3, 5}, {2, 3, 4}};
@@ -67,15 +68,14 @@ TEST_F(Safetensors, MissingAndMismatchedTensorsAreNamed) {
     try {
       file.copy_into(name, target);
       return "";
-    } catch (const RunError& error) {
-      return error.what();
-    }
+    } catch (const RunError& error) { return error.what(); }
   };
-  at::Tensor fits = at::zeros({3, 2}).t();            // not contiguous
+  at::Tensor fits = at::zeros({3, 2}).t();  // not contiguous
   EXPECT_EQ(message("blocks.0.attn.qkv", fits), "");
   EXPECT_TRUE(fits.equal(at::ones({2, 3})));
   EXPECT_NE(message("blocks.0.attn.qkw", fits).find("nearest is blocks.0.attn.qkv"), std::string::npos);
-  EXPECT_NE(message("blocks.0.attn.qkv", at::zeros({3, 3})).find("F32 [2, 3], F32 [3, 3] is needed"), std::string::npos);
+  EXPECT_NE(message("blocks.0.attn.qkv", at::zeros({3, 3})).find("F32 [2, 3], F32 [3, 3] is needed"),
+            std::string::npos);
   EXPECT_NE(message("blocks.0.attn.qkv", at::zeros({2, 3}, at::kLong)).find("I64 [2, 3] is needed"), std::string::npos);
 }
 
@@ -86,9 +86,14 @@ TEST_F(Safetensors, BrokenFilesSayWhatIsWrong) {
     return bytes + json + std::string(data, 'x');
   };
   const auto one = [](const char* dtype, const char* shape, const char* offsets) {
-    return std::string("{\"a\":{\"dtype\":\"") + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}}";
+    return std::string("{\"a\":{\"dtype\":\"") + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets +
+           "}}";
   };
-  struct Case { const char* name; std::string bytes; const char* message; };
+  struct Case {
+    const char* name;
+    std::string bytes;
+    const char* message;
+  };
   const Case cases[] = {
       {"whole", file(one("F32", "[2]", "[0,8]"), 8), ""},
       {"empty", "", "truncated"},
@@ -126,7 +131,8 @@ TEST(ChecksumTest, DoesNotDependOnPiecesAndSeesEveryBit) {
   whole.add(bytes.data(), bytes.size());
   for (const std::size_t piece : {1u, 7u, 32u, 33u, 999u}) {
     Checksum pieces;
-    for (std::size_t at = 0; at < bytes.size(); at += piece) pieces.add(bytes.data() + at, std::min(piece, bytes.size() - at));
+    for (std::size_t at = 0; at < bytes.size(); at += piece)
+      pieces.add(bytes.data() + at, std::min(piece, bytes.size() - at));
     EXPECT_EQ(pieces.value(), whole.value()) << piece;
   }
   for (std::size_t i = 0; i < bytes.size(); i += 37) {

@@ -50,6 +50,7 @@ if(WITH_CUDA)
   endif()
   set(CMAKE_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPU architectures, as CMake writes them: 90a-real;80-virtual")
   enable_language(CUDA)
+  set(CMAKE_INCLUDE_SYSTEM_FLAG_CUDA "-isystem ")   # apart, not "-isystem=": ccache then makes the path relative
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   find_package(CUDAToolkit 13.0 REQUIRED)

@@ -20,14 +20,20 @@ std::string amount(std::int64_t value, Progress::Unit unit) {
 
 std::string bar(double fraction) {
   const int full = std::clamp(static_cast<int>(fraction * kBarWidth), 0, kBarWidth);
-  return "[" + std::string(static_cast<std::size_t>(full), '=') + std::string(static_cast<std::size_t>(kBarWidth - full), ' ') + "]";
+  return "[" + std::string(static_cast<std::size_t>(full), '=') +
+         std::string(static_cast<std::size_t>(kBarWidth - full), ' ') + "]";
 }
 
 }  // namespace
 
 Progress::Progress(std::string title, std::int64_t total, Unit unit, bool enabled)
-    : title_(std::move(title)), total_(total), unit_(unit), enabled_(enabled), terminal_(::isatty(STDERR_FILENO) != 0),
-      start_(Clock::now()), drawn_(start_) {
+    : title_(std::move(title)),
+      total_(total),
+      unit_(unit),
+      enabled_(enabled),
+      terminal_(::isatty(STDERR_FILENO) != 0),
+      start_(Clock::now()),
+      drawn_(start_) {
   if (enabled_ && terminal_) draw(false);
 }
 

@@ -12,10 +12,10 @@ class Progress {
   enum class Unit { kCount, kBytes };
   // total 0: unknown. enabled = false (ranks other than 0): silent.
   Progress(std::string title, std::int64_t total, Unit unit = Unit::kCount, bool enabled = true);
-  ~Progress();                         // as finish()
+  ~Progress();  // as finish()
   Progress(const Progress&) = delete;
-  void update(std::int64_t done);      // cheap: draws at most ten times a second. One thread at a time
-  void finish();                       // the last line: what was done and how long it took
+  void update(std::int64_t done);  // cheap: draws at most ten times a second. One thread at a time
+  void finish();                   // the last line: what was done and how long it took
 
  private:
   void draw(bool last);

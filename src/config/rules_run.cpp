@@ -91,7 +91,7 @@ void check_data(Rules& rules) {
       const std::size_t end = std::min(d.corpus.find(',', begin), d.corpus.size());
       const std::string path = d.corpus.substr(begin, end - begin);
       const bool pattern = path.find_first_of("*?[") != std::string::npos;
-      if (!path.empty() && !pattern && !std::filesystem::exists(path, ignored))
+      if (!path.empty() && path[0] != '@' && !pattern && !std::filesystem::exists(path, ignored))
         rules.fail("data.corpus = \"" + d.corpus + "\": there is no " + path +
                    "; give torch_python, or files, folders and globs separated by commas");
       begin = end + 1;

@@ -26,7 +26,7 @@ namespace {
 constexpr std::size_t kBatchBytes = 1 << 20;
 
 struct Encoded {
-  std::vector<int> ids;                // BOS first
+  std::vector<int> ids;  // BOS first
   std::size_t source_bytes = 0;
   bool held_out = false;
 };
@@ -54,7 +54,9 @@ class EncoderPool {
   EncoderPool(const EncoderPool&) = delete;
 
   std::future<EncodedBatch> submit(std::vector<Document> documents) {
-    Task task([this, moved = std::move(documents)](Tokenizer::Encoder& encoder) mutable { return encode(encoder, std::move(moved)); });
+    Task task([this, moved = std::move(documents)](Tokenizer::Encoder& encoder) mutable {
+      return encode(encoder, std::move(moved));
+    });
     std::future<EncodedBatch> result = task.get_future();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -110,7 +112,10 @@ class EncoderPool {
 class SplitWriter {
  public:
   SplitWriter(std::string folder, const char* name, const Tokenizer& tokenizer, std::int64_t shard_tokens)
-      : folder_(std::move(folder)), name_(name), tokenizer_(tokenizer), shard_tokens_(static_cast<std::uint64_t>(shard_tokens)) {}
+      : folder_(std::move(folder)),
+        name_(name),
+        tokenizer_(tokenizer),
+        shard_tokens_(static_cast<std::uint64_t>(shard_tokens)) {}
 
   void add(const Encoded& document) {
     if (!writer_) {
@@ -162,8 +167,8 @@ Tokenizer make_tokenizer(const BuildOptions& options, const Survey& survey) {
   return tokenizer;
 }
 
-void encode_corpus(const Corpus& corpus, const Tokenizer& tokenizer, const Holdout& holdout, std::int64_t total_bytes, int threads,
-                   SplitWriter& train, SplitWriter& held_out) {
+void encode_corpus(const Corpus& corpus, const Tokenizer& tokenizer, const Holdout& holdout, std::int64_t total_bytes,
+                   int threads, SplitWriter& train, SplitWriter& held_out) {
   EncoderPool pool(tokenizer, holdout, corpus.json_field, threads);
   Progress progress("tokenizing", total_bytes, Progress::Unit::kBytes);
   std::deque<std::future<EncodedBatch>> running;
@@ -181,7 +186,7 @@ void encode_corpus(const Corpus& corpus, const Tokenizer& tokenizer, const Holdo
     running.push_back(pool.submit(std::move(documents)));
     documents.clear();
     bytes = 0;
-    while (running.size() > static_cast<std::size_t>(3 * threads)) write_oldest();   // bounds what is in memory
+    while (running.size() > static_cast<std::size_t>(3 * threads)) write_oldest();  // bounds what is in memory
   };
   for_each_document(corpus, [&](Document&& document) {
     bytes += document.raw.size();
@@ -212,14 +217,16 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   Holdout holdout{options.holdout_fraction, options.seed};
   const Survey survey = survey_for(corpus, holdout, options.tokenizer.empty() ? options.sample_lines : 0);
   if (survey.documents == survey.heldout_documents) {
-    throw ConfigError(format("data.corpus = %s leaves no training text: %s of its %s documents are held out (data.holdout_fraction = %g)",
-                             corpus.title.c_str(), with_commas(survey.heldout_documents).c_str(),
-                             with_commas(survey.documents).c_str(), options.holdout_fraction));
+    throw ConfigError(format(
+        "data.corpus = %s leaves no training text: %s of its %s documents are held out (data.holdout_fraction = %g)",
+        corpus.title.c_str(), with_commas(survey.heldout_documents).c_str(), with_commas(survey.documents).c_str(),
+        options.holdout_fraction));
   }
   const Tokenizer tokenizer = make_tokenizer(options, survey);
 
   clear_folder(folder);
-  SplitWriter train(folder, "train", tokenizer, options.shard_tokens), held_out(folder, "heldout", tokenizer, options.shard_tokens);
+  SplitWriter train(folder, "train", tokenizer, options.shard_tokens),
+      held_out(folder, "heldout", tokenizer, options.shard_tokens);
   encode_corpus(corpus, tokenizer, holdout, survey.bytes, threads, train, held_out);
 
   Manifest manifest;
@@ -229,7 +236,8 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   manifest.vocab_size = tokenizer.size();
   manifest.train = train.finish();
   manifest.heldout = held_out.finish();
-  if (manifest.train.tokens == 0) throw ConfigError("data.corpus = " + corpus.title + " holds no text: every document is empty");
+  if (manifest.train.tokens == 0)
+    throw ConfigError("data.corpus = " + corpus.title + " holds no text: every document is empty");
   write_file_atomic(folder + "/tokenizer.model", tokenizer.model());
   write_manifest(manifest, folder);
   return open_prepared(folder);

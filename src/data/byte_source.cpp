@@ -68,7 +68,8 @@ class GzipFile : public ByteSource {
 #ifdef SWITCHYARD_WITH_ZSTD
 class ZstdFile : public ByteSource {
  public:
-  explicit ZstdFile(const std::string& path) : path_(path), file_(path), stream_(ZSTD_createDStream()), packed_(kBlock) {}
+  explicit ZstdFile(const std::string& path)
+      : path_(path), file_(path), stream_(ZSTD_createDStream()), packed_(kBlock) {}
   ~ZstdFile() override { ZSTD_freeDStream(stream_); }
   std::size_t read(char* out, std::size_t size) override {
     ZSTD_outBuffer output{out, size, 0};
@@ -104,14 +105,16 @@ std::unique_ptr<ByteSource> open_bytes(const std::string& path) {
 #ifdef SWITCHYARD_WITH_ZLIB
     return std::make_unique<GzipFile>(path);
 #else
-    throw ConfigError("cannot read " + path + ": this build has no zlib; install zlib1g-dev and build again, or unpack the file");
+    throw ConfigError("cannot read " + path +
+                      ": this build has no zlib; install zlib1g-dev and build again, or unpack the file");
 #endif
   }
   if (ends_with(path, ".zst")) {
 #ifdef SWITCHYARD_WITH_ZSTD
     return std::make_unique<ZstdFile>(path);
 #else
-    throw ConfigError("cannot read " + path + ": this build has no zstd; install libzstd-dev and build again, or unpack the file");
+    throw ConfigError("cannot read " + path +
+                      ": this build has no zstd; install libzstd-dev and build again, or unpack the file");
 #endif
   }
   return std::make_unique<PlainFile>(path);

@@ -38,7 +38,8 @@ void add_file(const fs::path& path, const std::string& name, std::vector<SourceF
 }
 
 // Every file below `root` whose name matches `pattern`; its name in the corpus begins with `prefix`.
-void add_folder(const fs::path& root, const std::string& prefix, const std::string& pattern, std::vector<SourceFile>& files) {
+void add_folder(const fs::path& root, const std::string& prefix, const std::string& pattern,
+                std::vector<SourceFile>& files) {
   std::error_code error;
   fs::recursive_directory_iterator walk(root, fs::directory_options::skip_permission_denied, error);
   if (error) throw ConfigError("data.corpus: cannot list " + root.string() + ": " + error.message());
@@ -99,7 +100,8 @@ void add_input(const std::string& input, std::vector<SourceFile>& files) {
   if (fs::is_directory(path)) return add_folder(path, name.generic_string() + "/", "*", files);
   if (fs::is_regular_file(path)) return add_file(path, name.generic_string(), files);
   if (input.find_first_of("*?") != std::string::npos) return add_glob(input, files);
-  throw ConfigError("data.corpus: " + input + " does not exist; give torch_python, or files, folders and globs separated by commas");
+  throw ConfigError("data.corpus: " + input +
+                    " does not exist; give torch_python, or files, folders and globs separated by commas");
 }
 
 std::vector<std::string> split_commas(const std::string& text) {
@@ -115,9 +117,12 @@ std::vector<std::string> split_commas(const std::string& text) {
 // By name; a file reached by two inputs stays once. Names may repeat (a/x.txt of two folders): input order decides.
 void sort_files(std::vector<SourceFile>& files) {
   std::set<std::string> seen;
-  const auto seen_before = [&](const SourceFile& file) { return !seen.insert(fs::canonical(file.path).string()).second; };
+  const auto seen_before = [&](const SourceFile& file) {
+    return !seen.insert(fs::canonical(file.path).string()).second;
+  };
   files.erase(std::remove_if(files.begin(), files.end(), seen_before), files.end());
-  std::stable_sort(files.begin(), files.end(), [](const SourceFile& a, const SourceFile& b) { return a.name < b.name; });
+  std::stable_sort(files.begin(), files.end(),
+                   [](const SourceFile& a, const SourceFile& b) { return a.name < b.name; });
 }
 
 void hash_files(Corpus& corpus, int threads) {
@@ -143,14 +148,17 @@ void hash_files(Corpus& corpus, int threads) {
 
 void warn_of_other_torch(const Corpus& corpus, const std::string& folder) {
   if (corpus.hash == kTorchPythonHash) return;
-  log::warn(format("the corpus torch_python in %s differs from torch 2.11.0's: %d files, %s bytes, hash %s instead of %d "
-                   "files, %s bytes, hash %s. Results will not compare with those of other machines; install torch==2.11.0 "
-                   "anew, or point SWITCHYARD_TORCH at its folder",
-                   folder.c_str(), static_cast<int>(corpus.files.size()), with_commas(corpus.bytes).c_str(),
-                   corpus.hash.c_str(), kTorchPythonFiles, with_commas(kTorchPythonBytes).c_str(), kTorchPythonHash));
+  log::warn(
+      format("the corpus torch_python in %s differs from torch 2.11.0's: %d files, %s bytes, hash %s instead of %d "
+             "files, %s bytes, hash %s. Results will not compare with those of other machines; install torch==2.11.0 "
+             "anew, or point SWITCHYARD_TORCH at its folder",
+             folder.c_str(), static_cast<int>(corpus.files.size()), with_commas(corpus.bytes).c_str(),
+             corpus.hash.c_str(), kTorchPythonFiles, with_commas(kTorchPythonBytes).c_str(), kTorchPythonHash));
 }
 
-bool holds_torch(const std::string& folder) { return !folder.empty() && fs::is_regular_file(fs::path(folder) / "version.py"); }
+bool holds_torch(const std::string& folder) {
+  return !folder.empty() && fs::is_regular_file(fs::path(folder) / "version.py");
+}
 
 }  // namespace
 
@@ -158,7 +166,8 @@ std::string torch_folder() {
   const char* given = std::getenv("SWITCHYARD_TORCH");
   if (given && *given) {
     if (holds_torch(given)) return given;
-    throw ConfigError(format("SWITCHYARD_TORCH = %s is no torch package (it holds no version.py); give …/site-packages/torch", given));
+    throw ConfigError(format(
+        "SWITCHYARD_TORCH = %s is no torch package (it holds no version.py); give …/site-packages/torch", given));
   }
   if (holds_torch(SWITCHYARD_TORCH_DIR)) return SWITCHYARD_TORCH_DIR;
   throw ConfigError("data.corpus = torch_python: the torch package this program was built with (" SWITCHYARD_TORCH_DIR
@@ -178,7 +187,9 @@ Corpus open_corpus(const std::string& spec, const std::string& json_field, int t
   if (corpus.files.empty()) throw ConfigError("data.corpus = " + spec + " holds no text files");
   sort_files(corpus.files);
   hash_files(corpus, threads);
-  if (corpus.bytes == 0) throw ConfigError("data.corpus = " + spec + " is empty: " + std::to_string(corpus.files.size()) + " files of 0 bytes");
+  if (corpus.bytes == 0)
+    throw ConfigError("data.corpus = " + spec + " is empty: " + std::to_string(corpus.files.size()) +
+                      " files of 0 bytes");
   if (is_default) warn_of_other_torch(corpus, torch_folder());
   return corpus;
 }

@@ -1,5 +1,5 @@
-// What a corpus is: an ordered list of documents, read from files sorted by their name relative to where they were asked
-// for. A text file is one document, a line of a .jsonl file is one; either may be compressed (.gz, .zst).
+// What a corpus is: an ordered list of documents, read from files sorted by their name relative to where they were
+// asked for. A text file is one document, a line of a .jsonl file is one; either may be compressed (.gz, .zst).
 #pragma once
 
 #include <cstdint>
@@ -11,17 +11,17 @@
 namespace switchyard {
 
 struct SourceFile {
-  std::string name;                    // relative to its input, '/' between parts: the sort key, the same on any machine
-  std::string path;                    // where it lies here
-  std::int64_t bytes = 0;              // on disk
+  std::string name;        // relative to its input, '/' between parts: the sort key, the same on any machine
+  std::string path;        // where it lies here
+  std::int64_t bytes = 0;  // on disk
 };
 
 struct Corpus {
-  std::string title;                   // "torch_python", or the inputs as they were given
-  std::vector<SourceFile> files;       // sorted by name, none twice
-  std::string json_field = "text";     // of a .jsonl line
-  std::string hash;                    // over (name, size, contents) of every file, 32 hex digits
-  std::int64_t bytes = 0;              // of all files, on disk
+  std::string title;                // "torch_python", or the inputs as they were given
+  std::vector<SourceFile> files;    // sorted by name, none twice
+  std::string json_field = "text";  // of a .jsonl line
+  std::string hash;                 // over (name, size, contents) of every file, 32 hex digits
+  std::int64_t bytes = 0;           // of all files, on disk
 };
 
 // `spec`: "torch_python", or files, folders, globs and @lists (a file that names one file a line), separated by commas.
@@ -33,11 +33,11 @@ Corpus open_corpus(const std::string& spec, const std::string& json_field = "tex
 inline constexpr int kTorchPythonFiles = 2141;
 inline constexpr std::int64_t kTorchPythonBytes = 41335867;
 extern const char* const kTorchPythonHash;
-std::string torch_folder();            // SWITCHYARD_TORCH, else the folder given to CMake; ConfigError if neither holds torch
+std::string torch_folder();  // SWITCHYARD_TORCH, else the folder given to CMake; ConfigError if neither holds torch
 
 struct Document {
-  std::string id;                      // file name, with "#number" for a part of a file: decides whether it is held out
-  std::string raw;                     // its bytes, or a JSON line
+  std::string id;   // file name, with "#number" for a part of a file: decides whether it is held out
+  std::string raw;  // its bytes, or a JSON line
   bool is_json = false;
 };
 
@@ -50,7 +50,7 @@ std::string document_text(Document&& document, const std::string& json_field);
 struct Holdout {
   double fraction = 0;
   std::uint64_t seed = 0;
-  double key(std::string_view document_id) const;            // in (0, 1)
+  double key(std::string_view document_id) const;  // in (0, 1)
   bool contains(std::string_view document_id) const { return key(document_id) < fraction; }
 };
 

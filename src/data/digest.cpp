@@ -18,7 +18,8 @@ void Digest::add(std::uint64_t number) {
 }
 
 std::string Digest::hex() const {
-  return format("%016llx%016llx", static_cast<unsigned long long>(state_ >> 64), static_cast<unsigned long long>(state_));
+  return format("%016llx%016llx", static_cast<unsigned long long>(state_ >> 64),
+                static_cast<unsigned long long>(state_));
 }
 
 }  // namespace switchyard

@@ -11,8 +11,8 @@ namespace switchyard {
 class Digest {
  public:
   void add(std::string_view bytes);
-  void add(std::uint64_t number);      // as eight bytes, lowest first
-  std::string hex() const;             // 32 lower-case digits
+  void add(std::uint64_t number);  // as eight bytes, lowest first
+  std::string hex() const;         // 32 lower-case digits
 
  private:
   unsigned __int128 state_ = (static_cast<unsigned __int128>(0x6c62272e07bb0142ull) << 64) | 0x62b821756295c58dull;

@@ -59,7 +59,8 @@ std::string document_text(Document&& document, const std::string& json_field) {
   if (line.is_discarded()) throw RunError(document.id + " (file#line) is not JSON: " + document.raw.substr(0, 80));
   const auto field = line.is_object() ? line.find(json_field) : line.end();
   if (field == line.end() || !field->is_string()) {
-    throw RunError(document.id + " (file#line) has no text field \"" + json_field + "\"; name the right one with --text_field");
+    throw RunError(document.id + " (file#line) has no text field \"" + json_field +
+                   "\"; name the right one with --text_field");
   }
   return field->get<std::string>();
 }

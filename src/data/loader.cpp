@@ -23,9 +23,10 @@ void copy_window(const ShardSet& shards, std::int64_t first, std::int64_t seq_le
 
 void require_same(const char* what, std::int64_t saved, std::int64_t now) {
   if (saved == now) return;
-  throw ConfigError(format("cannot resume with the same text: %s was %s and is now %s; use the configuration and corpus of "
-                           "the checkpoint, or begin a new run with train.init_from",
-                           what, with_commas(saved).c_str(), with_commas(now).c_str()));
+  throw ConfigError(
+      format("cannot resume with the same text: %s was %s and is now %s; use the configuration and corpus of "
+             "the checkpoint, or begin a new run with train.init_from",
+             what, with_commas(saved).c_str(), with_commas(now).c_str()));
 }
 
 }  // namespace
@@ -33,13 +34,16 @@ void require_same(const char* what, std::int64_t saved, std::int64_t now) {
 Loader::Loader(std::shared_ptr<const ShardSet> shards, const LoaderOptions& options)
     : shards_(std::move(shards)), options_(options), windows_per_epoch_((shards_->size() - 1) / options.seq_len) {
   if (windows_per_epoch_ < 1) {
-    throw RunError(format("the training text has %s tokens, less than one window of model.seq_len + 1 = %d; use a larger "
-                          "data.corpus or a smaller model.seq_len",
-                          with_commas(shards_->size()).c_str(), options.seq_len + 1));
+    throw RunError(
+        format("the training text has %s tokens, less than one window of model.seq_len + 1 = %d; use a larger "
+               "data.corpus or a smaller model.seq_len",
+               with_commas(shards_->size()).c_str(), options.seq_len + 1));
   }
 }
 
-std::int64_t Loader::epoch_of(std::int64_t micro_batch) const { return micro_batch * options_.micro_batch / windows_per_epoch_; }
+std::int64_t Loader::epoch_of(std::int64_t micro_batch) const {
+  return micro_batch * options_.micro_batch / windows_per_epoch_;
+}
 
 template <class Token>
 void Loader::read(std::int64_t micro_batch, Token* inputs, Token* targets, std::int64_t* windows) const {
@@ -88,9 +92,13 @@ void Loader::check_resumable(const LoaderState& state) const {
   require_same("the data seed", static_cast<std::int64_t>(state.seed), static_cast<std::int64_t>(options_.seed));
 }
 
-HeldOut::HeldOut(std::shared_ptr<const ShardSet> shards, int micro_batch, int seq_len, std::vector<std::uint16_t> bytes_of,
-                 int bos, std::int64_t max_tokens)
-    : shards_(std::move(shards)), micro_batch_(micro_batch), seq_len_(seq_len), bytes_of_(std::move(bytes_of)), bos_(bos) {
+HeldOut::HeldOut(std::shared_ptr<const ShardSet> shards, int micro_batch, int seq_len,
+                 std::vector<std::uint16_t> bytes_of, int bos, std::int64_t max_tokens)
+    : shards_(std::move(shards)),
+      micro_batch_(micro_batch),
+      seq_len_(seq_len),
+      bytes_of_(std::move(bytes_of)),
+      bos_(bos) {
   tokens_ = max_tokens > 0 ? std::min(shards_->size(), max_tokens + 1) : shards_->size();
   windows_ = (tokens_ - 1 + seq_len_ - 1) / seq_len_;
 }

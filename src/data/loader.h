@@ -12,24 +12,24 @@
 namespace switchyard {
 
 struct LoaderOptions {
-  int micro_batch = 1;                 // B, sequences
-  int seq_len = 1024;                  // S; a window is S+1 tokens, the next begins S further
+  int micro_batch = 1;  // B, sequences
+  int seq_len = 1024;   // S; a window is S+1 tokens, the next begins S further
   std::uint64_t seed = 1;
 };
 
 // All that a checkpoint needs to go on with the same text.
 struct LoaderState {
-  std::int64_t next_micro_batch = 0;   // over the run and all ranks
+  std::int64_t next_micro_batch = 0;  // over the run and all ranks
   std::int64_t micro_batch = 0, seq_len = 0, tokens = 0;
   std::uint64_t seed = 0;
 };
 
 struct Batch {
-  std::int64_t micro_batch = -1;       // its number m
-  std::vector<std::int32_t> inputs;    // [B, S]
-  std::vector<std::int32_t> targets;   // [B, S]; -1: not to be counted (evaluation only)
-  std::vector<std::int64_t> windows;   // [B] number in the run, the same whatever the ranks; -1: an empty row
-  std::int64_t source_bytes = 0;       // of the counted targets (evaluation only)
+  std::int64_t micro_batch = -1;      // its number m
+  std::vector<std::int32_t> inputs;   // [B, S]
+  std::vector<std::int32_t> targets;  // [B, S]; -1: not to be counted (evaluation only)
+  std::vector<std::int64_t> windows;  // [B] number in the run, the same whatever the ranks; -1: an empty row
+  std::int64_t source_bytes = 0;      // of the counted targets (evaluation only)
 };
 
 class Loader {
@@ -56,13 +56,16 @@ class Loader {
   std::int64_t windows_per_epoch_;
 };
 
-// Which micro-batches of the run a rank reads: of the `per_step` of a step, rank r takes the r-th run of per_step/world.
+// Which micro-batches of the run a rank reads: of the `per_step` of a step, rank r takes the r-th run of
+// per_step/world.
 struct MicroBatchSchedule {
-  std::int64_t per_step = 1;           // over all ranks; divisible by world_size
+  std::int64_t per_step = 1;  // over all ranks; divisible by world_size
   int rank = 0, world_size = 1;
   std::int64_t per_rank() const { return per_step / world_size; }
   // The number in the run of this rank's index-th micro-batch of `step`.
-  std::int64_t number(std::int64_t step, std::int64_t index) const { return step * per_step + rank * per_rank() + index; }
+  std::int64_t number(std::int64_t step, std::int64_t index) const {
+    return step * per_step + rank * per_rank() + index;
+  }
 };
 
 // The held-out text in order: windows of S+1 tokens side by side, each target read once. Targets that are BOS, and the
@@ -70,10 +73,10 @@ struct MicroBatchSchedule {
 class HeldOut {
  public:
   // bytes_of: source bytes of each token, as Tokenizer::bytes_of(). max_tokens: 0 for all.
-  HeldOut(std::shared_ptr<const ShardSet> shards, int micro_batch, int seq_len, std::vector<std::uint16_t> bytes_of, int bos,
-          std::int64_t max_tokens = 0);
+  HeldOut(std::shared_ptr<const ShardSet> shards, int micro_batch, int seq_len, std::vector<std::uint16_t> bytes_of,
+          int bos, std::int64_t max_tokens = 0);
   std::int64_t count() const { return (windows_ + micro_batch_ - 1) / micro_batch_; }
-  Batch read(std::int64_t batch) const;                      // always B rows; rows past the end are all -1
+  Batch read(std::int64_t batch) const;  // always B rows; rows past the end are all -1
 
  private:
   std::shared_ptr<const ShardSet> shards_;

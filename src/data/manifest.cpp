@@ -47,10 +47,12 @@ void write_manifest(const Manifest& manifest, const std::string& folder) {
 }
 
 Manifest read_manifest(const std::string& folder) {
-  if (!has_manifest(folder)) throw RunError(folder + " holds no prepared.json: it is no folder of token shards, or was not finished");
+  if (!has_manifest(folder))
+    throw RunError(folder + " holds no prepared.json: it is no folder of token shards, or was not finished");
   try {
     const nlohmann::json json = nlohmann::json::parse(read_file(path_in(folder)));
-    if (json.at("format").get<int>() != kFormat) throw RunError(path_in(folder) + " has another format; tokenize again");
+    if (json.at("format").get<int>() != kFormat)
+      throw RunError(path_in(folder) + " has another format; tokenize again");
     Manifest manifest;
     manifest.corpus = json.at("corpus").get<std::string>();
     manifest.corpus_hash = json.at("corpus_hash").get<std::string>();
@@ -59,9 +61,7 @@ Manifest read_manifest(const std::string& folder) {
     manifest.train = split_from(json.at("train"), folder);
     manifest.heldout = split_from(json.at("heldout"), folder);
     return manifest;
-  } catch (const RunError&) {
-    throw;
-  } catch (const std::exception& error) {
+  } catch (const RunError&) { throw; } catch (const std::exception& error) {
     throw RunError(path_in(folder) + " cannot be read: " + error.what() + "; tokenize again");
   }
 }

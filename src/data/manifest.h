@@ -8,7 +8,7 @@
 namespace switchyard {
 
 struct Split {
-  std::vector<std::string> shards;     // paths; the file keeps their names only, so a folder can be moved
+  std::vector<std::string> shards;  // paths; the file keeps their names only, so a folder can be moved
   std::int64_t documents = 0, bytes = 0, tokens = 0;
 };
 
@@ -21,6 +21,6 @@ struct Manifest {
 
 bool has_manifest(const std::string& folder);
 void write_manifest(const Manifest& manifest, const std::string& folder);
-Manifest read_manifest(const std::string& folder);           // RunError when missing or unreadable
+Manifest read_manifest(const std::string& folder);  // RunError when missing or unreadable
 
 }  // namespace switchyard

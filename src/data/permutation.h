@@ -8,8 +8,8 @@ namespace switchyard {
 
 class Permutation {
  public:
-  Permutation(std::uint64_t size, std::uint64_t key);        // size >= 1
-  std::uint64_t operator()(std::uint64_t index) const;       // index < size; a bijection
+  Permutation(std::uint64_t size, std::uint64_t key);   // size >= 1
+  std::uint64_t operator()(std::uint64_t index) const;  // index < size; a bijection
   std::uint64_t size() const { return size_; }
 
  private:

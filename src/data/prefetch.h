@@ -17,7 +17,7 @@ class Prefetcher {
   Prefetcher(const Loader& loader, const MicroBatchSchedule& schedule, std::int64_t first_step, int depth = 4);
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
-  Batch next();                        // blocks until it is there; an error of the thread is thrown here
+  Batch next();  // blocks until it is there; an error of the thread is thrown here
 
  private:
   void run();

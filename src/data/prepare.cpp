@@ -28,7 +28,8 @@ constexpr int kPreparationVersion = 1;
 class FolderLock {
  public:
   explicit FolderLock(const std::string& path) : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
-    if (descriptor_ < 0) throw RunError("cannot write " + path + ": " + std::strerror(errno) + "; choose another data.cache");
+    if (descriptor_ < 0)
+      throw RunError("cannot write " + path + ": " + std::strerror(errno) + "; choose another data.cache");
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
     log::info("waiting for another process to prepare the data");
     while (::flock(descriptor_, LOCK_EX) != 0) {
@@ -52,30 +53,33 @@ std::string short_name(const std::string& corpus) {
 }
 
 std::string cache_folder(const DataConfig& config, const Corpus& corpus, int vocab_size) {
-  const std::string tokenizer = config.tokenizer.empty() ? format("sample %lld", static_cast<long long>(config.tokenizer_sample_lines))
-                                                         : format("%016llx", static_cast<unsigned long long>(Tokenizer::load(config.tokenizer).hash()));
-  const std::string key = format("%d|%s|%d|%s|%.17g|%lld", kPreparationVersion, corpus.hash.c_str(), vocab_size, tokenizer.c_str(),
-                                 config.holdout_fraction, static_cast<long long>(config.seed));
+  const std::string tokenizer =
+      config.tokenizer.empty()
+          ? format("sample %lld", static_cast<long long>(config.tokenizer_sample_lines))
+          : format("%016llx", static_cast<unsigned long long>(Tokenizer::load(config.tokenizer).hash()));
+  const std::string key = format("%d|%s|%d|%s|%.17g|%lld", kPreparationVersion, corpus.hash.c_str(), vocab_size,
+                                 tokenizer.c_str(), config.holdout_fraction, static_cast<long long>(config.seed));
   return format("%s/%s-%d-%016llx", config.cache.c_str(), short_name(corpus.title).c_str(), vocab_size,
                 static_cast<unsigned long long>(fnv1a(key)));
 }
 
-void check_split(const PreparedData& data, const std::vector<std::string>& shards, const char* what, int vocab_size, int seq_len,
-                 ShardCheck check) {
+void check_split(const PreparedData& data, const std::vector<std::string>& shards, const char* what, int vocab_size,
+                 int seq_len, ShardCheck check) {
   const ShardSet set(shards, data.tokenizer_hash, vocab_size, check);
   if (set.size() < seq_len + 1) {
-    throw ConfigError(format("the %s text has %s tokens, less than one window of model.seq_len + 1 = %d; use a larger "
-                             "data.corpus%s or a smaller model.seq_len",
-                             what, with_commas(set.size()).c_str(), seq_len + 1,
-                             shards == data.heldout_shards ? ", a larger data.holdout_fraction" : ""));
+    throw ConfigError(
+        format("the %s text has %s tokens, less than one window of model.seq_len + 1 = %d; use a larger "
+               "data.corpus%s or a smaller model.seq_len",
+               what, with_commas(set.size()).c_str(), seq_len + 1,
+               shards == data.heldout_shards ? ", a larger data.holdout_fraction" : ""));
   }
 }
 
 // Every way in which shards on disk can be wrong is found here, before anything is trained.
 void check_prepared(const PreparedData& data, int vocab_size, int seq_len, ShardCheck check) {
   if (data.vocab_size > vocab_size) {
-    throw ConfigError(format("model.vocab_size = %d is below the %d pieces of the tokenizer %s; set it to %d or more", vocab_size,
-                             data.vocab_size, data.tokenizer_path.c_str(), data.vocab_size));
+    throw ConfigError(format("model.vocab_size = %d is below the %d pieces of the tokenizer %s; set it to %d or more",
+                             vocab_size, data.vocab_size, data.tokenizer_path.c_str(), data.vocab_size));
   }
   if (Tokenizer::load(data.tokenizer_path).hash() != data.tokenizer_hash) {
     throw RunError(data.tokenizer_path + " is not the tokenizer its shards were written with; tokenize again");
@@ -91,7 +95,8 @@ bool open_cached(const std::string& folder, PreparedData& data) {
     data = open_prepared(folder);
     const Tokenizer tokenizer = Tokenizer::load(data.tokenizer_path);
     ShardSet(data.train_shards, tokenizer.hash(), tokenizer.size(), ShardCheck::kContents);
-    if (!data.heldout_shards.empty()) ShardSet(data.heldout_shards, tokenizer.hash(), tokenizer.size(), ShardCheck::kContents);
+    if (!data.heldout_shards.empty())
+      ShardSet(data.heldout_shards, tokenizer.hash(), tokenizer.size(), ShardCheck::kContents);
     data.from_cache = true;
     return true;
   } catch (const std::exception& error) {
@@ -100,7 +105,8 @@ bool open_cached(const std::string& folder, PreparedData& data) {
   }
 }
 
-PreparedData build_in_cache(const DataConfig& config, const Corpus& corpus, int vocab_size, int threads, const std::string& folder) {
+PreparedData build_in_cache(const DataConfig& config, const Corpus& corpus, int vocab_size, int threads,
+                            const std::string& folder) {
   const std::string partial = folder + ".partial";
   fs::remove_all(partial);
   fs::remove_all(folder);
@@ -139,7 +145,7 @@ PreparedData open_prepared(const std::string& folder) {
 }
 
 PreparedData prepare_data(const DataConfig& config, int vocab_size, int seq_len, int threads) {
-  if (has_manifest(config.corpus)) {             // a folder that `tokenize` wrote
+  if (has_manifest(config.corpus)) {  // a folder that `tokenize` wrote
     PreparedData data = open_prepared(config.corpus);
     data.from_cache = true;
     check_prepared(data, vocab_size, seq_len, ShardCheck::kContents);
@@ -156,7 +162,7 @@ PreparedData prepare_data(const DataConfig& config, int vocab_size, int seq_len,
     const FolderLock lock(folder + ".lock");
     if (!open_cached(folder, data)) data = build_in_cache(config, corpus, vocab_size, threads, folder);
   }
-  check_prepared(data, vocab_size, seq_len, ShardCheck::kHeader);   // contents were checked, or just written
+  check_prepared(data, vocab_size, seq_len, ShardCheck::kHeader);  // contents were checked, or just written
   return data;
 }
 

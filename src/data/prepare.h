@@ -14,11 +14,11 @@ namespace switchyard {
 
 struct PreparedData {
   std::string folder;
-  std::string corpus;                  // data.corpus as given
-  std::string corpus_hash;             // 32 hex digits
+  std::string corpus;       // data.corpus as given
+  std::string corpus_hash;  // 32 hex digits
   std::string tokenizer_path;
   std::uint64_t tokenizer_hash = 0;
-  int vocab_size = 0;                  // of the tokenizer; at most the model's
+  int vocab_size = 0;  // of the tokenizer; at most the model's
   std::vector<std::string> train_shards, heldout_shards;
   std::int64_t train_documents = 0, train_bytes = 0, train_tokens = 0;
   std::int64_t heldout_documents = 0, heldout_bytes = 0, heldout_tokens = 0;
@@ -36,11 +36,11 @@ PreparedData open_prepared(const std::string& folder);
 
 struct BuildOptions {
   int vocab_size = 32768;
-  std::string tokenizer = "";          // an existing model; "": trained on a sample of the training documents
+  std::string tokenizer = "";  // an existing model; "": trained on a sample of the training documents
   std::int64_t sample_lines = 200000;
   double holdout_fraction = 0.02;
   std::uint64_t seed = 1;
-  int threads = 0;                     // 0: all cores
+  int threads = 0;  // 0: all cores
   std::int64_t shard_tokens = 100000000;
 };
 // Tokenizes into `folder` (created; the manifest prepared.json is written last).

@@ -11,7 +11,8 @@ namespace {
 // Keeps the lines with the `size` smallest keys.
 class LineSample {
  public:
-  LineSample(std::int64_t size, std::uint64_t seed) : size_(static_cast<std::size_t>(size)), key_(mix_key(seed, 0x6c696e65)) {}
+  LineSample(std::int64_t size, std::uint64_t seed)
+      : size_(static_cast<std::size_t>(size)), key_(mix_key(seed, 0x6c696e65)) {}
 
   void add_text(const std::string& text) {
     for (std::size_t begin = 0; begin < text.size();) {

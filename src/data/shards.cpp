@@ -39,17 +39,19 @@ void copy_tokens(const char* data, std::int64_t first, std::int64_t count, std::
 
 constexpr const char* kFix = "; delete the folder and let it be made again";
 
-void check_header(const ShardHeader& header, std::size_t file_size, const std::string& path, std::uint64_t tokenizer_hash) {
+void check_header(const ShardHeader& header, std::size_t file_size, const std::string& path,
+                  std::uint64_t tokenizer_hash) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) throw RunError(path + " is no token shard");
   if (header.version != kVersion || (header.token_bytes != 2 && header.token_bytes != 4)) {
     throw RunError(format("%s has shard version %u with %u-byte tokens, this program reads version %u%s", path.c_str(),
                           header.version, header.token_bytes, kVersion, kFix));
   }
   if (header.tokenizer_hash != tokenizer_hash) {
-    throw RunError(format("%s was written with another tokenizer (hash %016llx, this one is %016llx); use the tokenizer.model "
-                          "beside it, or tokenize again",
-                          path.c_str(), static_cast<unsigned long long>(header.tokenizer_hash),
-                          static_cast<unsigned long long>(tokenizer_hash)));
+    throw RunError(
+        format("%s was written with another tokenizer (hash %016llx, this one is %016llx); use the tokenizer.model "
+               "beside it, or tokenize again",
+               path.c_str(), static_cast<unsigned long long>(header.tokenizer_hash),
+               static_cast<unsigned long long>(tokenizer_hash)));
   }
   const std::uint64_t expected = sizeof(ShardHeader) + header.count * header.token_bytes;
   if (file_size != expected) {
@@ -60,8 +62,8 @@ void check_header(const ShardHeader& header, std::size_t file_size, const std::s
 
 void check_vocabulary(std::uint32_t largest_token, int vocab_size, const std::string& path) {
   if (static_cast<std::int64_t>(largest_token) < vocab_size) return;
-  throw RunError(format("%s holds token %u, beyond the vocabulary of %d; model.vocab_size must be at least %u", path.c_str(),
-                        largest_token, vocab_size, largest_token + 1));
+  throw RunError(format("%s holds token %u, beyond the vocabulary of %d; model.vocab_size must be at least %u",
+                        path.c_str(), largest_token, vocab_size, largest_token + 1));
 }
 
 void check_contents(const ShardHeader& header, const char* data, int vocab_size, const std::string& path) {
@@ -76,7 +78,9 @@ void check_contents(const ShardHeader& header, const char* data, int vocab_size,
 }  // namespace
 
 ShardWriter::ShardWriter(std::string path, std::uint64_t tokenizer_hash, int vocab_size)
-    : path_(std::move(path)), temporary_(path_ + ".tmp." + std::to_string(::getpid())), file_(std::fopen(temporary_.c_str(), "wb")) {
+    : path_(std::move(path)),
+      temporary_(path_ + ".tmp." + std::to_string(::getpid())),
+      file_(std::fopen(temporary_.c_str(), "wb")) {
   if (!file_) throw RunError("cannot write " + temporary_ + ": " + std::strerror(errno));
   std::memcpy(header_.magic, kMagic, sizeof(kMagic));
   header_.version = kVersion;
@@ -84,7 +88,7 @@ ShardWriter::ShardWriter(std::string path, std::uint64_t tokenizer_hash, int voc
   header_.tokenizer_hash = tokenizer_hash;
   header_.vocab_size = static_cast<std::uint32_t>(vocab_size);
   header_.checksum = fnv1a("");
-  buffer_.assign(sizeof(ShardHeader), '\0');     // the place of the header, which is known at the end
+  buffer_.assign(sizeof(ShardHeader), '\0');  // the place of the header, which is known at the end
   flush();
 }
 
@@ -125,11 +129,13 @@ void ShardWriter::finish() {
   file_ = nullptr;
   if (closed != 0) throw RunError("cannot write " + temporary_ + ": " + std::strerror(errno));
   sync_file(temporary_);
-  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) throw RunError("cannot rename to " + path_ + ": " + std::strerror(errno));
+  if (std::rename(temporary_.c_str(), path_.c_str()) != 0)
+    throw RunError("cannot rename to " + path_ + ": " + std::strerror(errno));
   sync_folder(std::filesystem::path(path_).parent_path().string());
 }
 
-ShardSet::ShardSet(const std::vector<std::string>& paths, std::uint64_t tokenizer_hash, int vocab_size, ShardCheck check) {
+ShardSet::ShardSet(const std::vector<std::string>& paths, std::uint64_t tokenizer_hash, int vocab_size,
+                   ShardCheck check) {
   for (const std::string& path : paths) {
     files_.emplace_back(path);
     const MappedFile& file = files_.back();
@@ -144,7 +150,9 @@ ShardSet::ShardSet(const std::vector<std::string>& paths, std::uint64_t tokenize
     source_bytes_ += static_cast<std::int64_t>(header.source_bytes);
     documents_ += static_cast<std::int64_t>(header.documents);
   }
-  if (size() == 0) throw RunError(paths.empty() ? "there are no token shards to read" : paths[0] + " holds no tokens: the corpus is empty");
+  if (size() == 0)
+    throw RunError(paths.empty() ? "there are no token shards to read"
+                                 : paths[0] + " holds no tokens: the corpus is empty");
 }
 
 void ShardSet::read(std::int64_t first, std::int64_t count, std::int32_t* out) const {

@@ -14,13 +14,14 @@ namespace switchyard {
 namespace {
 
 constexpr std::size_t kLongestCachedWord = 64;
-constexpr std::size_t kCachedWords = 500000;    // about 60 MB a thread
+constexpr std::size_t kCachedWords = 500000;  // about 60 MB a thread
 
 std::string text_of_piece(const sentencepiece::SentencePieceProcessor& model, int id) {
   if (model.IsControl(id) || model.IsUnknown(id) || model.IsUnused(id)) return "";
   std::string piece = model.IdToPiece(id);
   if (model.IsByte(id)) return std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)));
-  for (std::size_t at; (at = piece.find(kSpaceMarker)) != std::string::npos;) piece.replace(at, kSpaceMarker.size(), " ");
+  for (std::size_t at; (at = piece.find(kSpaceMarker)) != std::string::npos;)
+    piece.replace(at, kSpaceMarker.size(), " ");
   return piece;
 }
 
@@ -39,7 +40,8 @@ Tokenizer Tokenizer::from_bytes(std::string model, const std::string& name) {
   const auto status = processor.LoadFromSerializedProto(model);
   if (!status.ok()) throw ConfigError(name + " is no sentencepiece model: " + status.ToString());
   tokenizer.bos_ = processor.bos_id();
-  if (tokenizer.bos_ < 0) throw ConfigError(name + " has no BOS piece, which separates documents; train it with a bos_id");
+  if (tokenizer.bos_ < 0)
+    throw ConfigError(name + " has no BOS piece, which separates documents; train it with a bos_id");
 
   tokenizer.byte_id_.assign(256, -1);
   for (int id = 0; id < processor.GetPieceSize(); ++id) {
@@ -51,12 +53,14 @@ Tokenizer Tokenizer::from_bytes(std::string model, const std::string& name) {
   const auto is_whole = [](const std::string& piece) { return piece.empty() || word_end(piece, 0) == piece.size(); };
   tokenizer.by_words_ = std::all_of(tokenizer.text_of_.begin(), tokenizer.text_of_.end(), is_whole);
   for (const int id : tokenizer.byte_id_) {
-    if (id < 0) throw ConfigError(name + " lacks byte pieces, so it cannot hold every text; train it with byte_fallback");
+    if (id < 0)
+      throw ConfigError(name + " lacks byte pieces, so it cannot hold every text; train it with byte_fallback");
   }
   std::vector<int> ids;
   const std::string probe = "if x:  return (x)";
   if (!processor.Encode(probe, &ids).ok() || tokenizer.decode(ids) != probe) {
-    throw ConfigError(name + " changes white space; train it with add_dummy_prefix=false, remove_extra_whitespaces=false and "
+    throw ConfigError(name +
+                      " changes white space; train it with add_dummy_prefix=false, remove_extra_whitespaces=false and "
                       "normalization_rule_name=identity, or let tokenize train one");
   }
   tokenizer.hash_ = fnv1a(model);

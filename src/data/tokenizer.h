@@ -10,12 +10,14 @@
 #include <unordered_map>
 #include <vector>
 
-namespace sentencepiece { class SentencePieceProcessor; }
+namespace sentencepiece {
+class SentencePieceProcessor;
+}
 
 namespace switchyard {
 
 struct TokenizerOptions {
-  int vocab_size = 32768;              // at least 320; a small text may give fewer pieces
+  int vocab_size = 32768;  // at least 320; a small text may give fewer pieces
 };
 
 class Tokenizer {
@@ -24,17 +26,17 @@ class Tokenizer {
   // library version give the same bytes. ConfigError when the vocabulary does not fit the text.
   static std::string train(const std::vector<std::string>& lines, const TokenizerOptions& options);
 
-  static Tokenizer load(const std::string& path);           // ConfigError when it is no usable model
+  static Tokenizer load(const std::string& path);  // ConfigError when it is no usable model
   static Tokenizer from_bytes(std::string model, const std::string& name = "model");
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
-  int size() const { return static_cast<int>(bytes_of_.size()); }   // number of pieces
-  int bos() const { return bos_; }                          // stands before every document; holds no text
-  std::uint64_t hash() const { return hash_; }              // of the model's bytes: a shard remembers it
-  const std::string& model() const { return model_; }       // the serialized model
+  int size() const { return static_cast<int>(bytes_of_.size()); }  // number of pieces
+  int bos() const { return bos_; }                                 // stands before every document; holds no text
+  std::uint64_t hash() const { return hash_; }                     // of the model's bytes: a shard remembers it
+  const std::string& model() const { return model_; }              // the serialized model
 
-  std::vector<int> encode(std::string_view text) const;     // no BOS added
+  std::vector<int> encode(std::string_view text) const;  // no BOS added
   // A word cache for one thread: text repeats itself, and a repeated word costs a look-up. Ids are appended.
   class Encoder {
    public:
@@ -46,8 +48,8 @@ class Tokenizer {
     std::unordered_map<std::string, std::vector<int>> words_;
   };
 
-  std::string decode(const std::vector<int>& ids) const;    // every byte back; BOS and unknown ids give nothing
-  const std::string& piece(int id) const { return text_of_[static_cast<std::size_t>(id)]; }   // the bytes of one token
+  std::string decode(const std::vector<int>& ids) const;  // every byte back; BOS and unknown ids give nothing
+  const std::string& piece(int id) const { return text_of_[static_cast<std::size_t>(id)]; }  // the bytes of one token
   // Source bytes of each token, 0 for BOS: what bits per byte divides by. [size()]
   const std::vector<std::uint16_t>& bytes_of() const { return bytes_of_; }
 
@@ -60,8 +62,8 @@ class Tokenizer {
   std::string model_;
   std::uint64_t hash_ = 0;
   int bos_ = -1;
-  bool by_words_ = true;                                    // else by lines
-  std::vector<int> byte_id_;                                // [256]
+  bool by_words_ = true;      // else by lines
+  std::vector<int> byte_id_;  // [256]
   std::vector<std::string> text_of_;
   std::vector<std::uint16_t> bytes_of_;
 };

@@ -11,10 +11,10 @@
 namespace switchyard {
 namespace {
 
-constexpr int kFewestPieces = 320;              // BOS, unknown, 256 bytes, and some characters
+constexpr int kFewestPieces = 320;  // BOS, unknown, 256 bytes, and some characters
 
-// "word<tab>count" of every word, in order of first appearance: the same merges as from the lines themselves, since none
-// reaches across a word, at a tenth of the time.
+// "word<tab>count" of every word, in order of first appearance: the same merges as from the lines themselves, since
+// none reaches across a word, at a tenth of the time.
 std::vector<std::string> count_words(const std::vector<std::string>& lines) {
   std::vector<std::pair<std::string, std::int64_t>> counts;
   std::unordered_map<std::string, std::size_t> place;
@@ -81,9 +81,10 @@ std::string Tokenizer::train(const std::vector<std::string>& lines, const Tokeni
       },
       &iterator, &model);
   if (!status.ok()) {
-    throw ConfigError(format("cannot train a tokenizer of %d pieces on this text (sentencepiece: %s); choose another "
-                             "model.vocab_size or a larger corpus",
-                             options.vocab_size, status.ToString().c_str()));
+    throw ConfigError(
+        format("cannot train a tokenizer of %d pieces on this text (sentencepiece: %s); choose another "
+               "model.vocab_size or a larger corpus",
+               options.vocab_size, status.ToString().c_str()));
   }
   return model;
 }

@@ -6,7 +6,7 @@
 
 namespace switchyard {
 
-inline constexpr std::string_view kSpaceMarker = "\xe2\x96\x81";   // U+2581, what sentencepiece writes for a space
+inline constexpr std::string_view kSpaceMarker = "\xe2\x96\x81";  // U+2581, what sentencepiece writes for a space
 
 // Length of the well-formed character at `at` (Unicode 15, table 3-7), or 0.
 inline std::size_t utf8_length(std::string_view text, std::size_t at) {
@@ -16,11 +16,11 @@ inline std::size_t utf8_length(std::string_view text, std::size_t at) {
   if (lead < 0x80) return 1;
   if (within(lead, 0xC2, 0xDF)) return within(byte(1), 0x80, 0xBF) ? 2 : 0;
   if (within(lead, 0xE0, 0xEF)) {
-    const unsigned low = lead == 0xE0 ? 0xA0 : 0x80, high = lead == 0xED ? 0x9F : 0xBF;   // no overlong, no surrogate
+    const unsigned low = lead == 0xE0 ? 0xA0 : 0x80, high = lead == 0xED ? 0x9F : 0xBF;  // no overlong, no surrogate
     return within(byte(1), low, high) && within(byte(2), 0x80, 0xBF) ? 3 : 0;
   }
   if (within(lead, 0xF0, 0xF4)) {
-    const unsigned low = lead == 0xF0 ? 0x90 : 0x80, high = lead == 0xF4 ? 0x8F : 0xBF;   // up to U+10FFFF
+    const unsigned low = lead == 0xF0 ? 0x90 : 0x80, high = lead == 0xF4 ? 0x8F : 0xBF;  // up to U+10FFFF
     return within(byte(1), low, high) && within(byte(2), 0x80, 0xBF) && within(byte(3), 0x80, 0xBF) ? 4 : 0;
   }
   return 0;

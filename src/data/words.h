@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-inline constexpr std::size_t kLongestWord = 512;       // bytes
+inline constexpr std::size_t kLongestWord = 512;  // bytes
 inline constexpr std::size_t kLongestLine = 4096;
 
 // A piece is: spaces and one run of a script, where ASCII letters are one script and digits, punctuation and newlines

@@ -24,7 +24,8 @@ std::vector<std::string> names(const Corpus& corpus) {
 
 std::vector<std::string> texts(const Corpus& corpus) {
   std::vector<std::string> all;
-  for_each_document(corpus, [&](Document&& document) { all.push_back(document_text(std::move(document), corpus.json_field)); });
+  for_each_document(corpus,
+                    [&](Document&& document) { all.push_back(document_text(std::move(document), corpus.json_field)); });
   return all;
 }
 
@@ -75,7 +76,8 @@ TEST(Corpus, HashSeesNamesAndContentsOnly) {
 
 TEST(Corpus, JsonLines) {
   const TemporaryFolder folder;
-  const std::string path = folder.write("a.jsonl", "{\"text\": \"one\\n\"}\n\n{\"text\": \"\\u00e9\", \"x\": 1}\n{\"text\": \"\"}");
+  const std::string path =
+      folder.write("a.jsonl", "{\"text\": \"one\\n\"}\n\n{\"text\": \"\\u00e9\", \"x\": 1}\n{\"text\": \"\"}");
   EXPECT_EQ(texts(open_corpus(path)), (Names{"one\n", "\xc3\xa9", ""}));
   const Corpus other_field = open_corpus(path, "body");
   EXPECT_NE(message_of<RunError>([&] { texts(other_field); }).find("a.jsonl#1"), std::string::npos);
@@ -126,8 +128,10 @@ TEST(Corpus, ErrorsNameWhatIsMissing) {
   const TemporaryFolder folder;
   const std::string empty = folder.write("empty/a.txt", "");
   std::filesystem::create_directories(folder / "nothing");
-  EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "absent.txt"); }).find("absent.txt does not exist"), std::string::npos);
-  EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "*.jsonl"); }).find("nothing matches"), std::string::npos);
+  EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "absent.txt"); }).find("absent.txt does not exist"),
+            std::string::npos);
+  EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "*.jsonl"); }).find("nothing matches"),
+            std::string::npos);
   EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "nothing"); }).find("no text files"), std::string::npos);
   EXPECT_NE(message_of<ConfigError>([&] { open_corpus(folder / "empty"); }).find("is empty"), std::string::npos);
   EXPECT_THROW(open_corpus(""), ConfigError);
@@ -147,7 +151,7 @@ TEST(Corpus, DefaultElsewhere) {
   EXPECT_NE(message_of<ConfigError>([] { torch_folder(); }).find("SWITCHYARD_TORCH"), std::string::npos);
   folder.write("torch/version.py", "x");
   ::setenv("SWITCHYARD_TORCH", (folder / "torch").c_str(), 1);
-  EXPECT_EQ(open_corpus("torch_python").files.size(), 1u);       // with a warning
+  EXPECT_EQ(open_corpus("torch_python").files.size(), 1u);  // with a warning
   if (before.empty()) {
     ::unsetenv("SWITCHYARD_TORCH");
   } else {
@@ -170,7 +174,8 @@ TEST(Holdout, TakesItsShareAndDependsOnTheSeed) {
 
 TEST(Survey, SamplesTrainingLinesOnly) {
   const TemporaryFolder folder;
-  for (int i = 0; i < 50; ++i) folder.write("c/" + std::to_string(i), std::to_string(i) + " first\n" + std::to_string(i) + " second\n\n");
+  for (int i = 0; i < 50; ++i)
+    folder.write("c/" + std::to_string(i), std::to_string(i) + " first\n" + std::to_string(i) + " second\n\n");
   const Corpus corpus = open_corpus(folder / "c");
   const Holdout holdout{0.2, 3};
   const Survey all = survey_corpus(corpus, holdout, 1000), some = survey_corpus(corpus, holdout, 20);

@@ -19,8 +19,8 @@ class TemporaryFolder {
  public:
   TemporaryFolder() {
     const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    path_ = std::filesystem::temp_directory_path() /
-            (std::string("switchyard_") + test->test_suite_name() + "_" + test->name() + "_" + std::to_string(::getpid()));
+    path_ = std::filesystem::temp_directory_path() / (std::string("switchyard_") + test->test_suite_name() + "_" +
+                                                      test->name() + "_" + std::to_string(::getpid()));
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }
@@ -40,17 +40,27 @@ class TemporaryFolder {
 
 // Something like code: a few words, indentation, punctuation; other numbers give other text.
 inline std::string some_code(unsigned number, int lines = 40) {
-  static const std::vector<std::string> kWords = {"router", "expert", "top_k", "balance", "loss", "gate", "wagon", "track", "hump", "yard"};
+  static const std::vector<std::string> kWords = {"router", "expert", "top_k", "balance", "loss",
+                                                  "gate",   "wagon",  "track", "hump",    "yard"};
   std::mt19937 random(number);
-  const auto word = [&] { return kWords[random() % kWords.size()] + (random() % 4 == 0 ? std::to_string(random() % 100) : ""); };
+  const auto word = [&] {
+    return kWords[random() % kWords.size()] + (random() % 4 == 0 ? std::to_string(random() % 100) : "");
+  };
   std::string text;
   for (int i = 0; i < lines; ++i) {
     text += std::string(4 * (random() % 4), ' ');
     switch (random() % 4) {
-      case 0: text += "def " + word() + "(" + word() + ", " + word() + "):"; break;
-      case 1: text += "return " + word() + " + " + word(); break;
-      case 2: text += word() + "[" + word() + "] = '" + word() + "'  # " + word() + " " + word(); break;
-      default: text += "";
+      case 0:
+        text += "def " + word() + "(" + word() + ", " + word() + "):";
+        break;
+      case 1:
+        text += "return " + word() + " + " + word();
+        break;
+      case 2:
+        text += word() + "[" + word() + "] = '" + word() + "'  # " + word() + " " + word();
+        break;
+      default:
+        text += "";
     }
     text += "\n";
   }
@@ -67,7 +77,9 @@ inline std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-inline std::string some_model(int vocab_size = 600) { return Tokenizer::train(lines_of(some_code(1, 2000)), {vocab_size}); }
+inline std::string some_model(int vocab_size = 600) {
+  return Tokenizer::train(lines_of(some_code(1, 2000)), {vocab_size});
+}
 inline const Tokenizer& some_tokenizer() {
   static const Tokenizer tokenizer = Tokenizer::from_bytes(some_model());
   return tokenizer;
@@ -78,9 +90,7 @@ template <class Error, class Action>
 std::string message_of(const Action& action) {
   try {
     action();
-  } catch (const Error& error) {
-    return error.what();
-  }
+  } catch (const Error& error) { return error.what(); }
   ADD_FAILURE() << "nothing was thrown";
   return "";
 }

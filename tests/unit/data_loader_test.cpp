@@ -76,10 +76,12 @@ std::vector<int> starts(const Loader& loader, std::int64_t first, std::int64_t c
 
 TEST(Loader, EveryWindowOncePerEpochInAnotherOrder) {
   const TemporaryFolder folder;
-  const Loader loader(counting(folder, 1000), {3, 16, 5});   // 62 windows: the epoch ends inside a micro-batch
+  const Loader loader(counting(folder, 1000), {3, 16, 5});  // 62 windows: the epoch ends inside a micro-batch
   ASSERT_EQ(loader.windows_per_epoch(), 62);
   const std::vector<int> two_epochs = starts(loader, 0, 42);
-  const auto epoch = [&](int e) { return std::vector<int>(two_epochs.begin() + 62 * e, two_epochs.begin() + 62 * (e + 1)); };
+  const auto epoch = [&](int e) {
+    return std::vector<int>(two_epochs.begin() + 62 * e, two_epochs.begin() + 62 * (e + 1));
+  };
   std::vector<int> first = epoch(0), second = epoch(1), expected(62);
   for (int i = 0; i < 62; ++i) expected[static_cast<std::size_t>(i)] = 16 * i;
   EXPECT_NE(first, second);
@@ -135,11 +137,19 @@ TEST(Loader, ResumesAndRefusesOtherText) {
   const LoaderState state = loader.state(17);
   EXPECT_EQ(starts(Loader(shards, {3, 16, state.seed}), state.next_micro_batch, 10), starts(loader, 17, 10));
   loader.check_resumable(state);
-  struct Case { const char* named; LoaderOptions options; };
-  for (const Case& c : {Case{"train.micro_batch was 3 and is now 4", {4, 16, 5}}, Case{"model.seq_len", {3, 8, 5}}, Case{"seed", {3, 16, 6}}}) {
-    EXPECT_NE(message_of<ConfigError>([&] { Loader(shards, c.options).check_resumable(state); }).find(c.named), std::string::npos);
+  struct Case {
+    const char* named;
+    LoaderOptions options;
+  };
+  for (const Case& c : {Case{"train.micro_batch was 3 and is now 4", {4, 16, 5}}, Case{"model.seq_len", {3, 8, 5}},
+                        Case{"seed", {3, 16, 6}}}) {
+    EXPECT_NE(message_of<ConfigError>([&] { Loader(shards, c.options).check_resumable(state); }).find(c.named),
+              std::string::npos);
   }
-  EXPECT_NE(message_of<RunError>([&] { Loader(shards, {1, 1000, 5}); }).find("less than one window"), std::string::npos);
+  EXPECT_NE(message_of<RunError>([&] {
+              Loader(shards, {1, 1000, 5});
+            }).find("less than one window"),
+            std::string::npos);
 }
 
 TEST(Prefetcher, GivesTheSameBatchesInOrder) {
@@ -156,16 +166,17 @@ TEST(Prefetcher, GivesTheSameBatchesInOrder) {
         EXPECT_EQ(given.windows, expected.windows);
       }
     }
-  }                                                          // destroyed while it waits: must not hang
+  }  // destroyed while it waits: must not hang
 }
 
 TEST(HeldOut, ReadsEachTargetOnceAndCountsItsBytes) {
   const TemporaryFolder folder;
   const int tokens = 101, bos = 40;
   std::vector<std::uint16_t> bytes_of(tokens);
-  for (int i = 0; i < tokens; ++i) bytes_of[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(i == bos ? 0 : 1 + i % 5);
+  for (int i = 0; i < tokens; ++i)
+    bytes_of[static_cast<std::size_t>(i)] = static_cast<std::uint16_t>(i == bos ? 0 : 1 + i % 5);
   const HeldOut held_out(counting(folder, tokens), 4, 8, bytes_of, bos);
-  EXPECT_EQ(held_out.count(), 4);                            // 13 windows, the last of 4 targets
+  EXPECT_EQ(held_out.count(), 4);  // 13 windows, the last of 4 targets
   std::vector<int> seen;
   std::int64_t bytes = 0, expected_bytes = 0;
   for (std::int64_t b = 0; b < held_out.count(); ++b) {

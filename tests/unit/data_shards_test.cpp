@@ -22,10 +22,16 @@ std::string write_shard(const std::string& path, const std::vector<int>& ids, in
 
 TEST(Shards, RoundTripAcrossFilesAndWidths) {
   const TemporaryFolder folder;
-  struct Case { const char* what; int vocab_size; int largest; std::size_t bytes; };
+  struct Case {
+    const char* what;
+    int vocab_size;
+    int largest;
+    std::size_t bytes;
+  };
   for (const Case& c : {Case{"two bytes", 65536, 65535, 2}, Case{"four bytes", 65537, 65536, 4}}) {
     SCOPED_TRACE(c.what);
-    const std::vector<std::string> paths = {write_shard(folder / "a", {0, 1, c.largest}, c.vocab_size), write_shard(folder / "b", {3}, c.vocab_size),
+    const std::vector<std::string> paths = {write_shard(folder / "a", {0, 1, c.largest}, c.vocab_size),
+                                            write_shard(folder / "b", {3}, c.vocab_size),
                                             write_shard(folder / "c", {4, 5}, c.vocab_size)};
     EXPECT_EQ(std::filesystem::file_size(paths[0]), sizeof(ShardHeader) + 3 * c.bytes);
     const ShardSet set(paths, kHash, c.vocab_size, ShardCheck::kContents);
@@ -51,7 +57,12 @@ TEST(Shards, UnfinishedLeavesNothing) {
 TEST(Shards, ErrorsBeforeTraining) {
   const TemporaryFolder folder;
   const std::string good = read_file(write_shard(folder / "good", {1, 2, 3, 999}));
-  struct Case { const char* expected; std::uint64_t hash; int vocab_size; std::string contents; };
+  struct Case {
+    const char* expected;
+    std::uint64_t hash;
+    int vocab_size;
+    std::string contents;
+  };
   std::string flipped = good, other_version = good;
   flipped[sizeof(ShardHeader)] ^= 2;
   other_version[8] = 9;
@@ -69,7 +80,8 @@ TEST(Shards, ErrorsBeforeTraining) {
   for (const Case& c : cases) {
     SCOPED_TRACE(c.expected);
     const std::string path = folder.write("bad.tokens", c.contents);
-    const std::string message = message_of<RunError>([&] { ShardSet({path}, c.hash, c.vocab_size, ShardCheck::kContents); });
+    const std::string message =
+        message_of<RunError>([&] { ShardSet({path}, c.hash, c.vocab_size, ShardCheck::kContents); });
     EXPECT_NE(message.find(c.expected), std::string::npos) << message;
     EXPECT_NE(message.find("bad.tokens"), std::string::npos) << message;
   }
@@ -90,7 +102,9 @@ class Preparation : public ::testing::Test {
     config_.cache = folder_ / "cache";
     config_.holdout_fraction = 0.2;
   }
-  PreparedData prepare(int vocab_size = 600, int seq_len = 32, int threads = 2) { return prepare_data(config_, vocab_size, seq_len, threads); }
+  PreparedData prepare(int vocab_size = 600, int seq_len = 32, int threads = 2) {
+    return prepare_data(config_, vocab_size, seq_len, threads);
+  }
 
   TemporaryFolder folder_;
   DataConfig config_;
@@ -184,7 +198,8 @@ TEST_F(Preparation, GivenTokenizer) {
 }
 
 TEST_F(Preparation, TooLittleText) {
-  EXPECT_NE(message_of<ConfigError>([&] { prepare(600, 1000000); }).find("less than one window of model.seq_len"), std::string::npos);
+  EXPECT_NE(message_of<ConfigError>([&] { prepare(600, 1000000); }).find("less than one window of model.seq_len"),
+            std::string::npos);
   config_.corpus = folder_ / "corpus/0.py";
   config_.holdout_fraction = 0.9999999;
   EXPECT_THROW(prepare(), ConfigError);

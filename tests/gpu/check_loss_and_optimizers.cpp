@@ -1,0 +1,260 @@
+// cross_entropy, adamw and Muon's elementwise parts.
+#include <algorithm>
+
+#include "harness.h"
+#include "kernels/adamw.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/muon.h"
+
+namespace switchyard::gpu_check {
+namespace {
+
+struct LossCase {
+  const char* name;
+  int tokens, vocab;
+  float cap;
+  bool gradient;
+  double scale, shift;  // of the logits
+};
+const std::vector<LossCase> kLossCases = {
+    {"eight logits", 3, 8, 15, true, 5, 0},        {"short rows", 257, 264, 15, true, 10, 0},
+    {"no cap, short", 33, 1000, 0, true, 10, 0},   {"odd length", 35, 4104, 15, true, 10, 0},
+    {"in registers", 301, 32768, 15, true, 10, 0}, {"no gradient", 150, 32768, 15, false, 10, 0},
+    {"no cap", 150, 32768, 0, true, 10, 0},        {"no cap, far from 0", 20, 32000, 0, true, 3, -500},
+    {"wide cap", 20, 16008, 100, true, 30, -90},   {"odd, in registers", 140, 8200, 30, true, 20, 0},
+    {"long rows", 20, 50304, 15, true, 10, 0},     {"long rows, no cap", 20, 50304, 0, true, 10, 200},
+    {"saturated", 5, 32768, 15, true, 300, 0},
+};
+
+template <class T>
+void check_loss(Report& report, const LossCase& c) {
+  Random random(47);
+  Values values = random.normal(static_cast<std::size_t>(c.tokens) * c.vocab, c.scale);
+  for (double& v : values) v += c.shift;
+  const Input<T> logits(values);
+  std::vector<std::int64_t> target(c.tokens);
+  for (int t = 0; t < c.tokens; ++t) target[t] = t % 5 == 3 ? -1 : t == 0 ? c.vocab - 1 : random.below(c.vocab);
+  const Buffer<std::int64_t> targets(target);
+  Buffer<float> nll(c.tokens);
+  const float grad_scale = 0.25f;
+  run_captured([&](Stream s) {
+    kernels::cross_entropy(kernels::CrossEntropy<T>{logits.get(), targets.get(), nll.get(), c.tokens, c.vocab, c.cap,
+                                                    grad_scale, c.gradient},
+                           s);
+  });
+
+  Values want_nll(c.tokens), want = logits.host;
+  for (int t = 0; t < c.tokens; ++t) {
+    double* row = &want[static_cast<std::size_t>(t) * c.vocab];
+    if (target[t] < 0) {
+      if (c.gradient) std::fill_n(row, c.vocab, 0.0);
+      continue;
+    }
+    Values z(row, row + c.vocab), slope(c.vocab, 1.0);
+    for (int v = 0; v < c.vocab && c.cap > 0; ++v) {
+      const double tanh = std::tanh(row[v] / c.cap);
+      z[v] = c.cap * tanh, slope[v] = 1 / std::pow(std::cosh(row[v] / c.cap), 2);
+    }
+    const double most = *std::max_element(z.begin(), z.end());
+    double sum = 0;
+    for (const double v : z) sum += std::exp(v - most);
+    const double log_sum = most + std::log(sum);
+    want_nll[t] = log_sum - z[target[t]];
+    for (int v = 0; v < c.vocab && c.gradient; ++v)
+      row[v] = grad_scale * (std::exp(z[v] - log_sum) - (v == target[t])) * slope[v];
+  }
+  const std::string kernel = "cross_entropy " + type_name<T>(), name = c.name;
+  report.compare(kernel, name + ": nll", values_of(nll), want_nll, {1e-5, 1e-6 * std::max(10.f, 4 * c.cap)});
+  const Bound bound = !c.gradient      ? kExact
+                      : sizeof(T) == 2 ? Bound{1.0 / 256, 1e-6}
+                                       : Bound{1e-4 * std::max(1.0, c.cap / 30.0), 1e-6};
+  report.compare(kernel, name + (c.gradient ? ": gradient" : ": logits untouched"), values_of(logits.device), want,
+                 bound);
+  report.expect(kernel, name + ": writes stay inside", logits.device.guard_intact() && nll.guard_intact());
+}
+
+// ---- adamw ----
+
+struct AdamwData {
+  Input<float> weight, grad, first, second;
+  Buffer<bf16> copy;
+  kernels::AdamwTensor tensor;
+
+  // offset: elements before the tensor's start, so that its address is odd
+  AdamwData(Random& random, int count, int offset, float beta1, bool with_copy)
+      : weight(random.normal(count + offset)),
+        grad(random.normal(count + offset)),
+        first(random.normal(count + offset, 0.1)),
+        second(squares(random.normal(count + offset, 0.3))),
+        copy(count + offset),
+        tensor{weight.get() + offset,
+               grad.get() + offset,
+               first.get() + offset,
+               second.get() + offset,
+               with_copy ? copy.get() + offset : nullptr,
+               count,
+               0.02f,
+               beta1,
+               0.1f} {}
+
+  static Values squares(Values v) {
+    for (double& x : v) x *= x;
+    return v;
+  }
+};
+
+void check_adamw(Report& report, bool apply) {
+  Random random(53);
+  const std::vector<int> counts = {1, 3, 8, 1000, 100003, 7, 2048};
+  std::vector<std::unique_ptr<AdamwData>> data;
+  std::vector<kernels::AdamwTensor> tensors;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    data.push_back(
+        std::make_unique<AdamwData>(random, counts[i], i % 3 == 2 ? 3 : 0, i == 1 ? 0.0f : 0.8f, i % 4 != 1));
+    tensors.push_back(data.back()->tensor);
+  }
+  if (!apply) {  // what a step that must not be applied looks like
+    data[3]->grad.device.upload(std::vector<float>(data[3]->grad.host.size(), NAN));
+  }
+  const Buffer<kernels::AdamwTensor> device_tensors(tensors);
+  const Input<float> schedule(Values{0.7}), grad_factor(Values{0.5});
+  const Buffer<std::int64_t> applied(std::vector<std::int64_t>{3});
+  const Buffer<int> flag(std::vector<int>{apply});
+  const float beta2 = 0.95f, eps = 1e-10f;
+  run_captured([&](Stream s) {
+    kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), 100003, schedule.get(), grad_factor.get(),
+                    applied.get(), flag.get(), beta2, eps},
+                   s);
+  });
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    const AdamwData& d = *data[i];
+    const std::size_t from = d.weight.host.size() - counts[i];
+    Values w = d.weight.host, m = d.first.host, v = d.second.host, copy(w.size(), 0);
+    const double b1 = d.tensor.beta1, b2 = beta2, lr = d.tensor.lr * schedule[0];
+    for (std::size_t j = from; j < w.size() && apply; ++j) {
+      const double g = d.grad[j] * grad_factor[0];
+      m[j] = b1 * m[j] + (1 - b1) * g;
+      v[j] = b2 * v[j] + (1 - b2) * g * g;
+      const double step = m[j] / (1 - std::pow(b1, 3)) / (std::sqrt(v[j] / (1 - std::pow(b2, 3))) + eps);
+      w[j] -= lr * (step + d.tensor.weight_decay * w[j]);
+    }
+    const std::string name = std::to_string(counts[i]) + " elements" + (apply ? "" : ", not applied");
+    const Bound bound = apply ? Bound{2e-5, 1e-6} : kExact;
+    report.compare("adamw", name + ": weight", values_of(d.weight.device), w, bound);
+    report.compare("adamw", name + ": first moment", values_of(d.first.device), m, bound);
+    report.compare("adamw", name + ": second moment", values_of(d.second.device), v, bound);
+    Values got = values_of(d.copy);
+    const bool written = apply && d.tensor.copy;
+    if (written)
+      report.compare("adamw", name + ": copy", Values(got.begin() + from, got.end()), Values(w.begin() + from, w.end()),
+                     {1.0 / 256, 1e-6});
+    else
+      report.expect("adamw", name + ": copy untouched",
+                    std::all_of(got.begin(), got.end(), [](double x) { return std::isnan(x); }));
+  }
+}
+
+// ---- muon ----
+
+struct MuonCase {
+  const char* name;
+  int count, rows, cols;
+  bool nesterov, cautious, copies;
+  int offset;  // elements before each matrix: an odd address
+};
+const std::vector<MuonCase> kMuonCases = {
+    {"one element", 1, 1, 1, true, true, true, 0},     {"experts", 6, 96, 200, true, true, true, 0},
+    {"odd size", 3, 5, 37, true, true, true, 0},       {"odd addresses", 3, 16, 48, true, false, true, 1},
+    {"no copies", 2, 130, 129, false, true, false, 0}, {"large", 2, 768, 1536, true, true, true, 0},
+};
+
+struct MuonData {
+  std::vector<std::unique_ptr<Input<float>>> weight, grad, momentum;
+  std::vector<std::unique_ptr<Buffer<bf16>>> copy;
+  std::vector<kernels::MuonMatrix> matrices;
+
+  explicit MuonData(const MuonCase& c) {
+    Random random(59);
+    const std::size_t size = static_cast<std::size_t>(c.rows) * c.cols + c.offset;
+    for (int i = 0; i < c.count; ++i) {
+      const double scale = i == 1 ? 0 : 1;  // a matrix of zeros
+      weight.push_back(std::make_unique<Input<float>>(random.normal(size)));
+      grad.push_back(std::make_unique<Input<float>>(random.normal(size, scale)));
+      momentum.push_back(std::make_unique<Input<float>>(random.normal(size, scale)));
+      copy.push_back(std::make_unique<Buffer<bf16>>(size));
+      matrices.push_back({weight[i]->get() + c.offset, grad[i]->get() + c.offset, momentum[i]->get() + c.offset,
+                          c.copies ? copy[i]->get() + c.offset : nullptr});
+    }
+  }
+};
+
+void check_muon(Report& report, const MuonCase& c, bool apply) {
+  MuonData data(c);
+  const std::size_t size = static_cast<std::size_t>(c.rows) * c.cols;
+  const Buffer<kernels::MuonMatrix> matrices(data.matrices);
+  const Input<float> mu(Values{0.95}), grad_factor(Values{0.5}), schedule(Values{0.7}), decay(Values{0.2});
+  const Buffer<int> flag(std::vector<int>{apply});
+  Buffer<bf16> update(size * c.count);
+  Buffer<float> parts(kernels::muon_norm_parts(c.rows, c.cols) * c.count);
+  const kernels::MuonBatch batch{matrices.get(), c.count, c.rows, c.cols};
+  const float safety = 1.02f, eps = 1e-6f, lr = 0.02f;
+  run_captured([&](Stream s) {
+    kernels::muon_prepare({batch, update.get(), parts.get(), mu.get(), grad_factor.get(), flag.get(), c.nesterov}, s);
+  });
+  const Values prepared = values_of(update);
+  run_captured([&](Stream s) {
+    kernels::muon_scale({update.get(), parts.get(), c.count, c.rows, c.cols, safety, eps}, s);
+    kernels::muon_apply({batch, update.get(), schedule.get(), decay.get(), flag.get(), lr, c.cautious}, s);
+  });
+  const Values scaled = values_of(update);
+
+  for (int i = 0; i < c.count; ++i) {
+    Values m = data.momentum[i]->host, w = data.weight[i]->host, want_update(size), want_scaled(size);
+    double squares = 0;
+    for (std::size_t j = 0; j < size; ++j) {
+      const double g = data.grad[i]->host[c.offset + j] * grad_factor[0];
+      double& momentum = m[c.offset + j];
+      const double moved = mu[0] * momentum + (1 - mu[0]) * g;
+      want_update[j] = c.nesterov ? g + mu[0] * (moved - g) : moved;
+      if (apply) momentum = moved;
+      squares += prepared[i * size + j] * prepared[i * size + j];
+    }
+    for (std::size_t j = 0; j < size; ++j) {
+      want_scaled[j] = prepared[i * size + j] / (std::sqrt(squares) * safety + eps);
+      double& weight = w[c.offset + j];
+      const double o = scaled[i * size + j];
+      if (apply) weight -= lr * schedule[0] * (o + (!c.cautious || o * weight >= 0 ? decay[0] * weight : 0));
+    }
+    const std::string name = std::string(c.name) + ", matrix " + std::to_string(i) + (apply ? "" : ", not applied");
+    auto part = [&](const Values& all) { return Values(all.begin() + i * size, all.begin() + (i + 1) * size); };
+    const Bound bound = apply ? Bound{1e-5, 1e-6} : kExact;
+    report.compare("muon_prepare", name + ": update", part(prepared), want_update, {1.0 / 256, 1e-5});
+    report.compare("muon_prepare", name + ": momentum", values_of(data.momentum[i]->device), m, bound);
+    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 256, 0});
+    report.compare("muon_apply", name + ": weight", values_of(data.weight[i]->device), w, bound);
+    Values copy = values_of(*data.copy[i]);
+    if (apply && c.copies)
+      report.compare("muon_apply", name + ": copy", Values(copy.begin() + c.offset, copy.end()),
+                     Values(w.begin() + c.offset, w.end()), {1.0 / 256, 1e-6});
+    else
+      report.expect("muon_apply", name + ": copy untouched",
+                    std::all_of(copy.begin(), copy.end(), [](double x) { return std::isnan(x); }));
+  }
+  report.expect("muon_prepare", std::string(c.name) + ": writes stay inside",
+                update.guard_intact() && parts.guard_intact());
+}
+
+}  // namespace
+
+void check_loss_and_optimizers(Report& report) {
+  for (const LossCase& c : kLossCases) {
+    check_loss<float>(report, c);
+    check_loss<bf16>(report, c);
+  }
+  for (const bool apply : {true, false}) {
+    check_adamw(report, apply);
+    for (const MuonCase& c : kMuonCases) check_muon(report, c, apply);
+  }
+}
+
+}  // namespace switchyard::gpu_check

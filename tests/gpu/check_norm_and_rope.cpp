@@ -1,0 +1,284 @@
+// add_norm and qkv_rope.
+#include "harness.h"
+#include "kernels/add_norm.h"
+#include "kernels/qkv_rope.h"
+
+namespace switchyard::gpu_check {
+namespace {
+
+struct NormCase {
+  const char* name;
+  int tokens, width;
+  bool delta, x0, gain;
+};
+const std::vector<NormCase> kNormCases = {
+    {"one token", 1, 64, true, true, false},       {"odd tokens", 127, 768, true, true, false},
+    {"no x0", 33, 768, true, false, false},        {"a plain norm", 65, 256, false, false, true},
+    {"one pack", 9, 8, true, true, true},          {"width 1000", 41, 1000, true, true, true},
+    {"a block a row", 19, 2048, true, true, true}, {"width 5128", 7, 5128, true, true, true},
+    {"many rows", 20011, 512, true, true, true},
+};
+constexpr double kEps = 1e-6;
+
+template <class T>
+void check_forward(Report& report, const NormCase& c, const Input<T>& x, const Input<T>& delta, const Input<T>& x0,
+                   const Input<float>& scalars, const Input<float>& gain, Buffer<T>& residual, Buffer<float>& inverse) {
+  const std::string kernel = "add_norm " + type_name<T>(), name = c.name;
+  const bool plain = !c.delta && !c.x0;
+  Buffer<T> normed(x.host.size());
+  kernels::AddNorm<T> a{x.get(),
+                        c.delta ? delta.get() : nullptr,
+                        c.x0 ? x0.get() : nullptr,
+                        plain ? nullptr : scalars.get(),
+                        scalars.get() + 1,
+                        c.gain ? gain.get() : nullptr,
+                        plain ? nullptr : residual.get(),
+                        normed.get(),
+                        inverse.get(),
+                        c.tokens,
+                        c.width,
+                        static_cast<float>(kEps)};
+  run_captured([&](Stream s) { kernels::add_norm(a, s); });
+
+  Values sum(x.host.size());
+  for (std::size_t i = 0; i < sum.size(); ++i)
+    sum[i] = plain ? x[i] : scalars[0] * (x[i] + (c.delta ? delta[i] : 0)) + (c.x0 ? scalars[1] * x0[i] : 0);
+  if (plain) {
+    std::vector<T> same = x.device.download();
+    residual.upload(same);
+  }
+  const Values stored = values_of(residual);
+  report.compare(kernel, name + ": residual", stored, sum, bound_of<T>());
+  Values want(sum.size()), want_inverse(c.tokens);
+  for (int t = 0; t < c.tokens; ++t) {
+    double squares = 0;
+    for (int j = 0; j < c.width; ++j) squares += stored[t * c.width + j] * stored[t * c.width + j];
+    want_inverse[t] = 1 / std::sqrt(squares / c.width + kEps);
+    for (int j = 0; j < c.width; ++j)
+      want[t * c.width + j] = stored[t * c.width + j] * want_inverse[t] * (c.gain ? gain[j] : 1);
+  }
+  report.compare(kernel, name + ": normed", values_of(normed), want, bound_of<T>());
+  report.compare(kernel, name + ": inverse rms", values_of(inverse), want_inverse, {1e-5, 0});
+  report.expect(kernel, name + ": writes stay inside", normed.guard_intact() && residual.guard_intact());
+}
+
+template <class T>
+void check_backward(Report& report, const NormCase& c, const Input<T>& x, const Input<T>& delta, const Input<T>& x0,
+                    const Input<float>& scalars, const Input<float>& gain, const Buffer<T>& residual,
+                    const Buffer<float>& inverse) {
+  const std::string kernel = "add_norm_backward " + type_name<T>(), name = c.name;
+  Random random(11);
+  const std::size_t size = x.host.size();
+  const Input<T> d_residual(random.normal(size)), d_normed(random.normal(size));
+  Buffer<T> d_x(size), d_x0(size);
+  const Values start(2 + c.width, 0.5);  // the sums are added to
+  Input<float> sums(start), again(start);
+  Buffer<float> scratch(kernels::add_norm_scratch(c.tokens, c.width));
+  auto describe = [&](float* into) {
+    return kernels::AddNormBackward<T>{d_residual.get(),
+                                       d_normed.get(),
+                                       residual.get(),
+                                       inverse.get(),
+                                       x.get(),
+                                       c.delta ? delta.get() : nullptr,
+                                       c.x0 ? x0.get() : nullptr,
+                                       scalars.get(),
+                                       scalars.get() + 1,
+                                       c.gain ? gain.get() : nullptr,
+                                       d_x.get(),
+                                       c.x0 ? d_x0.get() : nullptr,
+                                       into,
+                                       c.x0 ? into + 1 : nullptr,
+                                       c.gain ? into + 2 : nullptr,
+                                       scratch.get(),
+                                       c.tokens,
+                                       c.width};
+  };
+  run_captured([&](Stream s) { kernels::add_norm_backward(describe(sums.get()), s); });
+  run_captured([&](Stream s) { kernels::add_norm_backward(describe(again.get()), s); });
+
+  const Values r = values_of(residual), inv = values_of(inverse);
+  Values want_x(size), want_x0(size), want_sums = start, magnitude(2 + c.width, 1.0);
+  for (int t = 0; t < c.tokens; ++t) {
+    double dot = 0;
+    for (int j = 0; j < c.width; ++j) dot += r[t * c.width + j] * d_normed[t * c.width + j] * (c.gain ? gain[j] : 1);
+    for (int j = 0; j < c.width; ++j) {
+      const int i = t * c.width + j;
+      const double g = d_normed[i] * (c.gain ? gain[j] : 1);
+      const double total = d_residual[i] + inv[t] * g - r[i] * inv[t] * inv[t] * inv[t] * dot / c.width;
+      const double terms[3] = {total * (x[i] + (c.delta ? delta[i] : 0)), c.x0 ? total * x0[i] : 0,
+                               c.gain ? d_normed[i] * r[i] * inv[t] : 0};
+      want_x[i] = scalars[0] * total;
+      want_x0[i] = scalars[1] * total;
+      const int places[3] = {0, 1, 2 + j};
+      for (int k = 0; k < 3; ++k) want_sums[places[k]] += terms[k], magnitude[places[k]] += std::fabs(terms[k]);
+    }
+  }
+  report.compare(kernel, name + ": d_x", values_of(d_x), want_x, bound_of<T>());
+  if (c.x0) report.compare(kernel, name + ": d_x0", values_of(d_x0), want_x0, bound_of<T>());
+  Values got = values_of(sums.device);
+  for (std::size_t i = 0; i < got.size(); ++i) got[i] /= magnitude[i], want_sums[i] /= magnitude[i];
+  report.compare(kernel, name + ": sums, to the sum of their terms' sizes", got, want_sums, {0, 2e-6});
+  report.compare(kernel, name + ": sums repeat bit for bit", values_of(again.device), values_of(sums.device), kExact);
+  report.expect(kernel, name + ": writes stay inside",
+                d_x.guard_intact() && d_x0.guard_intact() && scratch.guard_intact());
+}
+
+template <class T>
+void check_norms(Report& report) {
+  for (const NormCase& c : kNormCases) {
+    Random random(5);
+    const std::size_t size = static_cast<std::size_t>(c.tokens) * c.width;
+    const Input<T> x(random.normal(size)), delta(random.normal(size)), x0(random.normal(size));
+    const Input<float> scalars({0.9, 0.3}), gain(random.normal(c.width));
+    Buffer<T> residual(size);
+    Buffer<float> inverse(c.tokens);
+    check_forward(report, c, x, delta, x0, scalars, gain, residual, inverse);
+    check_backward(report, c, x, delta, x0, scalars, gain, residual, inverse);
+  }
+}
+
+struct RopeCase {
+  const char* name;
+  int tokens, seq_len, heads, kv_heads, head_dim;
+  bool norm, value;
+};
+const std::vector<RopeCase> kRopeCases = {
+    {"one token", 1, 1, 2, 2, 64, true, true},          {"odd sequences", 3 * 37, 37, 12, 12, 64, true, true},
+    {"grouped queries", 50, 25, 8, 2, 128, true, true}, {"no norm, no value", 64, 32, 6, 6, 64, false, false},
+    {"head_dim 16", 40, 20, 3, 1, 16, true, true},      {"head_dim 32", 40, 20, 5, 5, 32, true, true},
+    {"head_dim 48", 31, 31, 4, 2, 48, true, true},      {"head_dim 80", 31, 31, 4, 2, 80, false, true},
+    {"head_dim 256", 17, 17, 5, 3, 256, true, true},    {"norm, no value", 64, 16, 4, 4, 112, true, false},
+};
+
+// One head of C channels, forward and, given the gradient, backward.
+struct Head {
+  Values in, out;
+  double inverse = 1;
+};
+Head turn_head(const RopeCase& c, const double* in, const double* cos, const double* sin) {
+  Head head{Values(in, in + c.head_dim), Values(c.head_dim)};
+  const int half = c.head_dim / 2;
+  if (c.norm) {
+    double squares = 0;
+    for (const double v : head.in) squares += v * v;
+    head.inverse = 1 / std::sqrt(squares / c.head_dim + kEps);
+  }
+  for (int i = 0; i < half; ++i) {
+    const double a = in[i] * head.inverse, b = in[i + half] * head.inverse;
+    head.out[i] = a * cos[i] + b * sin[i];
+    head.out[i + half] = b * cos[i] - a * sin[i];
+  }
+  return head;
+}
+Values turn_head_back(const RopeCase& c, const Head& head, const double* d_out, const double* cos, const double* sin) {
+  const int half = c.head_dim / 2;
+  Values d(c.head_dim);
+  for (int i = 0; i < half; ++i) {
+    d[i] = d_out[i] * cos[i] - d_out[i + half] * sin[i];
+    d[i + half] = d_out[i] * sin[i] + d_out[i + half] * cos[i];
+  }
+  if (!c.norm) return d;
+  double dot = 0;
+  for (int i = 0; i < c.head_dim; ++i) dot += d[i] * head.in[i] * head.inverse;
+  for (int i = 0; i < c.head_dim; ++i) d[i] = head.inverse * (d[i] - head.in[i] * head.inverse * dot / c.head_dim);
+  return d;
+}
+
+template <class T>
+void check_rope(Report& report, const RopeCase& c) {
+  Random random(3);
+  const int C = c.head_dim, half = C / 2, all = c.heads + 2 * c.kv_heads, kv = c.kv_heads;
+  const Input<T> qkv(random.normal(c.tokens * all * C)), value(random.normal(c.tokens * kv * C)),
+      gate(random.normal(c.tokens * kv)), d_q(random.normal(c.tokens * c.heads * C)),
+      d_k(random.normal(c.tokens * kv * C)), d_v(random.normal(c.tokens * kv * C));
+  Values cosines(c.seq_len * half), sines(c.seq_len * half);
+  for (int i = 0; i < c.seq_len * half; ++i) {
+    const double angle = (i / half) * std::pow(10000.0, -2.0 * (i % half) / C);
+    cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
+  }
+  const Input<float> cos(cosines), sin(sines);
+  Buffer<T> q(d_q.host.size()), k(d_k.host.size()), v(d_v.host.size()), d_qkv(qkv.host.size()),
+      d_value(value.host.size()), d_gate(gate.host.size());
+  const T* given_value = c.value ? value.get() : nullptr;
+  const T* given_gate = c.value ? gate.get() : nullptr;
+  const kernels::QkvRope<T> a{qkv.get(), given_value, given_gate, cos.get(), sin.get(),
+                              q.get(),   k.get(),     v.get(),    c.tokens,  c.seq_len,
+                              c.heads,   kv,          C,          c.norm,    static_cast<float>(kEps)};
+  const kernels::QkvRopeBackward<T> b{qkv.get(),
+                                      given_value,
+                                      given_gate,
+                                      cos.get(),
+                                      sin.get(),
+                                      d_q.get(),
+                                      d_k.get(),
+                                      d_v.get(),
+                                      d_qkv.get(),
+                                      c.value ? d_value.get() : nullptr,
+                                      c.value ? d_gate.get() : nullptr,
+                                      c.tokens,
+                                      c.seq_len,
+                                      c.heads,
+                                      kv,
+                                      C,
+                                      c.norm,
+                                      static_cast<float>(kEps)};
+  run_captured([&](Stream s) {
+    kernels::qkv_rope(a, s);
+    kernels::qkv_rope_backward(b, s);
+  });
+
+  Values want_q(d_q.host.size()), want_k(d_k.host.size()), want_v(d_v.host.size()), want_d(qkv.host.size()),
+      want_dvalue(value.host.size()), want_dgate(gate.host.size());
+  for (int t = 0; t < c.tokens; ++t) {
+    const double* cs = &cos.host[t % c.seq_len * half];
+    const double* sn = &sin.host[t % c.seq_len * half];
+    for (int h = 0; h < c.heads + kv; ++h) {
+      const bool query = h < c.heads;
+      const int in = (t * all + h) * C, out = query ? (t * c.heads + h) * C : (t * kv + h - c.heads) * C;
+      const Head head = turn_head(c, &qkv.host[in], cs, sn);
+      const Values d = turn_head_back(c, head, query ? &d_q.host[out] : &d_k.host[out], cs, sn);
+      for (int i = 0; i < C; ++i) {
+        (query ? want_q : want_k)[out + i] = head.out[i];
+        want_d[in + i] = d[i];
+      }
+    }
+    for (int j = 0; j < kv; ++j) {
+      const int in = (t * all + c.heads + kv + j) * C, at = (t * kv + j) * C;
+      const double open = c.value ? 2 / (1 + std::exp(-gate[t * kv + j])) : 0;
+      double dot = 0;
+      for (int i = 0; i < C; ++i) {
+        want_v[at + i] = qkv[in + i] + open * value[at + i];
+        want_d[in + i] = d_v[at + i];
+        want_dvalue[at + i] = open * d_v[at + i];
+        dot += d_v[at + i] * value[at + i];
+      }
+      want_dgate[t * kv + j] = dot * open * (1 - open / 2);
+    }
+  }
+  const std::string forward = "qkv_rope " + type_name<T>(), backward = "qkv_rope_backward " + type_name<T>(),
+                    name = c.name;
+  report.compare(forward, name + ": q", values_of(q), want_q, bound_of<T>());
+  report.compare(forward, name + ": k", values_of(k), want_k, bound_of<T>());
+  report.compare(forward, name + ": v", values_of(v), want_v, bound_of<T>());
+  report.compare(backward, name + ": d_qkv", values_of(d_qkv), want_d, bound_of<T>());
+  if (c.value) {
+    report.compare(backward, name + ": d_value", values_of(d_value), want_dvalue, bound_of<T>());
+    report.compare(backward, name + ": d_gate", values_of(d_gate), want_dgate, bound_of<T>());
+  }
+  report.expect(forward, name + ": writes stay inside", q.guard_intact() && k.guard_intact() && v.guard_intact());
+  report.expect(backward, name + ": writes stay inside", d_qkv.guard_intact() && d_gate.guard_intact());
+}
+
+}  // namespace
+
+void check_norm_and_rope(Report& report) {
+  check_norms<float>(report);
+  check_norms<bf16>(report);
+  for (const RopeCase& c : kRopeCases) {
+    check_rope<float>(report, c);
+    check_rope<bf16>(report, c);
+  }
+}
+
+}  // namespace switchyard::gpu_check

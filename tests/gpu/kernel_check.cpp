@@ -1,0 +1,87 @@
+// Every CUDA kernel against straightforward host loops in double, then its speed at the sizes of a real step.
+//   kernel_check          checks and timings;   kernel_check --no-timings   checks alone
+// Exit status: 0 all passed, 1 some failed, 77 no GPU (the test is skipped).
+#include <cstdio>
+
+#include "harness.h"
+#include "kernels/device.h"
+
+namespace switchyard::gpu_check {
+
+void Report::compare(const std::string& kernel, const std::string& what, const Values& got, const Values& want,
+                     Bound bound) {
+  Line& line = lines_[kernel];
+  std::size_t bad = 0, first = 0;
+  for (std::size_t i = 0; i < want.size() && got.size() == want.size(); ++i) {
+    const double error = std::fabs(got[i] - want[i]), allowed = bound.relative * std::fabs(want[i]) + bound.absolute;
+    const bool good = error <= allowed;  // false for NaN
+    if (!good && bad++ == 0) first = i;
+    if (allowed > 0 && error / allowed > line.worst) line.worst = error / allowed;
+  }
+  if (got.size() == want.size() && bad == 0) {
+    ++line.passed;
+    return;
+  }
+  ++line.failed;
+  if (got.size() != want.size())
+    std::printf("FAILED %s, %s: %zu values instead of %zu\n", kernel.c_str(), what.c_str(), got.size(), want.size());
+  else
+    std::printf("FAILED %s, %s: %zu of %zu differ, first at %zu: %.9g instead of %.9g\n", kernel.c_str(), what.c_str(),
+                bad, want.size(), first, got[first], want[first]);
+}
+
+void Report::expect(const std::string& kernel, const std::string& what, bool holds) {
+  Line& line = lines_[kernel];
+  ++(holds ? line.passed : line.failed);
+  if (!holds) std::printf("FAILED %s, %s\n", kernel.c_str(), what.c_str());
+}
+
+int Report::finish() const {
+  int passed = 0, failed = 0;
+  std::printf("\n%-36s %7s %7s   %s\n", "kernel", "passed", "failed", "largest error / bound");
+  for (const auto& [kernel, line] : lines_) {
+    std::printf("%-36s %7d %7d   %.2f\n", kernel.c_str(), line.passed, line.failed, line.worst);
+    passed += line.passed, failed += line.failed;
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed == 0 ? 0 : 1;
+}
+
+void run_captured(const std::function<void(Stream)>& launches) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  SWITCHYARD_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  SWITCHYARD_CUDA(cudaDeviceSynchronize());  // uploads went through another stream
+  SWITCHYARD_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  launches(stream);
+  SWITCHYARD_CUDA(cudaStreamEndCapture(stream, &graph));
+  SWITCHYARD_CUDA(cudaGraphInstantiate(&ready, graph, 0));
+  SWITCHYARD_CUDA(cudaGraphLaunch(ready, stream));
+  SWITCHYARD_CUDA(cudaStreamSynchronize(stream));
+  SWITCHYARD_CUDA(cudaGraphExecDestroy(ready));
+  SWITCHYARD_CUDA(cudaGraphDestroy(graph));
+  SWITCHYARD_CUDA(cudaStreamDestroy(stream));
+}
+
+}  // namespace switchyard::gpu_check
+
+int main(int argc, char** argv) {
+  using namespace switchyard;
+  if (kernels::device_count() == 0) {
+    std::printf("skipped: no GPU\n");
+    return 77;
+  }
+  const kernels::DeviceInfo device = kernels::device_info(0);
+  std::printf("%s, %d multiprocessors, compute capability %d.%d\n", device.name.c_str(), device.multiprocessors,
+              device.capability_major, device.capability_minor);
+  gpu_check::Report report;
+  gpu_check::check_norm_and_rope(report);
+  gpu_check::check_rows(report);
+  gpu_check::check_routing(report);
+  gpu_check::check_dispatch(report);
+  gpu_check::check_loss_and_optimizers(report);
+  const int status = report.finish();
+  if (argc < 2 || std::string(argv[1]) != "--no-timings") gpu_check::print_timings();
+  return status;
+}

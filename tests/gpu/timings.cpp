@@ -1,0 +1,294 @@
+// Each kernel at the sizes of a d12 8x2 micro-batch of 65,536 tokens: time, bytes it must move a second, and that as a
+// fraction of what a device-to-device copy moves.
+#include <cstdio>
+
+#include "harness.h"
+#include "kernels/activation.h"
+#include "kernels/adamw.h"
+#include "kernels/add_norm.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/dispatch.h"
+#include "kernels/dropout.h"
+#include "kernels/embedding.h"
+#include "kernels/muon.h"
+#include "kernels/qkv_rope.h"
+#include "kernels/router.h"
+
+namespace switchyard::gpu_check {
+namespace {
+
+constexpr int kT = 65536, kD = 768, kC = 64, kH = 12, kS = 1024, kE = 8, kK = 2, kR = kT * kK, kN = 1536, kV = 32768;
+constexpr int kLossRows = 8192;  // a chunk of the head's
+constexpr int kRepeats = 20;
+
+// A buffer of small values: noise where values matter little, so that no kernel meets NaN's slow paths.
+template <class T>
+struct Filled {
+  Buffer<T> device;
+  explicit Filled(std::size_t count) : device(count) {
+    std::vector<T> host(count);
+    std::uint32_t state = 12345;
+    for (T& v : host) {
+      state = state * 1664525u + 1013904223u;
+      from_double((state >> 8) * (4.0 / 16777216) - 2.0, v);
+    }
+    device.upload(host);
+  }
+  T* get() const { return device.get(); }
+};
+
+class Clock {
+ public:
+  Clock() {
+    SWITCHYARD_CUDA(cudaStreamCreate(&stream_));
+    SWITCHYARD_CUDA(cudaEventCreate(&begin_));
+    SWITCHYARD_CUDA(cudaEventCreate(&end_));
+    copy_rate_ = copy_rate();
+    std::printf("\ndevice copy: %.0f GB/s\n%-44s %9s %8s %8s\n", copy_rate_ * 1e-9, "kernel", "us", "GB/s", "of copy");
+  }
+  ~Clock() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+    cudaStreamDestroy(stream_);
+  }
+  // bytes: what has to cross memory once
+  void time(const char* name, double bytes, const std::function<void(Stream)>& launch) {
+    const double seconds = seconds_of(launch);
+    std::printf("%-44s %9.1f %8.0f %7.0f%%\n", name, seconds * 1e6, bytes / seconds * 1e-9,
+                100 * bytes / seconds / copy_rate_);
+  }
+
+ private:
+  double seconds_of(const std::function<void(Stream)>& launch) {
+    for (int i = 0; i < 3; ++i) launch(stream_);
+    SWITCHYARD_CUDA(cudaEventRecord(begin_, stream_));
+    for (int i = 0; i < kRepeats; ++i) launch(stream_);
+    SWITCHYARD_CUDA(cudaEventRecord(end_, stream_));
+    SWITCHYARD_CUDA(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    SWITCHYARD_CUDA(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    return milliseconds * 1e-3 / kRepeats;
+  }
+  double copy_rate() {
+    constexpr std::size_t kBytes = std::size_t{1} << 29;
+    const Buffer<char> from(kBytes), to(kBytes);
+    return 2.0 * kBytes / seconds_of([&](Stream s) {
+             SWITCHYARD_CUDA(cudaMemcpyAsync(to.get(), from.get(), kBytes, cudaMemcpyDeviceToDevice, s));
+           });
+  }
+
+  cudaStream_t stream_;
+  cudaEvent_t begin_, end_;
+  double copy_rate_;
+};
+
+constexpr double kRow = 2.0 * kT * kD;  // bytes of one [T, D] in bf16
+
+void time_norm_and_rope(Clock& clock) {
+  const std::size_t size = static_cast<std::size_t>(kT) * kD;
+  const Filled<bf16> x(size), delta(size), x0(size), d_normed(size), qkv(3 * size);
+  const Filled<float> gain(kD), scalars(2), sums(2 + kD), table(kS * kC / 2);
+  Filled<bf16> residual(size);
+  Buffer<bf16> normed(size), q(size), k(size), v(size), d_qkv(3 * size), gate(static_cast<std::size_t>(kT) * kH);
+  Filled<float> inverse(kT);
+  Buffer<float> scratch(kernels::add_norm_scratch(kT, kD));
+  kernels::AddNorm<bf16> a{x.get(),        delta.get(),  nullptr,       nullptr, nullptr, nullptr,
+                           residual.get(), normed.get(), inverse.get(), kT,      kD,      1e-6f};
+  clock.time("add_norm", 4 * kRow, [&](Stream s) { kernels::add_norm(a, s); });
+  a.x0 = x0.get(), a.keep = scalars.get(), a.again = scalars.get() + 1;
+  clock.time("add_norm with x0", 5 * kRow, [&](Stream s) { kernels::add_norm(a, s); });
+  kernels::AddNormBackward<bf16> b{};
+  b.d_residual = x.get(), b.d_normed = d_normed.get(), b.residual = residual.get(), b.inverse_rms = inverse.get();
+  b.d_x = normed.get(), b.tokens = kT, b.width = kD, b.scratch = scratch.get();
+  clock.time("add_norm_backward", 4 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  b.gain = gain.get(), b.d_gain = sums.get() + 2;
+  clock.time("add_norm_backward with gain", 4 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  b.gain = nullptr, b.d_gain = nullptr;
+  b.x = x.get(), b.delta = delta.get(), b.x0 = x0.get(), b.keep = scalars.get(), b.again = scalars.get() + 1;
+  b.d_x0 = q.get(), b.d_keep = sums.get(), b.d_again = sums.get() + 1;
+  clock.time("add_norm_backward with x0 and scalars", 8 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+
+  kernels::QkvRope<bf16> r{qkv.get(), nullptr, nullptr, table.get(), table.get(), q.get(), k.get(), v.get(),
+                           kT,        kS,      kH,      kH,          kC,          true,    1e-6f};
+  clock.time("qkv_rope", 6 * kRow, [&](Stream s) { kernels::qkv_rope(r, s); });
+  r.value = x.get(), r.gate = x0.get();
+  clock.time("qkv_rope with value embeddings", 7 * kRow, [&](Stream s) { kernels::qkv_rope(r, s); });
+  kernels::QkvRopeBackward<bf16> g{qkv.get(),   nullptr,  nullptr,     table.get(), table.get(), x.get(),
+                                   delta.get(), x0.get(), d_qkv.get(), nullptr,     nullptr,     kT,
+                                   kS,          kH,       kH,          kC,          true,        1e-6f};
+  clock.time("qkv_rope_backward", 8 * kRow, [&](Stream s) { kernels::qkv_rope_backward(g, s); });
+  g.value = x.get(), g.gate = x0.get(), g.d_value = q.get(), g.d_gate = gate.get();
+  clock.time("qkv_rope_backward with value embeddings", 10 * kRow, [&](Stream s) { kernels::qkv_rope_backward(g, s); });
+}
+
+void time_activation(Clock& clock) {
+  using kernels::ActivationKind;
+  const std::size_t size = static_cast<std::size_t>(kR) * kN;
+  const double bytes = 2.0 * size;
+  const Filled<bf16> pre(size), d_out(size);
+  const Filled<float> weight(kR);
+  Buffer<bf16> out(size), d_pre(size);
+  Buffer<float> d_weight(kR);
+  for (const auto& [kind, name] : {std::pair{ActivationKind::kRelu2, "relu2"}, {ActivationKind::kGelu, "gelu"}}) {
+    const kernels::Activation<bf16> a{pre.get(), nullptr, nullptr, nullptr, out.get(), kR, kN, kind};
+    const kernels::ActivationBackward<bf16> b{pre.get(), d_out.get(),    weight.get(), nullptr, nullptr, d_pre.get(),
+                                              out.get(), d_weight.get(), kR,           kN,      kind};
+    clock.time((std::string("activation ") + name).c_str(), 2 * bytes, [&](Stream s) { kernels::activation(a, s); });
+    clock.time((std::string("activation_backward ") + name).c_str(), 4 * bytes,
+               [&](Stream s) { kernels::activation_backward(b, s); });
+  }
+  const int half = kN / 2;
+  const kernels::Activation<bf16> a{pre.get(), nullptr, nullptr, nullptr, out.get(), kR, half, ActivationKind::kSwiglu};
+  const kernels::ActivationBackward<bf16> b{
+      pre.get(), d_out.get(), weight.get(),           nullptr, nullptr, d_pre.get(), out.get(), d_weight.get(),
+      kR,        half,        ActivationKind::kSwiglu};
+  clock.time("activation swiglu", 1.5 * bytes, [&](Stream s) { kernels::activation(a, s); });
+  clock.time("activation_backward swiglu", 3 * bytes, [&](Stream s) { kernels::activation_backward(b, s); });
+}
+
+void time_routing(Clock& clock, int experts, int top_k) {
+  const int T = kT / (top_k / kK), R = T * top_k;  // the same number of rows
+  const int A = 128;
+  const std::int64_t capacity = (static_cast<std::int64_t>(R) + experts * (A - 1) + A - 1) / A * A;
+  const Filled<float> logits(static_cast<std::size_t>(T) * experts), d_weight(R), d_prob(experts);
+  Buffer<int> expert(R), count(experts), offset(experts + 1), end(experts), token_of_row(capacity), row_of(R),
+      plan_scratch(kernels::dispatch_scratch(T, top_k, experts));
+  Buffer<float> weight(R), prob(experts), importance(experts), z(1), scratch(kernels::router_scratch(T, T, experts)),
+      d_logits(static_cast<std::size_t>(T) * experts), to_rows(capacity);
+  const std::string of = " E " + std::to_string(experts) + " K " + std::to_string(top_k);
+  const double logit_bytes = 4.0 * T * experts, choice_bytes = 8.0 * R;
+  const kernels::RouterScores<float> a{logits.get(),
+                                       nullptr,
+                                       expert.get(),
+                                       weight.get(),
+                                       count.get(),
+                                       prob.get(),
+                                       importance.get(),
+                                       z.get(),
+                                       scratch.get(),
+                                       T,
+                                       T,
+                                       experts,
+                                       top_k,
+                                       kS,
+                                       kernels::Score::kSoftmax,
+                                       true,
+                                       true,
+                                       1};
+  clock.time(("router_scores" + of).c_str(), logit_bytes + choice_bytes,
+             [&](Stream s) { kernels::router_scores(a, s); });
+  const kernels::RouterScoresBackward<float> b{
+      logits.get(), expert.get(), d_weight.get(),           d_prob.get(), nullptr, nullptr, d_logits.get(), T, T,
+      experts,      top_k,        kernels::Score::kSoftmax, true,         1};
+  clock.time(("router_scores_backward" + of).c_str(), 2 * logit_bytes + choice_bytes,
+             [&](Stream s) { kernels::router_scores_backward(b, s); });
+  const kernels::Dispatch d{expert.get(),
+                            count.get(),
+                            offset.get(),
+                            end.get(),
+                            token_of_row.get(),
+                            row_of.get(),
+                            plan_scratch.get(),
+                            T,
+                            top_k,
+                            experts,
+                            A,
+                            capacity};
+  clock.time(("dispatch" + of).c_str(), 12.0 * R, [&](Stream s) { kernels::dispatch(d, s); });
+  const kernels::AssignmentValues to{weight.get(), row_of.get(), token_of_row.get(), to_rows.get(), R, capacity};
+  clock.time(("values_to_rows" + of).c_str(), 16.0 * R, [&](Stream s) { kernels::values_to_rows(to, s); });
+
+  const Filled<bf16> x(static_cast<std::size_t>(T) * kD);
+  Filled<bf16> rows(static_cast<std::size_t>(capacity) * kD);
+  Buffer<bf16> out(static_cast<std::size_t>(T) * kD);
+  const double row_bytes = 2.0 * R * kD;
+  const kernels::GatherRows<bf16> g{x.get(), token_of_row.get(), offset.get() + experts, rows.get(), capacity, kD};
+  const kernels::Combine<bf16> c{rows.get(), weight.get(), row_of.get(), out.get(), T, top_k, kD};
+  clock.time(("gather_rows" + of + " (each token read once)").c_str(), row_bytes * (1 + 1.0 / top_k),
+             [&](Stream s) { kernels::gather_rows(g, s); });
+  clock.time(("combine" + of).c_str(), row_bytes * (1 + 1.0 / top_k), [&](Stream s) { kernels::combine(c, s); });
+}
+
+void time_loss_and_tables(Clock& clock) {
+  const std::size_t logits_size = static_cast<std::size_t>(kLossRows) * kV;
+  std::vector<std::int64_t> targets(kT), windows(kT / kS);
+  for (int t = 0; t < kT; ++t) targets[t] = (t * 7919ll) % kV;
+  const Buffer<std::int64_t> target(targets), window(windows), step(std::vector<std::int64_t>{1});
+  {
+    Filled<bf16> logits(logits_size);
+    Buffer<float> nll(kLossRows);
+    kernels::CrossEntropy<bf16> a{logits.get(), target.get(), nll.get(), kLossRows, kV, 15, 1, true};
+    clock.time("cross_entropy with gradient", 4.0 * logits_size, [&](Stream s) { kernels::cross_entropy(a, s); });
+    a.cap = 0;
+    clock.time("cross_entropy with gradient, no cap", 4.0 * logits_size,
+               [&](Stream s) { kernels::cross_entropy(a, s); });
+    a.cap = 15, a.gradient = false;
+    clock.time("cross_entropy, loss alone", 2.0 * logits_size, [&](Stream s) { kernels::cross_entropy(a, s); });
+  }
+  const std::size_t size = static_cast<std::size_t>(kT) * kD, table_size = static_cast<std::size_t>(kV) * kD;
+  const Filled<bf16> x(size), table(table_size);
+  const Filled<float> d_table(table_size);
+  Buffer<bf16> out(size);
+  clock.time("embedding", 2 * kRow, [&](Stream s) {
+    kernels::embedding(kernels::Embedding<bf16>{table.get(), target.get(), out.get(), kT, kD}, s);
+  });
+  clock.time("embedding_backward, atomic", kRow + 16.0 * kV * kD, [&](Stream s) {
+    kernels::embedding_backward(kernels::EmbeddingBackward<bf16>{x.get(), target.get(), nullptr, d_table.get(), kT, kD},
+                                s);
+  });
+  clock.time("dropout", 2 * kRow, [&](Stream s) {
+    kernels::dropout(kernels::Dropout<bf16>{x.get(), out.get(), window.get(), step.get(), 1, 2, kT, kS, kD, 0.1f}, s);
+  });
+}
+
+void time_optimizers(Clock& clock) {
+  const std::size_t table = static_cast<std::size_t>(kV) * kD;
+  const Filled<float> weight(table), grad(table), first(table), second(table), one(std::size_t{1});
+  Buffer<bf16> copy(table);
+  const Buffer<std::int64_t> applied(std::vector<std::int64_t>{10});
+  const Buffer<int> apply(std::vector<int>{1});
+  std::vector<kernels::AdamwTensor> tensors(1, {weight.get(), grad.get(), first.get(), second.get(), copy.get(),
+                                                static_cast<std::int64_t>(table), 1e-3f, 0.8f, 0});
+  for (int i = 0; i < 30; ++i)
+    tensors.push_back({weight.get() + 8 * i, grad.get(), first.get(), second.get(), nullptr, 1, 0, 0.8f, 0});
+  const Buffer<kernels::AdamwTensor> device_tensors(tensors);
+  clock.time("adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
+    kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
+                    one.get(), applied.get(), apply.get(), 0.95f, 1e-10f},
+                   s);
+  });
+
+  const int count = 16, rows = 1536, cols = 768;
+  const std::size_t size = static_cast<std::size_t>(rows) * cols;
+  std::vector<kernels::MuonMatrix> matrices;
+  for (int i = 0; i < count; ++i)
+    matrices.push_back({weight.get() + i * size, grad.get() + i * size, first.get() + i * size, copy.get() + i * size});
+  const Buffer<kernels::MuonMatrix> device_matrices(matrices);
+  Buffer<bf16> update(size * count);
+  Buffer<float> parts(kernels::muon_norm_parts(rows, cols) * count);
+  const kernels::MuonBatch batch{device_matrices.get(), count, rows, cols};
+  const double elements = static_cast<double>(size) * count;
+  clock.time("muon_prepare", 14 * elements, [&](Stream s) {
+    kernels::muon_prepare({batch, update.get(), parts.get(), one.get(), one.get(), apply.get(), true}, s);
+  });
+  clock.time("muon_scale (fits in L2)", 4 * elements, [&](Stream s) {
+    kernels::muon_scale({update.get(), parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
+  });
+  clock.time("muon_apply", 12 * elements, [&](Stream s) {
+    kernels::muon_apply({batch, update.get(), one.get(), one.get(), apply.get(), 1e-3f, true}, s);
+  });
+}
+
+}  // namespace
+
+void print_timings() {
+  Clock clock;
+  time_norm_and_rope(clock);
+  time_activation(clock);
+  time_routing(clock, kE, kK);
+  time_routing(clock, 64, 8);
+  time_loss_and_tables(clock);
+  time_optimizers(clock);
+}
+
+}  // namespace switchyard::gpu_check

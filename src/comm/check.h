@@ -23,7 +23,8 @@ inline void check_mpi(int code, const char* call, const char* file, int line) {
 // ncclInProgress is success of a communicator that does not block.
 inline void check_nccl(ncclResult_t code, const char* call, const char* file, int line) {
   if (code == ncclSuccess || code == ncclInProgress) return;
-  throw RunError(format("NCCL: %s: %s (%s at %s:%d)", ncclGetErrorString(code), ncclGetLastError(nullptr), call, file, line));
+  throw RunError(
+      format("NCCL: %s: %s (%s at %s:%d)", ncclGetErrorString(code), ncclGetLastError(nullptr), call, file, line));
 }
 #endif
 

@@ -17,7 +17,9 @@ class LocalCollectives : public Collectives {
   Pending start_reduce_scatter_sum(const void* in, void* out, std::size_t count, DType type, CommStream) override {
     return copy(in, out, count * bytes_of(type));
   }
-  Pending start_all_gather(const void* in, void* out, std::size_t bytes, CommStream) override { return copy(in, out, bytes); }
+  Pending start_all_gather(const void* in, void* out, std::size_t bytes, CommStream) override {
+    return copy(in, out, bytes);
+  }
   Pending start_broadcast(void*, std::size_t, int, CommStream) override { return Pending(); }
   Pending start_all_to_all_v(const void* in, const std::vector<std::size_t>& send_bytes, void* out,
                              const std::vector<std::size_t>& receive_bytes, CommStream) override {
@@ -38,7 +40,8 @@ void Collectives::all_reduce_sum(void* data, std::size_t count, DType type, Comm
   start_all_reduce_sum(data, count, type, stream).wait(stream);
 }
 
-void Collectives::reduce_scatter_sum(const void* in, void* out, std::size_t count_per_rank, DType type, CommStream stream) {
+void Collectives::reduce_scatter_sum(const void* in, void* out, std::size_t count_per_rank, DType type,
+                                     CommStream stream) {
   start_reduce_scatter_sum(in, out, count_per_rank, type, stream).wait(stream);
 }
 

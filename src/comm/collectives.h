@@ -1,5 +1,5 @@
 // Collectives: what moves gradients, weights and rows between ranks. One interface, two implementations: NCCL for
-// device memory, MPI for host memory; both follow the same rule of overlap, so the code that uses them does not ask which.
+// device memory, MPI for host memory. Both overlap by the same rule, so the code that uses them does not ask which.
 //
 //   Pending done = collectives.start_reduce_scatter_sum(in, out, n, DType::kFloat32, stream);
 //   ... more work on `stream` ...
@@ -24,7 +24,7 @@ namespace switchyard {
 
 class World;
 
-using CommStream = void*;        // a cudaStream_t; null on CPU
+using CommStream = void*;  // a cudaStream_t; null on CPU
 
 enum class DType { kFloat32, kBFloat16 };
 inline std::size_t bytes_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
@@ -37,7 +37,7 @@ class [[nodiscard]] Pending {
     virtual ~Operation() = default;
     virtual void wait(CommStream stream) = 0;
   };
-  Pending() = default;           // nothing: wait returns
+  Pending() = default;  // nothing: wait returns
   explicit Pending(std::shared_ptr<Operation> operation) : operation_(std::move(operation)) {}
   // RunError when the operation failed. A second wait does nothing.
   void wait(CommStream stream = nullptr) {
@@ -73,7 +73,8 @@ class Collectives {
 
   // The same, started and waited for on one stream.
   void all_reduce_sum(void* data, std::size_t count, DType type, CommStream stream = nullptr);
-  void reduce_scatter_sum(const void* in, void* out, std::size_t count_per_rank, DType type, CommStream stream = nullptr);
+  void reduce_scatter_sum(const void* in, void* out, std::size_t count_per_rank, DType type,
+                          CommStream stream = nullptr);
   void all_gather(const void* in, void* out, std::size_t bytes_per_rank, CommStream stream = nullptr);
   void broadcast(void* data, std::size_t bytes, int root, CommStream stream = nullptr);
   void all_to_all_v(const void* in, const std::vector<std::size_t>& send_bytes, void* out,

@@ -50,7 +50,8 @@ std::string name_ranks(const std::vector<int>& ranks) {
   return (ranks.size() == 1 ? "rank " : "ranks ") + join(names, ", ");
 }
 
-template <class T> std::string to_bytes(const std::vector<T>& values) {
+template <class T>
+std::string to_bytes(const std::vector<T>& values) {
   return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
@@ -102,7 +103,8 @@ double Control::max(double value) {
 }
 
 std::int64_t Control::max(std::int64_t value) {
-  return reduce("integer max", std::vector<std::int64_t>{value}, [](std::int64_t a, std::int64_t b) { return std::max(a, b); })[0];
+  return reduce("integer max", std::vector<std::int64_t>{value},
+                [](std::int64_t a, std::int64_t b) { return std::max(a, b); })[0];
 }
 
 bool Control::any(bool mine) { return max(static_cast<std::int64_t>(mine)) != 0; }
@@ -122,7 +124,7 @@ void Control::report_failure(const std::string& reason) {
 
 std::string describe_difference(const std::string& name, const std::vector<std::string>& text_of_rank) {
   std::vector<std::map<std::string, std::string>> values_of_rank;
-  std::vector<std::string> keys;                 // in the order in which the ranks name them
+  std::vector<std::string> keys;  // in the order in which the ranks name them
   std::map<std::string, bool> seen;
   for (const std::string& text : text_of_rank) {
     const Lines lines = parse_lines(text);
@@ -137,7 +139,8 @@ std::string describe_difference(const std::string& name, const std::vector<std::
     std::map<std::string, std::vector<int>> ranks_of_value;
     for (std::size_t rank = 0; rank < text_of_rank.size(); ++rank) {
       const auto found = values_of_rank[rank].find(key);
-      ranks_of_value[found == values_of_rank[rank].end() ? "(missing)" : found->second].push_back(static_cast<int>(rank));
+      ranks_of_value[found == values_of_rank[rank].end() ? "(missing)" : found->second].push_back(
+          static_cast<int>(rank));
     }
     if (ranks_of_value.size() == 1) continue;
     if (!first.empty()) {
@@ -149,7 +152,8 @@ std::string describe_difference(const std::string& name, const std::vector<std::
     first = key + " is " + join(holders, " but ");
   }
   if (first.empty()) {
-    const bool equal = std::all_of(text_of_rank.begin(), text_of_rank.end(), [&](const auto& t) { return t == text_of_rank[0]; });
+    const bool equal =
+        std::all_of(text_of_rank.begin(), text_of_rank.end(), [&](const auto& t) { return t == text_of_rank[0]; });
     return equal ? "" : "the ranks have different " + name + ": the same lines in another order or number";
   }
   const std::string more = others == 0 ? "" : format(" (and %d more that differ)", others);

@@ -21,25 +21,25 @@ class ControlChannel;
 
 class Control {
  public:
-  // Gives rank 0's address to the others: called once, with the address on rank 0 and "" elsewhere; returns the address.
+  // Gives rank 0's address to the others: called once, with it on rank 0 and "" elsewhere; returns it everywhere.
   using ShareAddress = std::function<std::string(const std::string&)>;
 
   // RunError when the ranks do not all connect. size 1 opens no socket and starts no thread.
   Control(int rank, int size, double timeout_s, const ShareAddress& share_address);
-  ~Control();                    // waits for the others, unless it unwinds an exception: then that is reported
+  ~Control();  // waits for the others, unless it unwinds an exception: then that is reported
 
   int rank() const { return rank_; }
   int size() const { return size_; }
 
   // Every rank's bytes, by rank.
   std::vector<std::string> all_gather(const std::string& what, const std::string& mine);
-  std::string broadcast(const std::string& what, const std::string& bytes, int root);   // `bytes` is read on the root
+  std::string broadcast(const std::string& what, const std::string& bytes, int root);  // `bytes` is read on the root
   void barrier();
   double sum(double value);
-  double max(double value);                     // NaN on any rank gives NaN
+  double max(double value);  // NaN on any rank gives NaN
   std::int64_t sum(std::int64_t value);
   std::int64_t max(std::int64_t value);
-  std::vector<double> sum(const std::vector<double>& values);           // element by element
+  std::vector<double> sum(const std::vector<double>& values);  // element by element
   std::vector<std::int64_t> sum(const std::vector<std::int64_t>& values);
 
   // True on every rank when it is on any. Asked once a step it makes all ranks stop at the same step.
@@ -55,11 +55,12 @@ class Control {
   bool failed_together() const { return failed_together_; }
 
  private:
-  template <class T, class Combine> std::vector<T> reduce(const char* what, const std::vector<T>& values, Combine combine);
+  template <class T, class Combine>
+  std::vector<T> reduce(const char* what, const std::vector<T>& values, Combine combine);
 
   int rank_, size_;
   bool failed_together_ = false;
-  std::unique_ptr<ControlChannel> channel_;     // null in a world of one
+  std::unique_ptr<ControlChannel> channel_;  // null in a world of one
 };
 
 // What differs among texts of "key = value" lines, one text a rank: "" when they are equal, else one sentence.

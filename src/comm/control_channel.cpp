@@ -68,7 +68,7 @@ void ControlChannel::post(Frame frame) {
     posted_.push_back(std::move(frame));
   }
   const ssize_t written = ::write(wake_write_, "", 1);
-  (void)written;                 // a full pipe wakes the thread as well
+  (void)written;  // a full pipe wakes the thread as well
 }
 
 std::vector<std::string> ControlChannel::all_gather(const std::string& what, const std::string& mine) {
@@ -153,13 +153,25 @@ void ControlChannel::take_received() {
 
 void ControlChannel::handle(int from_rank, const Frame& frame) {
   switch (frame.type) {
-    case FrameType::kHeartbeat: break;
-    case FrameType::kGather: add_part(from_rank, frame); break;
-    case FrameType::kResult: deliver(frame); break;
-    case FrameType::kFailure: end_run(from_rank, FrameReader(frame).text()); break;
-    case FrameType::kDeath: leave(FrameReader(frame).text()); break;
-    case FrameType::kFinish: finish(from_rank); break;
-    default: throw RunError("a control message of an unknown type");
+    case FrameType::kHeartbeat:
+      break;
+    case FrameType::kGather:
+      add_part(from_rank, frame);
+      break;
+    case FrameType::kResult:
+      deliver(frame);
+      break;
+    case FrameType::kFailure:
+      end_run(from_rank, FrameReader(frame).text());
+      break;
+    case FrameType::kDeath:
+      leave(FrameReader(frame).text());
+      break;
+    case FrameType::kFinish:
+      finish(from_rank);
+      break;
+    default:
+      throw RunError("a control message of an unknown type");
   }
 }
 
@@ -271,7 +283,8 @@ std::string ControlChannel::host_of(int rank) const {
 
 // Rank 0 decides and tells everyone; on another rank this is what it sees of rank 0 itself.
 void ControlChannel::end_run(int dead_rank, const std::string& reason) {
-  const std::string message = format("rank %d on host %s died: %s", dead_rank, host_of(dead_rank).c_str(), reason.c_str());
+  const std::string message =
+      format("rank %d on host %s died: %s", dead_rank, host_of(dead_rank).c_str(), reason.c_str());
   if (rank_ == 0) {
     send_to_all(FrameWriter().add(message).frame(FrameType::kDeath));
     flush();

@@ -19,21 +19,21 @@ namespace switchyard {
 class ControlChannel {
  public:
   ControlChannel(int rank, int size, double timeout_s, const Control::ShareAddress& share_address);
-  ~ControlChannel();             // waits until every rank destroys its own; reports an exception that it unwinds
+  ~ControlChannel();  // waits until every rank destroys its own; reports an exception that it unwinds
 
   std::vector<std::string> all_gather(const std::string& what, const std::string& mine);
-  void report_failure(const std::string& reason);      // returns when the others know, or after two seconds
+  void report_failure(const std::string& reason);  // returns when the others know, or after two seconds
 
  private:
   // One all-gather on rank 0, complete when every rank's part is there. Ranks may be one ahead of each other.
   struct Gathering {
-    std::string what;            // as the first part named it
+    std::string what;  // as the first part named it
     int first_rank = 0;
     std::vector<std::string> parts;
     int missing = 0;
   };
 
-  void post(Frame frame);        // from the caller's thread to ours
+  void post(Frame frame);  // from the caller's thread to ours
   // All below run on our thread.
   void run();
   void wait_for_events();
@@ -58,17 +58,17 @@ class ControlChannel {
   std::vector<Peer> peers_;
   Clock::time_point last_beat_, last_turn_;
   std::map<std::uint64_t, Gathering> gatherings_;
-  std::vector<bool> finished_;   // on rank 0, by rank
-  bool over_ = false;            // our thread returns
+  std::vector<bool> finished_;  // on rank 0, by rank
+  bool over_ = false;           // our thread returns
   int wake_read_ = -1, wake_write_ = -1;
 
-  std::mutex mutex_;             // guards what follows
+  std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   std::vector<Frame> posted_;
   std::map<std::uint64_t, std::vector<std::string>> results_;
   std::uint64_t next_sequence_ = 0;
-  bool leaving_ = false;         // this rank reported its own failure and exits by itself
-  bool told_ = false;            // ... and the others know
+  bool leaving_ = false;  // this rank reported its own failure and exits by itself
+  bool told_ = false;     // ... and the others know
 
   int exceptions_at_start_;
   std::thread thread_;

@@ -12,15 +12,15 @@
 namespace switchyard {
 
 enum class FrameType : std::uint8_t {
-  kHello,       // token, rank, host             a rank introduces itself to rank 0
-  kWelcome,     // token, host                   rank 0 is the right one
-  kStart,       // (none)                        everybody is there
-  kHeartbeat,   // (none)
-  kGather,      // sequence, what, bytes         one rank's share of an all-gather
-  kResult,      // sequence, bytes of each rank
-  kFailure,     // reason                        the sender is about to exit
-  kDeath,       // message                       the run is over, and why
-  kFinish,      // (none)                        the sender has nothing more to say
+  kHello,      // token, rank, host             a rank introduces itself to rank 0
+  kWelcome,    // token, host                   rank 0 is the right one
+  kStart,      // (none)                        everybody is there
+  kHeartbeat,  // (none)
+  kGather,     // sequence, what, bytes         one rank's share of an all-gather
+  kResult,     // sequence, bytes of each rank
+  kFailure,    // reason                        the sender is about to exit
+  kDeath,      // message                       the run is over, and why
+  kFinish,     // (none)                        the sender has nothing more to say
 };
 
 struct Frame {

@@ -13,14 +13,17 @@ namespace {
 int read_integer(const Environment& environment, const char* name, int low, int high) {
   const char* text = environment(name);
   if (!text || !*text) {
-    throw ConfigError(format("RANK and WORLD_SIZE are set but %s is not; set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT "
-                             "for every process, or start them with mpirun", name));
+    throw ConfigError(
+        format("RANK and WORLD_SIZE are set but %s is not; set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT "
+               "for every process, or start them with mpirun",
+               name));
   }
   char* end = nullptr;
   errno = 0;
   const long value = std::strtol(text, &end, 10);
   if (*end || errno || value < low || value > high) {
-    throw ConfigError(format("environment variable %s = \"%s\" must be a whole number from %d to %d", name, text, low, high));
+    throw ConfigError(
+        format("environment variable %s = \"%s\" must be a whole number from %d to %d", name, text, low, high));
   }
   return static_cast<int>(value);
 }
@@ -60,8 +63,10 @@ Launch detect_launch(const Environment& environment, bool on_gpu) {
   const int size = read_integer(environment, "WORLD_SIZE", 1, INT_MAX);
   if (size == 1) return launch;
   if (!on_gpu) {
-    throw ConfigError(format("WORLD_SIZE = %d, but ranks on CPU talk over MPI; start them with "
-                             "mpirun -np %d ./train ..., or unset RANK and WORLD_SIZE for one process", size, size));
+    throw ConfigError(
+        format("WORLD_SIZE = %d, but ranks on CPU talk over MPI; start them with "
+               "mpirun -np %d ./train ..., or unset RANK and WORLD_SIZE for one process",
+               size, size));
   }
   launch.launcher = Launcher::kStore;
   launch.size = size;

@@ -8,17 +8,17 @@
 namespace switchyard {
 
 enum class Launcher {
-  kNone,     // one process by itself
-  kMpi,      // mpirun, mpiexec, or srun with a PMI
-  kStore,    // RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: GPU ranks that meet without MPI
+  kNone,   // one process by itself
+  kMpi,    // mpirun, mpiexec, or srun with a PMI
+  kStore,  // RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: GPU ranks that meet without MPI
 };
 
 struct Launch {
   Launcher launcher = Launcher::kNone;
   int rank = 0;
   int size = 1;
-  int local_rank = -1;           // -1: the environment does not say
-  std::string master_address;    // of kStore
+  int local_rank = -1;         // -1: the environment does not say
+  std::string master_address;  // of kStore
   int master_port = 0;
 };
 

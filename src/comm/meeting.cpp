@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-constexpr std::uint64_t kLongestGreeting = 4096;     // a stranger must not make us allocate
+constexpr std::uint64_t kLongestGreeting = 4096;  // a stranger must not make us allocate
 
 Clock::time_point in_seconds(double seconds) {
   return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
@@ -27,11 +27,9 @@ bool send_frame(Peer& peer, const Frame& frame, Clock::time_point deadline) {
 std::optional<Frame> receive_frame(Peer& peer, FrameType expected, Clock::time_point deadline) {
   for (;;) {
     try {
-      if (auto frame = take_frame(peer.in, kLongestGreeting)) {
-        return frame->type == expected ? frame : std::nullopt;
-      }
+      if (auto frame = take_frame(peer.in, kLongestGreeting)) { return frame->type == expected ? frame : std::nullopt; }
     } catch (const RunError&) {
-      return std::nullopt;       // not one of ours: the caller hangs up
+      return std::nullopt;  // not one of ours: the caller hangs up
     }
     if (!wait_readable(peer.socket, deadline)) return std::nullopt;
     if (receive_available(peer.socket, peer.in) == Transfer::kClosed && peer.in.empty()) return std::nullopt;
@@ -65,9 +63,7 @@ bool identify(Peer& peer, const Address& self, int size, Clock::time_point deadl
     if (reader.text() != self.token) return false;
     peer.rank = static_cast<int>(reader.integer());
     peer.host = reader.text();
-  } catch (const RunError&) {
-    return false;
-  }
+  } catch (const RunError&) { return false; }
   if (peer.rank < 1 || peer.rank >= size) return false;
   return send_frame(peer, FrameWriter().add(self.token).add(self.host).frame(FrameType::kWelcome), deadline);
 }
@@ -83,13 +79,14 @@ std::vector<Peer> accept_all(const Socket& listener, const Address& self, int si
       for (int r = 1; r < size; ++r) {
         if (!peers[r - 1].socket.is_open()) missing.push_back(std::to_string(r));
       }
-      throw RunError(format("rank(s) %s did not reach rank 0 (host %s, port %d) within %.0f s; "
-                            "does a firewall stand between the hosts?",
-                            join(missing, ", ").c_str(), self.host.c_str(), self.port, patience_s));
+      throw RunError(
+          format("rank(s) %s did not reach rank 0 (host %s, port %d) within %.0f s; "
+                 "does a firewall stand between the hosts?",
+                 join(missing, ", ").c_str(), self.host.c_str(), self.port, patience_s));
     }
     if (!identify(peer, self, size, std::min(deadline, in_seconds(5)))) continue;
     Peer& place = peers[peer.rank - 1];
-    if (!place.socket.is_open()) ++connected;      // a rank that lost its first connection may come again
+    if (!place.socket.is_open()) ++connected;  // a rank that lost its first connection may come again
     place = std::move(peer);
   }
   for (Peer& peer : peers) {
@@ -127,10 +124,11 @@ Peer connect_to_main(const Address& main, int rank, double patience_s) {
       throw RunError(format("rank %d reached rank 0 on host %s, but not all ranks did within %.0f s", rank,
                             main.host.c_str(), patience_s));
     }
-    wait_readable(Socket(), std::min(deadline, in_seconds(0.2)));    // a pause before the next round
+    wait_readable(Socket(), std::min(deadline, in_seconds(0.2)));  // a pause before the next round
   }
-  throw RunError(format("rank %d on host %s cannot reach rank 0 at any of %s, port %d; does a firewall stand between the hosts?",
-                        rank, host_name().c_str(), join(candidates, ", ").c_str(), main.port));
+  throw RunError(
+      format("rank %d on host %s cannot reach rank 0 at any of %s, port %d; does a firewall stand between the hosts?",
+             rank, host_name().c_str(), join(candidates, ", ").c_str(), main.port));
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ struct Peer {
   Socket socket;
   std::string in, out;
   Clock::time_point last_heard;
-  bool finished = false;         // said that it has nothing more to say: its end is no failure
+  bool finished = false;  // said that it has nothing more to say: its end is no failure
 };
 
 // Rank 0 gets a peer for every other rank, in rank order; the others get rank 0. Returns when all are connected.

@@ -15,9 +15,7 @@
 namespace switchyard {
 namespace {
 
-char* bytes_at(const void* base, std::size_t offset) {
-  return static_cast<char*>(const_cast<void*>(base)) + offset;
-}
+char* bytes_at(const void* base, std::size_t offset) { return static_cast<char*>(const_cast<void*>(base)) + offset; }
 
 std::vector<Block> consecutive(const void* base, const std::vector<std::size_t>& bytes) {
   std::vector<Block> blocks;
@@ -48,7 +46,7 @@ class MpiCollectives::Job : public Pending::Operation {
     try {
       work_();
     } catch (...) {
-      failure = std::current_exception();      // thrown again where the result is waited for
+      failure = std::current_exception();  // thrown again where the result is waited for
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     failure_ = failure;
@@ -80,7 +78,7 @@ MpiCollectives::MpiCollectives(int rank, int size)
     log::warn("this MPI lets only one thread call it: gradients are reduced after the backward pass, not during it");
     return;
   }
-  sigset_t all, before;          // signals are for the main thread
+  sigset_t all, before;  // signals are for the main thread
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   thread_ = std::thread([queue = queue_] { run(queue); });
@@ -89,7 +87,7 @@ MpiCollectives::MpiCollectives(int rank, int size)
 
 MpiCollectives::~MpiCollectives() {
   if (std::uncaught_exceptions() > exceptions_at_start_) {
-    if (thread_.joinable()) thread_.detach();    // it may be waiting for a rank that waits for this one
+    if (thread_.joinable()) thread_.detach();  // it may be waiting for a rank that waits for this one
     return;
   }
   if (has_thread_) {
@@ -138,7 +136,8 @@ Pending MpiCollectives::start_all_reduce_sum(void* data, std::size_t count, DTyp
     const std::size_t width = bytes_of(type);
     reduce_scatter_ordered(comm, data, begins, bytes_at(data, begins[me] * width), type);
     std::vector<Block> receive;
-    for (int r = 0; r < n; ++r) receive.push_back({bytes_at(data, begins[r] * width), (begins[r + 1] - begins[r]) * width});
+    for (int r = 0; r < n; ++r)
+      receive.push_back({bytes_at(data, begins[r] * width), (begins[r + 1] - begins[r]) * width});
     exchange(comm, std::vector<Block>(n, receive[me]), receive);
   });
 }
@@ -159,7 +158,7 @@ Pending MpiCollectives::start_all_gather(const void* in, void* out, std::size_t 
 
 Pending MpiCollectives::start_broadcast(void* data, std::size_t bytes, int root, CommStream) {
   return start([comm = comm_, data, bytes, root] {
-    constexpr std::size_t kPiece = 1u << 30;         // MPI counts are ints
+    constexpr std::size_t kPiece = 1u << 30;  // MPI counts are ints
     for (std::size_t done = 0; done < bytes; done += kPiece) {
       std::vector<MPI_Request> request(1);
       const int count = static_cast<int>(std::min(kPiece, bytes - done));

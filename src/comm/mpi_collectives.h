@@ -18,7 +18,7 @@ namespace switchyard {
 class MpiCollectives : public Collectives {
  public:
   MpiCollectives(int rank, int size);
-  ~MpiCollectives() override;    // finishes what was started; while an exception unwinds it waits for nothing
+  ~MpiCollectives() override;  // finishes what was started; while an exception unwinds it waits for nothing
 
   Pending start_all_reduce_sum(void* data, std::size_t count, DType type, CommStream stream) override;
   Pending start_reduce_scatter_sum(const void* in, void* out, std::size_t count_per_rank, DType type,

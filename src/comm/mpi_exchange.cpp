@@ -11,8 +11,8 @@
 namespace switchyard {
 namespace {
 
-constexpr std::size_t kLargestMessage = 1u << 30;      // MPI counts are ints
-constexpr std::size_t kSumChunk = 1u << 18;            // elements of a block in flight: bounds the buffer of terms
+constexpr std::size_t kLargestMessage = 1u << 30;  // MPI counts are ints
+constexpr std::size_t kSumChunk = 1u << 18;        // elements of a block in flight: bounds the buffer of terms
 
 void post_messages(MPI_Comm comm, const Block& block, int peer, bool sends, std::vector<MPI_Request>& requests) {
   for (std::size_t done = 0; done < block.bytes; done += kLargestMessage) {
@@ -56,7 +56,7 @@ void reduce_scatter(MPI_Comm comm, const void* in, const std::vector<std::size_t
   std::size_t longest = 0;
   for (std::size_t r = 0; r + 1 < begins.size(); ++r) longest = std::max(longest, begins[r + 1] - begins[r]);
   std::vector<T> terms;
-  T* input = static_cast<T*>(const_cast<void*>(in));     // only read: MPI_Isend's blocks are one type with Irecv's here
+  T* input = static_cast<T*>(const_cast<void*>(in));  // only read: MPI_Isend's blocks are one type with Irecv's here
   for (std::size_t chunk = 0; chunk < longest; chunk += kSumChunk) {
     reduce_chunk(comm, input, begins, static_cast<T*>(out), chunk, terms);
   }
@@ -80,15 +80,18 @@ void exchange(MPI_Comm comm, const std::vector<Block>& send, const std::vector<B
   SWITCHYARD_MPI_CHECK(MPI_Comm_rank(comm, &rank));
   const int size = static_cast<int>(send.size());
   std::vector<MPI_Request> requests;
-  for (int step = 1; step < size; ++step) post_messages(comm, receive[(rank + size - step) % size], (rank + size - step) % size, false, requests);
-  for (int step = 1; step < size; ++step) post_messages(comm, send[(rank + step) % size], (rank + step) % size, true, requests);
+  for (int step = 1; step < size; ++step)
+    post_messages(comm, receive[(rank + size - step) % size], (rank + size - step) % size, false, requests);
+  for (int step = 1; step < size; ++step)
+    post_messages(comm, send[(rank + step) % size], (rank + step) % size, true, requests);
   if (send[rank].bytes > 0 && send[rank].data != receive[rank].data) {
     std::memcpy(receive[rank].data, send[rank].data, send[rank].bytes);
   }
   if (!requests.empty()) wait_politely(requests);
 }
 
-void reduce_scatter_ordered(MPI_Comm comm, const void* in, const std::vector<std::size_t>& begins, void* out, DType type) {
+void reduce_scatter_ordered(MPI_Comm comm, const void* in, const std::vector<std::size_t>& begins, void* out,
+                            DType type) {
   if (type == DType::kFloat32) {
     reduce_scatter<float>(comm, in, begins, out);
   } else {

@@ -21,7 +21,8 @@ void exchange(MPI_Comm comm, const std::vector<Block>& send, const std::vector<B
 
 // out = this rank's block of the sum over ranks of `in`. Block r of `in` begins at element begins[r], and the last ends
 // at begins[size]; out may be this rank's block of `in`.
-void reduce_scatter_ordered(MPI_Comm comm, const void* in, const std::vector<std::size_t>& begins, void* out, DType type);
+void reduce_scatter_ordered(MPI_Comm comm, const void* in, const std::vector<std::size_t>& begins, void* out,
+                            DType type);
 
 // Waits without keeping a core busy: the ranks of one host compute on the same cores.
 void wait_politely(std::vector<MPI_Request>& requests);

@@ -19,8 +19,10 @@ class MpiRendezvous : public Rendezvous {
     SWITCHYARD_MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
     SWITCHYARD_MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &size_));
     if (size_ != launch.size) {
-      throw ConfigError(format("the launcher started %d processes, but MPI sees %d; use the mpirun of the MPI this program "
-                               "was built with, or srun --mpi=pmix", launch.size, size_));
+      throw ConfigError(
+          format("the launcher started %d processes, but MPI sees %d; use the mpirun of the MPI this program "
+                 "was built with, or srun --mpi=pmix",
+                 launch.size, size_));
     }
   }
 
@@ -47,6 +49,8 @@ class MpiRendezvous : public Rendezvous {
 
 }  // namespace
 
-std::unique_ptr<Rendezvous> make_mpi_rendezvous(const Launch& launch) { return std::make_unique<MpiRendezvous>(launch); }
+std::unique_ptr<Rendezvous> make_mpi_rendezvous(const Launch& launch) {
+  return std::make_unique<MpiRendezvous>(launch);
+}
 
 }  // namespace switchyard

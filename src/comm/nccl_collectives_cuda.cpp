@@ -9,26 +9,20 @@
 #include <mutex>
 
 #include "base/error.h"
-#include "base/text.h"
 #include "comm/check.h"
 #include "comm/collectives.h"
 #include "comm/world.h"
+#include "kernels/cuda_check.h"
 
 namespace switchyard {
 namespace {
-
-void check_cuda(cudaError_t code, const char* call, int line) {
-  if (code == cudaSuccess) return;
-  throw RunError(format("CUDA: %s (%s at %s:%d)", cudaGetErrorString(code), call, __FILE__, line));
-}
-#define COMM_CUDA_CHECK(call) check_cuda((call), #call, __LINE__)
 
 // Makes `device` current for a scope: streams, events and communicators belong to one.
 class DeviceScope {
  public:
   explicit DeviceScope(int device) {
-    COMM_CUDA_CHECK(cudaGetDevice(&before_));
-    COMM_CUDA_CHECK(cudaSetDevice(device));
+    SWITCHYARD_CUDA(cudaGetDevice(&before_));
+    SWITCHYARD_CUDA(cudaSetDevice(device));
   }
   ~DeviceScope() { cudaSetDevice(before_); }
   DeviceScope(const DeviceScope&) = delete;
@@ -54,7 +48,7 @@ class EventPool {
       }
     }
     cudaEvent_t event;
-    COMM_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    SWITCHYARD_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     return event;
   }
   void give_back(cudaEvent_t event) {
@@ -72,7 +66,7 @@ class EnqueuedOperation : public Pending::Operation {
   EnqueuedOperation(std::shared_ptr<EventPool> events, cudaEvent_t done) : events_(std::move(events)), done_(done) {}
   ~EnqueuedOperation() override { events_->give_back(done_); }
   void wait(CommStream stream) override {
-    COMM_CUDA_CHECK(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), done_, 0));
+    SWITCHYARD_CUDA(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), done_, 0));
   }
 
  private:
@@ -88,8 +82,8 @@ class NcclCollectives : public Collectives {
       : Collectives(world.rank(), world.size()), device_(device), exceptions_at_start_(std::uncaught_exceptions()) {
     const DeviceScope scope(device);
     int least = 0, greatest = 0;
-    COMM_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
-    COMM_CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
+    SWITCHYARD_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    SWITCHYARD_CUDA(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));
     if (size() == 1) return;
     ncclUniqueId id{};
     if (rank() == 0) SWITCHYARD_NCCL_CHECK(ncclGetUniqueId(&id));
@@ -124,16 +118,14 @@ class NcclCollectives : public Collectives {
 
   Pending start_all_gather(const void* in, void* out, std::size_t bytes_per_rank, CommStream stream) override {
     if (size() == 1) return copy(in, out, bytes_per_rank, stream);
-    return enqueue(stream, [&] {
-      SWITCHYARD_NCCL_CHECK(ncclAllGather(in, out, bytes_per_rank, ncclUint8, comm_, stream_));
-    });
+    return enqueue(stream,
+                   [&] { SWITCHYARD_NCCL_CHECK(ncclAllGather(in, out, bytes_per_rank, ncclUint8, comm_, stream_)); });
   }
 
   Pending start_broadcast(void* data, std::size_t bytes, int root, CommStream stream) override {
     if (size() == 1) return Pending();
-    return enqueue(stream, [&] {
-      SWITCHYARD_NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_, stream_));
-    });
+    return enqueue(stream,
+                   [&] { SWITCHYARD_NCCL_CHECK(ncclBroadcast(data, data, bytes, ncclUint8, root, comm_, stream_)); });
   }
 
   Pending start_all_to_all_v(const void* in, const std::vector<std::size_t>& send_bytes, void* out,
@@ -141,7 +133,8 @@ class NcclCollectives : public Collectives {
     SWITCHYARD_ASSERT(static_cast<int>(send_bytes.size()) == size() && static_cast<int>(receive_bytes.size()) == size(),
                       "one size a rank");
     if (size() == 1) return copy(in, out, send_bytes[0], stream);
-    return enqueue(stream, [&] { exchange(static_cast<const char*>(in), send_bytes, static_cast<char*>(out), receive_bytes); });
+    return enqueue(stream,
+                   [&] { exchange(static_cast<const char*>(in), send_bytes, static_cast<char*>(out), receive_bytes); });
   }
 
   void check_health() override {
@@ -152,19 +145,21 @@ class NcclCollectives : public Collectives {
   }
 
  private:
-  template <class Call> Pending enqueue(CommStream stream, Call call) {
+  template <class Call>
+  Pending enqueue(CommStream stream, Call call) {
     const DeviceScope scope(device_);
     const cudaEvent_t event = events_->take();
-    COMM_CUDA_CHECK(cudaEventRecord(event, static_cast<cudaStream_t>(stream)));
-    COMM_CUDA_CHECK(cudaStreamWaitEvent(stream_, event, 0));
+    SWITCHYARD_CUDA(cudaEventRecord(event, static_cast<cudaStream_t>(stream)));
+    SWITCHYARD_CUDA(cudaStreamWaitEvent(stream_, event, 0));
     call();
-    COMM_CUDA_CHECK(cudaEventRecord(event, stream_));
+    SWITCHYARD_CUDA(cudaEventRecord(event, stream_));
     return Pending(std::make_shared<EnqueuedOperation>(events_, event));
   }
 
   Pending copy(const void* in, void* out, std::size_t bytes, CommStream stream) {
     if (in == out || bytes == 0) return Pending();
-    return enqueue(stream, [&] { COMM_CUDA_CHECK(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, stream_)); });
+    return enqueue(stream,
+                   [&] { SWITCHYARD_CUDA(cudaMemcpyAsync(out, in, bytes, cudaMemcpyDeviceToDevice, stream_)); });
   }
 
   void exchange(const char* in, const std::vector<std::size_t>& send_bytes, char* out,
@@ -172,7 +167,8 @@ class NcclCollectives : public Collectives {
     SWITCHYARD_NCCL_CHECK(ncclGroupStart());
     for (int peer = 0; peer < size(); ++peer) {
       if (send_bytes[peer] > 0) SWITCHYARD_NCCL_CHECK(ncclSend(in, send_bytes[peer], ncclUint8, peer, comm_, stream_));
-      if (receive_bytes[peer] > 0) SWITCHYARD_NCCL_CHECK(ncclRecv(out, receive_bytes[peer], ncclUint8, peer, comm_, stream_));
+      if (receive_bytes[peer] > 0)
+        SWITCHYARD_NCCL_CHECK(ncclRecv(out, receive_bytes[peer], ncclUint8, peer, comm_, stream_));
       in += send_bytes[peer];
       out += receive_bytes[peer];
     }

@@ -28,8 +28,9 @@ inline void store(float* out, float value) { *out = value; }
 inline void store(std::uint16_t* out, float value) { *out = float_to_bfloat16(value); }
 
 // out[i] = terms[0][i] + terms[1][i] + ... ; out may be one of the terms.
-template <class T> void ordered_sum(const T* const* terms, int n_terms, T* out, std::size_t count) {
-  constexpr std::size_t kBlock = 1024;           // a fixed length, so that the inner loops become vector code
+template <class T>
+void ordered_sum(const T* const* terms, int n_terms, T* out, std::size_t count) {
+  constexpr std::size_t kBlock = 1024;  // a fixed length, so that the inner loops become vector code
   float sum[kBlock];
   for (std::size_t begin = 0; begin < count; begin += kBlock) {
     const std::size_t length = count - begin < kBlock ? count - begin : kBlock;

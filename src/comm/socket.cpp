@@ -97,7 +97,8 @@ Socket listen_anywhere(int* port) {
   Socket socket = bind_anywhere();
   sockaddr_storage bound{};
   socklen_t size = sizeof bound;
-  if (::listen(socket.fd(), SOMAXCONN) != 0 || ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&bound), &size) != 0) {
+  if (::listen(socket.fd(), SOMAXCONN) != 0 ||
+      ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&bound), &size) != 0) {
     throw RunError(format("cannot open a port for the ranks to meet: %s", std::strerror(errno)));
   }
   *port = ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(bound).sin6_port
@@ -108,7 +109,7 @@ Socket listen_anywhere(int* port) {
 Socket accept_until(const Socket& listener, Clock::time_point deadline) {
   while (wait_readable(listener, deadline)) {
     Socket accepted(::accept4(listener.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (!accepted.is_open()) continue;         // the other side gave up in the meantime
+    if (!accepted.is_open()) continue;  // the other side gave up in the meantime
     send_at_once(accepted.fd());
     return accepted;
   }
@@ -173,7 +174,7 @@ std::vector<std::string> own_addresses() {
     char text[NI_MAXHOST];
     const socklen_t size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
     if (::getnameinfo(entry->ifa_addr, size, text, sizeof text, nullptr, 0, NI_NUMERICHOST) != 0) continue;
-    if (!std::strchr(text, '%')) addresses.emplace_back(text);     // a link-local address means nothing elsewhere
+    if (!std::strchr(text, '%')) addresses.emplace_back(text);  // a link-local address means nothing elsewhere
   }
   return addresses;
 }

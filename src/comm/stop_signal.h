@@ -5,7 +5,7 @@
 namespace switchyard {
 
 void install_stop_signals();
-bool stop_signal_received();     // on this process; Control::any makes it common
+bool stop_signal_received();  // on this process; Control::any makes it common
 void clear_stop_signal();
 
 }  // namespace switchyard

@@ -1,6 +1,5 @@
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
-
 #include <cstdlib>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -30,9 +29,7 @@ class StoreRendezvous : public Rendezvous {
     options.timeout = std::chrono::seconds(60);
     try {
       store_ = std::make_unique<c10d::TCPStore>(launch.master_address, options);
-    } catch (const std::exception& error) {
-      fail(error);
-    }
+    } catch (const std::exception& error) { fail(error); }
   }
 
   int rank() const override { return launch_.rank; }
@@ -46,9 +43,7 @@ class StoreRendezvous : public Rendezvous {
       }
       const std::vector<std::uint8_t> bytes = store_->get(address_key());
       return std::string(bytes.begin(), bytes.end());
-    } catch (const std::exception& error) {
-      fail(error);
-    }
+    } catch (const std::exception& error) { fail(error); }
   }
 
  private:
@@ -63,6 +58,8 @@ class StoreRendezvous : public Rendezvous {
 
 }  // namespace
 
-std::unique_ptr<Rendezvous> make_store_rendezvous(const Launch& launch) { return std::make_unique<StoreRendezvous>(launch); }
+std::unique_ptr<Rendezvous> make_store_rendezvous(const Launch& launch) {
+  return std::make_unique<StoreRendezvous>(launch);
+}
 
 }  // namespace switchyard

@@ -56,9 +56,7 @@ int run_guarded(World& world, const std::function<int()>& body) {
   } catch (const ConfigError& error) {
     code = kExitConfigError;
     reason = error.what();
-  } catch (const std::exception& error) {
-    reason = error.what();
-  }
+  } catch (const std::exception& error) { reason = error.what(); }
   if (world.is_main() || !world.control().failed_together()) log::error(reason);
   if (world.size() == 1) return code;
   world.control().report_failure(reason);

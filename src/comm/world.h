@@ -13,8 +13,8 @@ namespace switchyard {
 class Rendezvous;
 
 struct WorldOptions {
-  bool on_gpu = false;           // GPU ranks may also meet through RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
-  double timeout_s = 45;         // a rank that is silent this long is declared dead
+  bool on_gpu = false;    // GPU ranks may also meet through RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+  double timeout_s = 45;  // a rank that is silent this long is declared dead
 };
 
 class World {
@@ -27,7 +27,7 @@ class World {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  int local_rank() const { return local_rank_; }   // among the ranks of this host, in rank order
+  int local_rank() const { return local_rank_; }  // among the ranks of this host, in rank order
   int local_size() const { return local_size_; }
   const std::string& host() const { return host_; }
   bool is_main() const { return rank_ == 0; }
@@ -41,7 +41,7 @@ class World {
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   bool has_mpi_ = false;
   std::string host_;
-  std::unique_ptr<Rendezvous> rendezvous_;   // finalizes MPI; outlives control_, which is declared after it
+  std::unique_ptr<Rendezvous> rendezvous_;  // finalizes MPI; outlives control_, which is declared after it
   std::unique_ptr<Control> control_;
 };
 

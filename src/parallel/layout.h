@@ -6,8 +6,8 @@
 //   share   = parts owned by that rank, then padding
 //
 // A parameter is always contiguous, so an op writes its whole gradient at one place. How it may be divided:
-//   kWhole        a matrix, or a few that are one parameter (q, k, v): all of it on one rank, which alone runs Muon on
-//   it kStack        E matrices of one size (experts), in expert order, a bucket of its own, divided between matrices
+//   kWhole        a matrix, or a few that are one parameter (q, k, v): all on one rank, which alone runs Muon on it
+//   kStack        E matrices of one size (experts), in expert order, a bucket of its own, divided between matrices
 //   kElementwise  anything an elementwise optimizer updates: divided anywhere
 // A bucket holds one kind. In a world of one there is one bucket, in the order of declaration.
 #pragma once

@@ -1,5 +1,5 @@
 // Collectives and the control channel among real processes: mpirun -np N comm_ranks.
-// With an argument it plays one fault for tests/faults/rank_death.sh: the last rank is killed, throws, falls silent, ...
+// With an argument it plays one fault for tests/faults/rank_death.sh: the last rank is killed, throws, is silent...
 #include <signal.h>
 #include <unistd.h>
 
@@ -47,7 +47,7 @@ std::vector<float> sum_in_rank_order(int size, std::size_t count) {
   return sum;
 }
 
-const std::size_t kCounts[] = {1, 2, 3, 1000, 4096, 300001, 1200007};    // below, at and beyond a chunk of the sum
+const std::size_t kCounts[] = {1, 2, 3, 1000, 4096, 300001, 1200007};  // below, at and beyond a chunk of the sum
 
 void check_all_reduce(Collectives& c) {
   for (std::size_t count : kCounts) {
@@ -65,8 +65,9 @@ void check_all_reduce_bfloat16(Collectives& c) {
   std::vector<std::uint16_t> data(count), expected(count);
   for (std::size_t i = 0; i < count; ++i) {
     float sum = 0;
-    for (int r = 0; r < c.size(); ++r) sum = r == 0 ? bfloat16_to_float(float_to_bfloat16(value_of(0, i)))
-                                                    : sum + bfloat16_to_float(float_to_bfloat16(value_of(r, i)));
+    for (int r = 0; r < c.size(); ++r)
+      sum = r == 0 ? bfloat16_to_float(float_to_bfloat16(value_of(0, i)))
+                   : sum + bfloat16_to_float(float_to_bfloat16(value_of(r, i)));
     expected[i] = float_to_bfloat16(sum);
     data[i] = float_to_bfloat16(value_of(c.rank(), i));
   }
@@ -102,7 +103,9 @@ void check_broadcast(Collectives& c) {
 
 // Rank a sends b * a + b elements to rank b: some blocks are empty, all differ.
 void check_all_to_all(Collectives& c) {
-  const auto elements = [](int from, int to) { return static_cast<std::size_t>(from * to * 1000 + (from == to ? 0 : to)); };
+  const auto elements = [](int from, int to) {
+    return static_cast<std::size_t>(from * to * 1000 + (from == to ? 0 : to));
+  };
   std::vector<std::size_t> send, receive;
   std::vector<float> in, expected;
   for (int r = 0; r < c.size(); ++r) {

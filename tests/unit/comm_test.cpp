@@ -33,14 +33,33 @@ struct LaunchCase {
   int rank, size, local_rank;
 };
 
-const Variables kTorchrun = {{"RANK", "3"}, {"WORLD_SIZE", "8"}, {"MASTER_ADDR", "node1"}, {"MASTER_PORT", "29500"}, {"LOCAL_RANK", "1"}};
+const Variables kTorchrun = {
+    {"RANK", "3"}, {"WORLD_SIZE", "8"}, {"MASTER_ADDR", "node1"}, {"MASTER_PORT", "29500"}, {"LOCAL_RANK", "1"}};
 
 const std::vector<LaunchCase> kLaunches = {
     {"nothing", {}, false, Launcher::kNone, 0, 1, -1},
-    {"mpirun of Open MPI", {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}}, false, Launcher::kMpi, 2, 4, 0},
-    {"mpirun with one rank", {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}}, false, Launcher::kNone, 0, 1, -1},
+    {"mpirun of Open MPI",
+     {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}},
+     false,
+     Launcher::kMpi,
+     2,
+     4,
+     0},
+    {"mpirun with one rank",
+     {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}},
+     false,
+     Launcher::kNone,
+     0,
+     1,
+     -1},
     {"mpiexec of MPICH", {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}}, false, Launcher::kMpi, 1, 2, -1},
-    {"srun", {{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "6"}, {"SLURM_LOCALID", "1"}, {"SLURM_STEP_ID", "0"}}, false, Launcher::kMpi, 5, 6, 1},
+    {"srun",
+     {{"SLURM_PROCID", "5"}, {"SLURM_NTASKS", "6"}, {"SLURM_LOCALID", "1"}, {"SLURM_STEP_ID", "0"}},
+     false,
+     Launcher::kMpi,
+     5,
+     6,
+     1},
     {"a batch script itself", {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "6"}}, false, Launcher::kNone, 0, 1, -1},
     {"torchrun's variables on GPU", kTorchrun, true, Launcher::kStore, 3, 8, 1},
     {"one process of torchrun", {{"RANK", "0"}, {"WORLD_SIZE", "1"}}, false, Launcher::kNone, 0, 1, -1},
@@ -59,7 +78,7 @@ TEST(Launch, IsReadFromTheEnvironment) {
 
 struct BadLaunchCase {
   const char* what;
-  Variables changed;             // of kTorchrun; "" removes
+  Variables changed;  // of kTorchrun; "" removes
   bool on_gpu;
   const char* message_holds;
 };
@@ -109,7 +128,8 @@ TEST(OrderedSum, IsTheSumInRankOrderForEveryLength) {
     std::vector<std::vector<float>> values(3, std::vector<float>(count));
     std::vector<const float*> terms;
     for (int r = 0; r < 3; ++r) {
-      for (std::size_t i = 0; i < count; ++i) values[r][i] = std::sin(0.7f * i + r) * std::pow(10.0f, static_cast<float>(r));
+      for (std::size_t i = 0; i < count; ++i)
+        values[r][i] = std::sin(0.7f * i + r) * std::pow(10.0f, static_cast<float>(r));
       terms.push_back(values[r].data());
     }
     std::vector<float> expected(count);

@@ -27,11 +27,18 @@ LayoutParameter elementwise(const char* name, std::int64_t rows, std::int64_t co
 
 // Two layers as declared: embedding, then per layer qkv, projection, router, experts; then the head.
 std::vector<LayoutParameter> small_gpt(int experts) {
-  return {elementwise("embedding", 50, 16, 9), elementwise("scalars", 1, 3, 9),
-          whole("0.qkv", {{16, 16}, {8, 16}, {8, 16}}, 8), whole("0.projection", {{16, 16}}, 7),
-          whole("0.router", {{experts, 16}}, 6), stack("0.up", experts, 12, 16, 5), stack("0.down", experts, 16, 12, 5),
-          whole("1.qkv", {{16, 16}, {8, 16}, {8, 16}}, 4), whole("1.projection", {{16, 16}}, 3),
-          whole("1.router", {{experts, 16}}, 2), stack("1.up", experts, 12, 16, 1), stack("1.down", experts, 16, 12, 1),
+  return {elementwise("embedding", 50, 16, 9),
+          elementwise("scalars", 1, 3, 9),
+          whole("0.qkv", {{16, 16}, {8, 16}, {8, 16}}, 8),
+          whole("0.projection", {{16, 16}}, 7),
+          whole("0.router", {{experts, 16}}, 6),
+          stack("0.up", experts, 12, 16, 5),
+          stack("0.down", experts, 16, 12, 5),
+          whole("1.qkv", {{16, 16}, {8, 16}, {8, 16}}, 4),
+          whole("1.projection", {{16, 16}}, 3),
+          whole("1.router", {{experts, 16}}, 2),
+          stack("1.up", experts, 12, 16, 1),
+          stack("1.down", experts, 16, 12, 1),
           elementwise("head", 50, 16, 0)};
 }
 
@@ -47,7 +54,8 @@ const std::vector<LayoutCase> kCases = {
 };
 const std::vector<int> kWorlds = {1, 2, 3, 4, 7, 8, 64};
 
-template <class Check> void for_every_layout(Check check) {
+template <class Check>
+void for_every_layout(Check check) {
   for (const LayoutCase& c : kCases) {
     for (int world : kWorlds) {
       SCOPED_TRACE(std::string(c.what) + ", world " + std::to_string(world));
@@ -157,9 +165,7 @@ TEST(Layout, BucketsFollowBackward) {
       }
       EXPECT_GE(completed, completed_before);
       EXPECT_EQ(kinds.size(), 1u);
-      if (kinds.count(Division::kStack)) {
-        EXPECT_EQ(bucket.parameters.size(), 1u);
-      }
+      if (kinds.count(Division::kStack)) { EXPECT_EQ(bucket.parameters.size(), 1u); }
       completed_before = completed;
     }
   }

@@ -1,4 +1,5 @@
-// What every kernel header needs. Kernels take plain pointers, sizes and a stream; they know nothing of torch or of GPT.
+// What every kernel header needs. Kernels take plain pointers, sizes and a stream; they know nothing of torch or of
+// GPT.
 //
 // A kernel comes in two forms with one description (a struct of pointers and sizes):
 //   name(description, stream)        CUDA, activations bf16 or float; asynchronous on the stream, capturable

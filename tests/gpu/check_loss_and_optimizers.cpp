@@ -66,7 +66,7 @@ void check_loss(Report& report, const LossCase& c) {
   const std::string kernel = "cross_entropy " + type_name<T>(), name = c.name;
   report.compare(kernel, name + ": nll", values_of(nll), want_nll, {1e-5, 1e-6 * std::max(10.f, 4 * c.cap)});
   const Bound bound = !c.gradient      ? kExact
-                      : sizeof(T) == 2 ? Bound{1.0 / 256, 1e-6}
+                      : sizeof(T) == 2 ? Bound{1.0 / 250, 1e-6}
                                        : Bound{1e-4 * std::max(1.0, c.cap / 30.0), 1e-6};
   report.compare(kernel, name + (c.gradient ? ": gradient" : ": logits untouched"), values_of(logits.device), want,
                  bound);
@@ -147,7 +147,7 @@ void check_adamw(Report& report, bool apply) {
     const bool written = apply && d.tensor.copy;
     if (written)
       report.compare("adamw", name + ": copy", Values(got.begin() + from, got.end()), Values(w.begin() + from, w.end()),
-                     {1.0 / 256, 1e-6});
+                     {1.0 / 250, 1e-6});
     else
       report.expect("adamw", name + ": copy untouched",
                     std::all_of(got.begin(), got.end(), [](double x) { return std::isnan(x); }));
@@ -228,14 +228,14 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
     const std::string name = std::string(c.name) + ", matrix " + std::to_string(i) + (apply ? "" : ", not applied");
     auto part = [&](const Values& all) { return Values(all.begin() + i * size, all.begin() + (i + 1) * size); };
     const Bound bound = apply ? Bound{1e-5, 1e-6} : kExact;
-    report.compare("muon_prepare", name + ": update", part(prepared), want_update, {1.0 / 256, 1e-5});
+    report.compare("muon_prepare", name + ": update", part(prepared), want_update, {1.0 / 250, 1e-5});
     report.compare("muon_prepare", name + ": momentum", values_of(data.momentum[i]->device), m, bound);
-    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 256, 0});
+    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 250, 0});
     report.compare("muon_apply", name + ": weight", values_of(data.weight[i]->device), w, bound);
     Values copy = values_of(*data.copy[i]);
     if (apply && c.copies)
       report.compare("muon_apply", name + ": copy", Values(copy.begin() + c.offset, copy.end()),
-                     Values(w.begin() + c.offset, w.end()), {1.0 / 256, 1e-6});
+                     Values(w.begin() + c.offset, w.end()), {1.0 / 250, 1e-6});
     else
       report.expect("muon_apply", name + ": copy untouched",
                     std::all_of(copy.begin(), copy.end(), [](double x) { return std::isnan(x); }));

@@ -195,7 +195,7 @@ void check_dropout(Report& report) {
   bool same_mask = true;
   for (std::size_t i = 0; i < got.size(); ++i) same_mask &= (got[i] == 0) == (want[i] == 0);
   const std::string kernel = "dropout " + type_name<T>();
-  report.compare(kernel, "values", got, want, {sizeof(T) == 2 ? 1.0 / 256 : 1e-6, 0});
+  report.compare(kernel, "values", got, want, {sizeof(T) == 2 ? 1.0 / 250 : 1e-6, 0});
   report.expect(kernel, "the mask of the definition", same_mask);
   report.expect(kernel, "keeps 70%", std::fabs(kept / static_cast<double>(got.size()) - 0.7) < 0.02);
 }

@@ -63,6 +63,12 @@ endfunction()
 
 add_custom_target(programs)      # every program, and no test
 # switchyard_app(name [LIBRARIES folder…]): src/apps/<name>.cpp, over `train` and all below it unless it names less
+# For executables: the header was compiled with -fPIC, and gcc takes it for nothing else.
+function(switchyard_reuse_torch_header target)
+  target_precompile_headers(${target} REUSE_FROM switchyard_torch_pch)
+  target_compile_options(${target} PRIVATE -fPIC)
+endfunction()
+
 function(switchyard_app name)
   cmake_parse_arguments(arg "" "" "LIBRARIES" ${ARGN})
   if(NOT arg_LIBRARIES)
@@ -75,7 +81,7 @@ function(switchyard_app name)
   list(TRANSFORM arg_LIBRARIES PREPEND switchyard_)
   target_link_libraries(${name} PRIVATE switchyard_flags ${arg_LIBRARIES})
   if(switchyard_train IN_LIST arg_LIBRARIES)
-    target_precompile_headers(${name} REUSE_FROM switchyard_torch_pch)
+    switchyard_reuse_torch_header(${name})
   endif()
   add_dependencies(programs ${name})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)

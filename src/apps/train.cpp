@@ -51,6 +51,7 @@ int train(const CommandLine& line) {
   return run_guarded(*world, [&] {
     return with_memory_advice([&] {
       world->control().agree_equal("config", agreed_lines(resolved));
+      share_cores(world->local_size());
       const ComputeDevice device = choose_device(resolved.config, world->local_rank());
       const PreparedData data = prepare_text(resolved.config, *world);
       return Trainer(resolved, *world, device, data).run();

@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/text.h"
-#include "data/manifest.h"
+#include "data/prepared_manifest.h"
 #include "data/prepare.h"
 #include "data/sample.h"
 #include "data/shards.h"
@@ -229,7 +229,7 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
       held_out(folder, "heldout", tokenizer, options.shard_tokens);
   encode_corpus(corpus, tokenizer, holdout, survey.bytes, threads, train, held_out);
 
-  Manifest manifest;
+  PreparedManifest manifest;
   manifest.corpus = corpus.title;
   manifest.corpus_hash = corpus.hash;
   manifest.tokenizer_hash = tokenizer.hash();
@@ -239,7 +239,7 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   if (manifest.train.tokens == 0)
     throw ConfigError("data.corpus = " + corpus.title + " holds no text: every document is empty");
   write_file_atomic(folder + "/tokenizer.model", tokenizer.model());
-  write_manifest(manifest, folder);
+  write_prepared_manifest(manifest, folder);
   return open_prepared(folder);
 }
 

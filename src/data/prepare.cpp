@@ -12,7 +12,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "data/manifest.h"
+#include "data/prepared_manifest.h"
 #include "data/shards.h"
 
 namespace switchyard {
@@ -90,7 +90,7 @@ void check_prepared(const PreparedData& data, int vocab_size, int seq_len, Shard
 
 // A cache folder that is complete and sound; a damaged one is made again rather than reported.
 bool open_cached(const std::string& folder, PreparedData& data) {
-  if (!has_manifest(folder)) return false;
+  if (!has_prepared_manifest(folder)) return false;
   try {
     data = open_prepared(folder);
     const Tokenizer tokenizer = Tokenizer::load(data.tokenizer_path);
@@ -125,7 +125,7 @@ PreparedData build_in_cache(const DataConfig& config, const Corpus& corpus, int 
 }  // namespace
 
 PreparedData open_prepared(const std::string& folder) {
-  const Manifest manifest = read_manifest(folder);
+  const PreparedManifest manifest = read_prepared_manifest(folder);
   PreparedData data;
   data.folder = folder;
   data.corpus = manifest.corpus;
@@ -145,7 +145,7 @@ PreparedData open_prepared(const std::string& folder) {
 }
 
 PreparedData prepare_data(const DataConfig& config, int vocab_size, int seq_len, int threads) {
-  if (has_manifest(config.corpus)) {  // a folder that `tokenize` wrote
+  if (has_prepared_manifest(config.corpus)) {  // a folder that `tokenize` wrote
     PreparedData data = open_prepared(config.corpus);
     data.from_cache = true;
     check_prepared(data, vocab_size, seq_len, ShardCheck::kContents);

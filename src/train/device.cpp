@@ -1,6 +1,10 @@
 #include "train/device.h"
 
 #include <ATen/Parallel.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -47,6 +51,15 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
 #endif
 
 }  // namespace
+
+void share_cores(int local_size) {
+  cpu_set_t allowed;
+  if (local_size <= 1 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  const int mine = CPU_COUNT(&allowed);
+  // A launcher that binds ranks to cores has divided them already.
+  at::set_num_threads(mine < online ? mine : std::max(1, mine / local_size));
+}
 
 bool cuda_available() {
 #ifdef SWITCHYARD_WITH_CUDA

@@ -1,4 +1,4 @@
-#include "data/manifest.h"
+#include "data/prepared_manifest.h"
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -31,9 +31,9 @@ Split split_from(const nlohmann::json& json, const std::string& folder) {
 
 }  // namespace
 
-bool has_manifest(const std::string& folder) { return std::filesystem::is_regular_file(path_in(folder)); }
+bool has_prepared_manifest(const std::string& folder) { return std::filesystem::is_regular_file(path_in(folder)); }
 
-void write_manifest(const Manifest& manifest, const std::string& folder) {
+void write_prepared_manifest(const PreparedManifest& manifest, const std::string& folder) {
   const nlohmann::json json = {
       {"format", kFormat},
       {"corpus", manifest.corpus},
@@ -46,14 +46,14 @@ void write_manifest(const Manifest& manifest, const std::string& folder) {
   write_file_atomic(path_in(folder), json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-Manifest read_manifest(const std::string& folder) {
-  if (!has_manifest(folder))
+PreparedManifest read_prepared_manifest(const std::string& folder) {
+  if (!has_prepared_manifest(folder))
     throw RunError(folder + " holds no prepared.json: it is no folder of token shards, or was not finished");
   try {
     const nlohmann::json json = nlohmann::json::parse(read_file(path_in(folder)));
     if (json.at("format").get<int>() != kFormat)
       throw RunError(path_in(folder) + " has another format; tokenize again");
-    Manifest manifest;
+    PreparedManifest manifest;
     manifest.corpus = json.at("corpus").get<std::string>();
     manifest.corpus_hash = json.at("corpus_hash").get<std::string>();
     manifest.tokenizer_hash = std::stoull(json.at("tokenizer_hash").get<std::string>(), nullptr, 16);

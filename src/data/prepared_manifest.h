@@ -12,15 +12,15 @@ struct Split {
   std::int64_t documents = 0, bytes = 0, tokens = 0;
 };
 
-struct Manifest {
+struct PreparedManifest {
   std::string corpus, corpus_hash;
   std::uint64_t tokenizer_hash = 0;
   int vocab_size = 0;
   Split train, heldout;
 };
 
-bool has_manifest(const std::string& folder);
-void write_manifest(const Manifest& manifest, const std::string& folder);
-Manifest read_manifest(const std::string& folder);  // RunError when missing or unreadable
+bool has_prepared_manifest(const std::string& folder);
+void write_prepared_manifest(const PreparedManifest& manifest, const std::string& folder);
+PreparedManifest read_prepared_manifest(const std::string& folder);  // RunError when missing or unreadable
 
 }  // namespace switchyard

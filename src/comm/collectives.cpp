@@ -64,4 +64,10 @@ std::unique_ptr<Collectives> make_host_collectives(World& world) {
   return std::make_unique<MpiCollectives>(world.rank(), world.size());
 }
 
+#ifndef SWITCHYARD_WITH_CUDA
+std::unique_ptr<Collectives> make_device_collectives(World&, int) {
+  throw RunError("collectives over GPU memory need a build with CUDA; run runs/setup.sh --cuda");
+}
+#endif
+
 }  // namespace switchyard

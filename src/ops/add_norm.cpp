@@ -37,8 +37,9 @@ void backward_on_cpu(const kernels::AddNormBackward<T>& work) {
 
 class AddNorm : public torch::autograd::Function<AddNorm> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& delta, const Tensor& x0,
-                               const Residual& r) {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& maybe_delta,
+                               const std::optional<Tensor>& maybe_x0, const Residual& r) {
+    const Tensor delta = maybe_delta.value_or(Tensor()), x0 = maybe_x0.value_or(Tensor());
     const std::int64_t tokens = x.size(0), width = x.size(1);
     const bool stored = delta.defined() || r.keep;
     Tensor residual = stored ? at::empty_like(x) : Tensor(), normed = at::empty_like(x);
@@ -112,7 +113,7 @@ std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, c
   if (at::GradMode::is_enabled())
     for (const Parameter* p : {residual.keep, residual.again, residual.gain})
       if (p) p->use();
-  const variable_list out = AddNorm::apply(x_TD, delta_TD, x0_TD, residual);
+  const variable_list out = AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
   return {out.size() == 2 ? out[0] : x_TD, out.back()};
 }
 

@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <optional>
+
 #include "base/error.h"
 #include "kernels/types.h"
 
@@ -15,6 +17,9 @@ template <class T>
 struct Type {
   using type = T;
 };
+
+// torch's custom functions refuse an undefined tensor as an argument, but take an empty optional for it.
+inline std::optional<Tensor> optional(const Tensor& tensor) { return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt; }
 
 #ifdef SWITCHYARD_WITH_CUDA
 kernels::Stream current_stream(const Tensor& like);

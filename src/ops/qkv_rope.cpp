@@ -13,8 +13,9 @@ using torch::autograd::variable_list;
 
 class QkvRope : public torch::autograd::Function<QkvRope> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& qkv, const Tensor& value, const Tensor& gate,
-                               const Tensor& cos, const Tensor& sin, const QkvShape& s) {
+  static variable_list forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& maybe_value,
+                               const std::optional<Tensor>& maybe_gate, const Tensor& cos, const Tensor& sin, const QkvShape& s) {
+    const Tensor value = maybe_value.value_or(Tensor()), gate = maybe_gate.value_or(Tensor());
     const std::int64_t tokens = qkv.size(0);
     Tensor q = at::empty({tokens, s.heads, s.head_dim}, qkv.options());
     Tensor k = at::empty({tokens, s.kv_heads, s.head_dim}, qkv.options()), v = at::empty_like(k);
@@ -86,7 +87,7 @@ RotaryTables rotary_tables(std::int64_t length, int head_dim, double theta, at::
 Qkv qkv_rope(const Tensor& qkv, const Tensor& value, const Tensor& gate, const RotaryTables& tables, const QkvShape& shape) {
   SWITCHYARD_ASSERT(value.defined() == gate.defined(), "value embeddings come with their gate");
   if (shape.q_norm) return qkv_rope_reference(qkv, value, gate, tables, shape);
-  const variable_list out = QkvRope::apply(qkv, value, gate, tables.cos_SC, tables.sin_SC, shape);
+  const variable_list out = QkvRope::apply(qkv, optional(value), optional(gate), tables.cos_SC, tables.sin_SC, shape);
   return {out[0], out[1], out[2]};
 }
 

@@ -22,7 +22,9 @@ void scores_on_cpu(const kernels::RouterScores<T>& work) {
 
 class Scores : public torch::autograd::Function<Scores> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& logits, const Tensor& bias, const RoutingRule& rule) {
+  static variable_list forward(AutogradContext* context, const Tensor& logits, const std::optional<Tensor>& maybe_bias,
+                               const RoutingRule& rule) {
+    const Tensor bias = maybe_bias.value_or(Tensor());
     const std::int64_t tokens = logits.size(0), experts = logits.size(1);
     const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
     const auto ints = logits.options().dtype(at::kInt);
@@ -106,7 +108,7 @@ class RouterLogits : public torch::autograd::Function<RouterLogits> {
 }  // namespace
 
 RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule) {
-  const variable_list out = Scores::apply(logits_TE, selection_bias_E, rule);
+  const variable_list out = Scores::apply(logits_TE, optional(selection_bias_E), rule);
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
 

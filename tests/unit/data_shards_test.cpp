@@ -3,7 +3,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "data/manifest.h"
+#include "data/prepared_manifest.h"
 #include "data/prepare.h"
 #include "data/shards.h"
 #include "data_fixture.h"

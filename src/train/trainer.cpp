@@ -40,7 +40,8 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       *loader_, MicroBatchSchedule{micro_batches_ * world.size(), world.rank(), world.size()}, state_.step);
   if (world_.is_main()) {
     sinks_.push_back(console_sink(config_.log.routing == "layer"));
-    sinks_.push_back(json_lines_sink(folder_ + "/metrics.jsonl", state_.step));
+    // A checkpoint of step n follows the lines of step n: they stay.
+    sinks_.push_back(json_lines_sink(folder_ + "/metrics.jsonl", state_.step == 0 ? 0 : state_.step + 1));
   }
 }
 
@@ -128,7 +129,7 @@ double Trainer::evaluate_now(std::int64_t step) {
 }
 
 void Trainer::sample_now(std::int64_t step) {
-  if (!world_.is_main()) return;
+  if (!world_.is_main() || config_.train.sample_tokens == 0) return;
   const Clock::time_point start = Clock::now();
   SamplingOptions options;
   options.max_tokens = config_.train.sample_tokens;

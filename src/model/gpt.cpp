@@ -58,60 +58,68 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   return tables_;
 }
 
-at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, at::Tensor* auxiliary) {
+at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, std::vector<BlockReport>& reports) {
   ops::RotaryTables tables = this->tables(step);
   if (step.first_position > 0)
     tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len), tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, step.deterministic);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
   Stream stream{x0, at::Tensor()};
-  int sparse_layer = 0;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
-    const BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
-    if (auxiliary && report.auxiliary.defined())
-      *auxiliary = auxiliary->defined() ? *auxiliary + report.auxiliary : report.auxiliary;
-    if (report.count_E.defined()) {
-      if (step.training) count(report, sparse_layer);
-      ++sparse_layer;
-    }
+    BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
+    if (report.count_E.defined()) reports.push_back(std::move(report));
   }
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).second;
 }
 
-void Gpt::count(const BlockReport& report, int sparse_layer) {
+void Gpt::add_to_totals(const std::vector<BlockReport>& reports) {
   at::NoGradGuard no_grad;
-  totals_.count_LE[sparse_layer].add_(report.count_E);
-  totals_.prob_LE[sparse_layer].add_(report.prob_E);
-  if (report.balance.defined()) totals_.balance_L[sparse_layer].add_(report.balance);
-  if (report.z_loss.defined()) totals_.z_loss_L[sparse_layer].add_(report.z_loss);
+  for (std::size_t i = 0; i < reports.size(); ++i) {
+    const auto layer = static_cast<std::int64_t>(i);
+    totals_.count_LE[layer].add_(reports[i].count_E);
+    totals_.prob_LE[layer].add_(reports[i].prob_E);
+    if (reports[i].balance.defined()) totals_.balance_L[layer].add_(reports[i].balance);
+    if (reports[i].z_loss.defined()) totals_.z_loss_L[layer].add_(reports[i].z_loss);
+  }
 }
 
 ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {
-  at::Tensor auxiliary;
-  const at::Tensor n = run_blocks(tokens_T, step, nullptr, &auxiliary);
+  std::vector<BlockReport> reports;
+  const at::Tensor n = run_blocks(tokens_T, step, nullptr, reports);
   ops::HeadLossOptions options;
   options.softcap = config_.model.logit_softcap;
   options.grad_scale = step.loss_scale / static_cast<double>(tokens_T.numel());
   const auto& products = head_ ? head_->products(step) : ops::LinearProducts::plain();
   const auto [loss, nll] = ops::head_loss(n, head(), targets_T, options, products);
-  ModelOutput output{loss, nll, at::zeros({}, at::TensorOptions().device(device_).dtype(at::kFloat))};
+
+  ModelOutput output{loss, nll, at::zeros({}, nll.options()), at::Tensor()};
+  at::Tensor auxiliary;
+  std::vector<at::Tensor> counts;
+  for (const BlockReport& report : reports) {
+    counts.push_back(report.count_E);
+    if (report.auxiliary.defined()) auxiliary = auxiliary.defined() ? auxiliary + report.auxiliary : report.auxiliary;
+  }
   if (auxiliary.defined()) {
     output.total = loss + auxiliary * step.loss_scale;
     output.auxiliary = auxiliary.detach();
   }
+  if (step.training) add_to_totals(reports);
+  else if (!counts.empty()) output.count_LE = at::stack(counts).to(at::kLong);
   return output;
 }
 
 at::Tensor Gpt::logits(const at::Tensor& tokens_T, const StepContext& step) {
   at::NoGradGuard no_grad;
-  return ops::capped_logits(run_blocks(tokens_T, step, nullptr, nullptr), head(), config_.model.logit_softcap);
+  std::vector<BlockReport> reports;
+  return ops::capped_logits(run_blocks(tokens_T, step, nullptr, reports), head(), config_.model.logit_softcap);
 }
 
 at::Tensor Gpt::logits_cached(const at::Tensor& tokens_T, StepContext step, KvCache& cache) {
   at::NoGradGuard no_grad;
   step.first_position = static_cast<int>(cache.length);
-  const at::Tensor n = run_blocks(tokens_T, step, &cache, nullptr);
+  std::vector<BlockReport> reports;
+  const at::Tensor n = run_blocks(tokens_T, step, &cache, reports);
   cache.length += step.seq_len;
   const at::Tensor last = n.view({-1, step.seq_len, n.size(1)}).select(1, step.seq_len - 1).contiguous();
   return ops::capped_logits(last, head(), config_.model.logit_softcap);

@@ -13,6 +13,7 @@ struct ModelOutput {
   at::Tensor total;        // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
   at::Tensor nll_T;        // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
   at::Tensor auxiliary;    // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
+  at::Tensor count_LE;     // int64: assignments of this pass, a row a sparse layer; evaluation of sparse models only
 };
 
 // Sums over the micro-batches since the last reset, on the device. Rows are the sparse layers in order.
@@ -44,8 +45,9 @@ class Gpt : public Layer {
   const Config& config() const { return config_; }
 
  private:
-  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, at::Tensor* auxiliary);
-  void count(const BlockReport& report, int sparse_layer);
+  // The normalised output of the last block [T, D]; what the sparse layers report is appended to `reports`.
+  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, std::vector<BlockReport>& reports);
+  void add_to_totals(const std::vector<BlockReport>& reports);
   const ops::RotaryTables& tables(const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
 

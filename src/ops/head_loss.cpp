@@ -30,7 +30,7 @@ void cross_entropy(const Tensor& logits, const Tensor& target, const Tensor& nll
 
 std::int64_t chunk_of(const Tensor& x, const Parameter& w, const HeadLossOptions& options) {
   if (options.chunk_tokens) return options.chunk_tokens;
-  const std::int64_t fit = (std::int64_t{256} << 20) / (w.shape[0] * static_cast<std::int64_t>(x.element_size()));
+  const std::int64_t fit = (std::int64_t{1} << 30) / (w.shape[0] * static_cast<std::int64_t>(x.element_size()));
   return std::max<std::int64_t>(256, fit / 256 * 256);
 }
 

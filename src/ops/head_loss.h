@@ -8,7 +8,7 @@ namespace switchyard::ops {
 struct HeadLossOptions {
   double softcap = 15;             // z = cap * tanh(logit / cap); 0: none
   double grad_scale = 1;           // gradients are those of grad_scale * sum of nll
-  std::int64_t chunk_tokens = 0;   // 0: chosen so that a chunk of logits stays near 256 MiB
+  std::int64_t chunk_tokens = 0;   // 0: chosen so that a chunk of logits stays below 1 GiB
 };
 
 // x [T, D], w [V, D] (the head, or the tied embedding), target [T] int64 (-1: ignored).

@@ -103,10 +103,12 @@ void DataParallel::finish_reduction(CommStream stream) {
 }
 
 at::Tensor DataParallel::sum_of_squares(CommStream stream) {
-  if (!collectives_ || !shard_) return store_.flat_grad.square().sum().reshape({1});
+  if (!collectives_ || !shard_) return at::linalg_vector_norm(store_.flat_grad).square().reshape({1});
   at::Tensor sum = at::zeros({1}, store_.flat_grad.options());
-  for (const Bucket& bucket : layout_.buckets())
-    sum.add_(store_.flat_grad.narrow(0, bucket.begin + bucket.share * collectives_->rank(), bucket.share).square().sum());
+  for (const Bucket& bucket : layout_.buckets()) {
+    const at::Tensor share = store_.flat_grad.narrow(0, bucket.begin + bucket.share * collectives_->rank(), bucket.share);
+    sum.add_(at::linalg_vector_norm(share).square());
+  }
   all_reduce(sum, stream);
   return sum;
 }

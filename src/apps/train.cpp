@@ -29,6 +29,7 @@ ResolvedConfig read_config(const CommandLine& line) {
   const char* root = std::getenv("SWITCHYARD_ROOT");     // set by ./train: where configs/ lies
   ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
   if (resolved.config.train.resume) resolved = resumed_config(resolved, line.overrides);
+  if (!resolved.config.train.init_from.empty()) find_checkpoint(resolved.config.train.init_from);   // or an error at once
   settle_device(resolved, cuda_available());
   return resolved;
 }

@@ -70,7 +70,7 @@ std::string load_config_json(const std::string& path, bool resolved);
 std::map<std::string, FileSummary> write_snapshot(const std::string& folder, const Snapshot& snapshot);
 
 // A path a user gives: a step folder itself, or a run folder (or its checkpoints folder), which stands for its best
-// checkpoint by held-out loss if one is marked, else its newest valid one. RunError says what was looked for.
+// checkpoint by held-out loss if one is marked, else its newest valid one. ConfigError says what was looked for.
 std::string find_checkpoint(const std::string& path);
 
 }  // namespace switchyard

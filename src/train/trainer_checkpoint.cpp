@@ -28,6 +28,8 @@ void set_aside(const std::string& folder) {
 void Trainer::restore() {
   std::optional<CheckpointInfo> latest = config_.train.resume ? checkpoints_.latest_valid() : std::nullopt;
   if (config_.train.resume && !latest) log::warn("nothing to resume in " + folder_ + "; starting from step 0");
+  if (!latest && !config_.train.init_from.empty()) load_weights_from(config_.train.init_from);
+  world_.control().barrier();      // all have read what the main rank may now move: weights of a run in the same folder
   if (world_.is_main()) {
     if (!latest) set_aside(folder_);
     std::filesystem::create_directories(folder_);
@@ -35,11 +37,8 @@ void Trainer::restore() {
     write_file_atomic(tokenizer_path_of_run(folder_), tokenizer_->model());
   }
   world_.control().barrier();
-  if (!latest) {
-    if (!config_.train.init_from.empty()) load_weights_from(config_.train.init_from);
-    state_.seed = config_.train.seed;
-    return;
-  }
+  state_.seed = config_.train.seed;
+  if (!latest) return;
   const Snapshot snapshot = load_checkpoint(latest->path);
   copy_weights(model_->store(), snapshot.weights, latest->path);
   std::map<std::string, at::Tensor> optimizer(snapshot.optimizer.begin(), snapshot.optimizer.end());

@@ -28,8 +28,10 @@ PreparedData text_for(const LoadedModel& loaded, const std::string& text) {
   BuildOptions options;
   options.vocab_size = model.vocab_size;
   options.tokenizer = tokenizer_path_of_run(run_of(loaded.checkpoint));
-  options.holdout_fraction = 1.0;
-  return build_shards(open_corpus(text), options, data.cache + "/evaluate");
+  options.holdout_fraction = 0;
+  PreparedData all = build_shards(open_corpus(text), options, data.cache + "/evaluate");
+  all.heldout_shards = all.train_shards;
+  return all;
 }
 
 int evaluate_app(const CommandLine& line) {

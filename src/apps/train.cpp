@@ -29,7 +29,6 @@ ResolvedConfig read_config(const CommandLine& line) {
   const char* root = std::getenv("SWITCHYARD_ROOT");     // set by ./train: where configs/ lies
   ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
   if (resolved.config.train.resume) resolved = resumed_config(resolved, line.overrides);
-  if (!resolved.config.train.init_from.empty()) find_checkpoint(resolved.config.train.init_from);   // or an error at once
   settle_device(resolved, cuda_available());
   return resolved;
 }
@@ -46,6 +45,7 @@ int train(const CommandLine& line) {
   const auto world = World::join({resolved.config.device == "cuda", resolved.config.parallel.timeout_s});
   log::set_rank(world->rank(), world->size());
   for (const std::string& note : validate(resolved, world->size(), line.dry_run)) log::info(note);
+  if (!resolved.config.train.init_from.empty()) find_checkpoint(resolved.config.train.init_from);   // or an error at once
   if (line.dry_run) return world->is_main() ? print(dry_run_report(resolved, world->size())) : kExitOk;
 
   const auto advice = [&] { return memory_advice(resolved.config, estimate_memory(resolved.config, world->size())); };

@@ -30,8 +30,10 @@ int with_memory_advice(const std::function<int()>& body, const std::function<std
   } catch (const std::bad_alloc&) {
     throw out_of_memory("host");
   } catch (const c10::Error& error) {
-    // torch's CPU allocator throws its general error.
-    if (std::string(error.what()).find("not enough memory") != std::string::npos) throw out_of_memory("host");
+    // torch's CPU allocator throws its general error, in words of the platform.
+    const std::string what = error.what();
+    for (const char* words : {"not enough memory", "can't allocate memory"})
+      if (what.find(words) != std::string::npos) throw out_of_memory("host");
     throw RunError(error.what_without_backtrace());
   }
 }

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# A run that was interrupted, in whatever way, goes on as if it had not been: every loss and the final bits are those of
+# the run that was left alone. Sparse, with accumulation over two micro-batches and dropout.
+source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
+model=(--config tiny_moe --train.batch_tokens 512 --train.micro_batch 4 --model.dropout 0.1 --train.log_every 1 --train.eval_every 6)
+
+from_a_checkpoint() {
+  local run=(--train.steps 12)
+  must_train straight "${model[@]}" "${run[@]}"
+  must_train resumed "${model[@]}" "${run[@]}" --train.checkpoint_every 5 --train.keep_checkpoints 3
+  same_run straight resumed                       # saving changes nothing
+  rm -r resumed/checkpoints/step-00000010 resumed/checkpoints/step-00000012
+  must_train resumed "${model[@]}" "${run[@]}" --resume
+  grep -q "resumed .*step-00000005 at step 5" resumed.log || fail "it did not resume at step 5" resumed.log
+  same_run straight resumed
+  passed "12 steps are 5 steps and --resume, bit for bit"
+}
+
+# The checkpoint's own keys rule a resume, and what the command line says beside.
+without_the_config() {
+  rm -r resumed/checkpoints/step-0000001?
+  "$bin/train" --resume --train.out "$work/resumed" >resumed.log 2>&1 || fail "no resume by the folder alone" resumed.log
+  same_run straight resumed
+  passed "--resume needs no more than the run's folder"
+}
+
+long=(--train.steps 80 --train.checkpoint_every 5)
+
+# Killed three times, also while it saves: a checkpoint is written at every step here.
+killed() {
+  must_train alone "${model[@]}" "${long[@]}"
+  for step in 12 30 47; do
+    "$bin/train" "${text[@]}" --train.out "$work/killed" "${model[@]}" "${long[@]}" --train.checkpoint_every 1 --resume >>killed.log 2>&1 &
+    local pid=$!
+    wait_for_step killed "$step" "$pid"
+    kill -9 "$pid"
+    wait "$pid" 2>/dev/null && fail "the run outlived kill -9" killed.log
+  done
+  must_train killed "${model[@]}" "${long[@]}" --resume
+  same_run alone killed
+  passed "kill -9 at steps 12, 30 and 47, each time --resume: the losses of a run left alone"
+}
+
+stopped() {
+  for signal in TERM USR1 INT; do
+    local step=20
+    [[ $signal == TERM ]] || step=$(($(metrics last_step stopped/metrics.jsonl) + 5))
+    # A background job of a script ignores SIGINT unless it asks for it; a shell of its own does.
+    (trap - INT; exec "$bin/train" "${text[@]}" --train.out "$work/stopped" "${model[@]}" "${long[@]}" --resume) >>stopped.log 2>&1 &
+    local pid=$!
+    wait_for_step stopped "$step" "$pid"
+    kill -"$signal" "$pid"
+    wait "$pid" || fail "SIG$signal: the run ended with code $?" stopped.log
+    local at
+    at=$(sed -n 's/^stopped at step \([0-9]*\) of 80; continue with --resume$/\1/p' stopped.log | tail -n 1)
+    [[ $at -lt 80 ]] || fail "SIG$signal did not stop the run" stopped.log
+    [[ -f stopped/checkpoints/$(printf 'step-%08d' "$at")/MANIFEST.json ]] || fail "SIG$signal: no checkpoint of step $at" stopped.log
+  done
+  must_train stopped "${model[@]}" "${long[@]}" --resume
+  same_run alone stopped
+  passed "SIGTERM, SIGUSR1 and SIGINT: saved, exit code 0, and --resume goes on"
+}
+
+from_a_checkpoint
+without_the_config
+killed
+stopped

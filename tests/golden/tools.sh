@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# sample and evaluate on what a short run leaves.
+source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
+must_train run --config tiny_moe --train.steps 40 --train.eval_tokens 1000000
+must_train dense --config tiny_dense --train.steps 40 --train.eval_tokens 1000000
+
+must() { "$bin/$1" "${@:2}" >output 2>errors || fail "$* ended with code $?" <(cat output errors); }
+bad() {
+  local expected=$1
+  shift
+  "$bin/$1" "${@:2}" >output 2>&1
+  local code=$?
+  [[ $code -eq 2 ]] || fail "$* ended with code $code, not 2" output
+  grep -qF -- "$expected" output || fail "$*: nothing says $expected" output
+}
+
+# The whole held-out text, by the weights alone: the figures training ended with.
+for model in run dense; do
+  must evaluate --checkpoint "$model"
+  for figure in 'loss loss' 'bits_per_byte bits per byte'; do
+    read -r field label <<<"$figure"
+    trained=$(metrics value "$model/metrics.jsonl" eval 40 "$field")
+    told=$(sed -n "s/^$label  *\([0-9.]*\).*/\1/p" output)
+    [[ $(printf %.5f "$trained") == "$told" ]] || fail "evaluate says $label = $told, training ended with $trained" output
+  done
+done
+must evaluate --checkpoint run/checkpoints/step-00000040
+grep -q 'experts' output || fail "evaluate tells nothing of the experts" output
+must evaluate --checkpoint run --text "$data/text/text_003.txt"
+grep -q '^perplexity' output || fail "evaluate --text tells no perplexity" output
+passed "evaluate gives the loss that training ended with"
+
+greedy=(--checkpoint run --prompt 'def ba' --temperature 0 --tokens 40)
+must sample "${greedy[@]}" && mv output first
+must sample "${greedy[@]}" --sample_seed 5
+cmp first output || fail "greedy samples differ"
+[[ $(wc -c <first) -gt 20 && $(head -c 6 first) == 'def ba' ]] || fail "the sample does not continue its prompt" first
+drawn=(--checkpoint run --prompt 'def ' --tokens 30 --count 3 --top_k 20 --top_p 0.9)
+must sample "${drawn[@]}" && mv output first
+[[ $(grep -c '^----$' first) -eq 3 ]] || fail "--count 3 gives no three samples" first
+must sample "${drawn[@]}"
+cmp first output || fail "the same seed draws another text"
+must sample "${drawn[@]}" --sample_seed 1
+cmp -s first output && fail "another seed draws the same text" first
+must sample --checkpoint dense --tokens 58 --temperature 1
+must sample --checkpoint run --prompt ''
+passed "sample: greedy and drawn, one and three, sparse and dense"
+
+bad '--checkpoint is missing' sample
+bad 'no checkpoint at nowhere' sample --checkpoint nowhere
+bad 'no checkpoint at nowhere' evaluate --checkpoint nowhere
+bad '--top_p = 2' sample --checkpoint run --top_p 2
+bad '--model.n_layer' evaluate --checkpoint run --model.n_layer 3
+bad 'unknown option --temprature' sample --checkpoint run --temprature 1
+passed "sample and evaluate: wrong options are named"

@@ -16,6 +16,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "kernels/device.h"
+#include "train/replay.h"
 #endif
 
 namespace switchyard {
@@ -39,6 +40,7 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
   ComputeDevice gpu;
   gpu.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
+  use_side_stream(local_rank);         // from here on, so that every buffer belongs to the stream that is captured
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
   gpu.name = properties.name;
   gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);

@@ -87,7 +87,7 @@ const std::vector<ExpertCase> kExperts = {
 Tensor choices(const ExpertCase& c) {
   at::manual_seed(17);
   const int used = c.skew == Skew::kSingle ? 1 : c.skew == Skew::kHalfEmpty ? c.experts / 2 : c.experts;
-  return at::rand({c.tokens, used}).argsort(1).narrow(1, 0, c.top_k).to(at::kInt).contiguous();
+  return at::rand({c.tokens, used}).argsort(static_cast<std::int64_t>(1), false).narrow(1, 0, c.top_k).to(at::kInt).contiguous();
 }
 
 TEST(MoeFfn, MatchesTheLoopOverExperts) {
@@ -150,7 +150,7 @@ TEST(MoeFfn, PermutedExpertsGiveTheSameOutput) {
   };
   const Tensor before = run(expert);
   for (Parameter* p : {&up, &down}) p->master.copy_(p->master.index_select(0, order).clone());
-  const Tensor inverse = order.argsort().to(at::kInt);
+  const Tensor inverse = order.argsort(static_cast<std::int64_t>(0), false).to(at::kInt);
   EXPECT_LT(relative(run(inverse.index_select(0, expert.flatten().to(at::kLong)).view_as(expert).contiguous()), before), 1e-6);
 }
 

@@ -3,7 +3,8 @@
 # Small, yet nearly every dimension differs from every other, so that a transposed or mistaken size cannot pass.
 # Rates are milder than the defaults, experts few and narrow: a curve must not hang on rounding. Two things amplify it:
 # a token whose K-th and next score nearly tie goes to another expert, and Muon raises the directions in which the
-# gradient of an expert with fewer tokens than columns is nothing but rounding.
+# gradient of an expert with fewer tokens than columns is nothing but rounding. The seed is one with which no choice of
+# the long cases is nearer than 5e-6 (compare.py --gaps).
 BASE = {
     "device": "cpu", "precision.mode": "fp32",
     "model.n_layer": 4, "model.n_embd": 48, "model.head_dim": 16, "model.seq_len": 32, "model.vocab_size": 272,
@@ -12,15 +13,16 @@ BASE = {
     "optim.muon.momentum_warmup_steps": 30, "optim.muon.lr": 0.003,
     "optim.adamw.embed_lr": 0.003, "optim.adamw.value_embed_lr": 0.003, "optim.adamw.head_lr": 0.001,
     "optim.adamw.x0_lr": 0.01, "optim.adamw.eps": 1e-8,
-    "train.steps": 10, "train.micro_batch": 2, "train.batch_tokens": 128, "train.seed": 7,
+    "train.steps": 10, "train.micro_batch": 2, "train.batch_tokens": 128, "train.seed": 3,
 }
 
 LONG = {"train.steps": 50}        # the cases that stand for a family; the others check ten steps
 MOE = {"model.n_layer": 2, "moe.use_moe": True, "moe.n_experts": 6, "moe.d_expert": 24}
 SIGMOID = {**MOE, "router.score": "sigmoid", "moe.n_shared_experts": 2, "moe.d_shared": 20, "router.routed_scaling_factor": 1.7}
-LLAMA = {"model.mlp": "swiglu", "model.norm_weight": True, "model.norm_eps": 1e-5, "model.head_dim": 8, "model.n_head": 6,
+LLAMA = {"model.mlp": "swiglu", "model.norm_weight": True, "model.norm_eps": 1e-3, "model.head_dim": 8, "model.n_head": 6,
          "model.n_kv_head": 2, "model.value_embeds": False, "model.resid_scalars": False, "model.logit_softcap": 0.0,
-         "model.embed_norm": False, "model.qk_norm": False, "model.init": "llama", "model.rope_theta": 5e5}
+         "model.embed_norm": False, "model.qk_norm": False, "model.init": "llama", "model.rope_theta": 5e5,
+         "optim.muon.lr": 0.002, "optim.adamw.embed_lr": 0.0005}    # small: embeddings are a tenth of nanochat's
 MIXTRAL = {**LLAMA, **MOE}
 QWEN = {**MIXTRAL, "model.qk_norm": True, "model.qk_norm_weight": True, "router.z_loss_coef": 0.001}
 
@@ -30,12 +32,14 @@ CASES = {
     "dense, window SSL, 3 layers": {"model.window_pattern": "SSL", "model.n_layer": 3},
     "dense, tied head": {"model.tie_head": True},
     "dense, GQA, value embeddings": {"model.head_dim": 8, "model.n_head": 6, "model.n_kv_head": 3},
-    "dense, gelu": {"model.mlp": "gelu", "model.logit_softcap": 0.0},
+    "dense, gelu": {"model.mlp": "gelu", "model.norm_eps": 1e-2, "model.logit_softcap": 0.0},
     "dense, geglu": {"model.mlp": "geglu", "model.qk_norm": False},
     "dense, no scalars": {"model.resid_scalars": False, "model.value_embeds": False},
     "dense, heads wider than D": {"model.n_head": 5, "model.n_kv_head": 5, "model.seq_len": 24, "train.batch_tokens": 96},
     "MoE softmax": {**MOE, **LONG},
     "MoE softmax, zero router": {**MOE, "zero_router": True, "router.init": "zeros"},
+    "MoE softmax, idle experts": {**MOE, "zero_router": True, "router.tie_break": "lowest_index",
+                                  "train.steps": 1},      # the idle ones go on tying, up to rounding
     "MoE softmax, top 1": {**MOE, "router.top_k": 1},
     "MoE softmax, all experts": {**MOE, "moe.n_experts": 4, "router.top_k": 4},
     "MoE softmax, not normalised": {**MOE, "router.norm_topk_prob": False, "router.routed_scaling_factor": 2.5},
@@ -54,7 +58,7 @@ CASES = {
     "Llama dense": {**LLAMA, **LONG},
     "Llama MoE (Mixtral)": {**MIXTRAL, **LONG},
     "Llama MoE (Qwen3)": {**QWEN, **LONG},
-    "NorMuon": {**MOE, "optim.muon.variance_reduction": True},
+    "NorMuon": {**MOE, **LONG, "optim.muon.beta2": 0.8, "optim.muon.variance_reduction": True},
     "Muon plain momentum, clip": {"optim.muon.nesterov": False, "optim.muon.iterations": 7, "optim.clip_norm": 0.3},
     "AdamW matrices, decay": {**MOE, "optim.matrix_optimizer": "adamw", "optim.adamw.weight_decay": 0.1},
     "AdamW router, cosine": {**MOE, "optim.router_optimizer": "adamw", "optim.schedule.shape": "cosine",

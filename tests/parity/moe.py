@@ -1,6 +1,22 @@
 """The sparse layer and its losses: a loop over experts, the router in the dtype of its input."""
 
+import contextlib
+
 import torch
+
+_gaps = None     # while watched: the smallest gap of each routing
+
+
+@contextlib.contextmanager
+def watched_gaps():
+    """Yields a list that collects, for every routing inside, the smallest distance between a token's last chosen score
+    and the best one not chosen. Below the scores' rounding error, rounding decides where that token goes."""
+    global _gaps
+    _gaps = []
+    try:
+        yield _gaps
+    finally:
+        _gaps = None
 
 
 def shapes(config, d):
@@ -27,6 +43,9 @@ def route(router, logits, position):
     softmax = logits.softmax(-1)
     scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "identity": logits}[router.score]
     chosen = choose(scores.detach(), router.top_k, position, router.tie_break == "rotate")
+    if _gaps is not None and router.top_k < scores.shape[1]:
+        ranked = scores.detach().sort(1, descending=True).values
+        _gaps.append((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min().item())
     weight = scores.gather(1, chosen)
     if router.norm_topk_prob and router.top_k > 1:
         weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Parity of the program with an independent Python model.
-#   tests/parity/run.sh BUILD PYTHON      BUILD: the build folder, or its bin/;  PYTHON: one that imports torch, safetensors
+#   tests/parity/run.sh BUILD [PYTHON [OPTION of compare.py ...]]
+# BUILD: the build folder, or its bin/.  PYTHON: one that imports torch and safetensors; default: $SWITCHYARD_PYTHON
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-build=${1:?the build folder is missing} python=${2:-}
+build=${1:?the build folder is missing} python=${2:-${SWITCHYARD_PYTHON:-}}
 [[ -n $python ]] && "$python" -c 'import torch, safetensors' 2>/dev/null || {
   echo "skipped: parity needs a Python that imports torch and safetensors, and '${python:-none given}' does not"
   exit 0

@@ -1,6 +1,7 @@
 #include "comm/stop_signal.h"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace switchyard {
 namespace {

@@ -1,4 +1,6 @@
 // evaluate: a trained model on text: loss, bits per byte, perplexity, how its experts are used.
+#include "train/evaluate.h"
+
 #include <cmath>
 #include <cstdio>
 
@@ -8,7 +10,6 @@
 #include "config/command_line.h"
 #include "data/prepare.h"
 #include "train/entry.h"
-#include "train/evaluate.h"
 #include "train/load_model.h"
 
 using namespace switchyard;
@@ -39,14 +40,19 @@ int evaluate_app(const CommandLine& line) {
   const Config& config = loaded.resolved.config;
   const PreparedData data = text_for(loaded, line.own.at("text"));
   if (data.tokenizer_hash != loaded.tokenizer->hash())
-    throw ConfigError("data.tokenizer: the held-out text was cut by another tokenizer than this model's; give --text instead");
-  const auto shards = std::make_shared<const ShardSet>(data.heldout_shards, data.tokenizer_hash, config.model.vocab_size);
-  const HeldOut text(shards, config.train.micro_batch, config.model.seq_len, loaded.tokenizer->bytes_of(), loaded.tokenizer->bos());
+    throw ConfigError(
+        "data.tokenizer: the held-out text was cut by another tokenizer than this model's; give --text instead");
+  const auto shards =
+      std::make_shared<const ShardSet>(data.heldout_shards, data.tokenizer_hash, config.model.vocab_size);
+  const HeldOut text(shards, config.train.micro_batch, config.model.seq_len, loaded.tokenizer->bytes_of(),
+                     loaded.tokenizer->bos());
   const auto world = World::join({});
   const Evaluation result = evaluate(*loaded.model, text, loaded.device.device, world->control());
-  std::printf("checkpoint      %s\ntokens          %s of %s source bytes\nloss            %.5f nats a token\nbits per byte   %.5f\nperplexity      %.3f\n",
-              loaded.checkpoint.c_str(), with_commas(result.targets).c_str(), with_commas(result.source_bytes).c_str(), result.loss,
-              result.bits_per_byte, std::exp(result.loss));
+  std::printf(
+      "checkpoint      %s\ntokens          %s of %s source bytes\nloss            %.5f nats a token\nbits per byte   "
+      "%.5f\nperplexity      %.3f\n",
+      loaded.checkpoint.c_str(), with_commas(result.targets).c_str(), with_commas(result.source_bytes).c_str(),
+      result.loss, result.bits_per_byte, std::exp(result.loss));
   if (result.count_LE.defined()) std::printf("%s", routing_table(layers_of(config, result.count_LE)).c_str());
   return kExitOk;
 }
@@ -56,7 +62,9 @@ int evaluate_app(const CommandLine& line) {
 int main(int argc, char** argv) {
   return run_app([&] {
     const CommandLine line = parse_command_line(argc, argv, "evaluate", kOptions);
-    if (line.help) return std::printf("%s\n", help_text("evaluate", "measures a trained model on text", kOptions).c_str()) > 0 ? 0 : 1;
+    if (line.help)
+      return std::printf("%s\n", help_text("evaluate", "measures a trained model on text", kOptions).c_str()) > 0 ? 0
+                                                                                                                  : 1;
     return evaluate_app(line);
   });
 }

@@ -27,7 +27,8 @@ double number(const CommandLine& line, const std::string& name, double least, do
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
   if (text.empty() || *end || value < least || value > most)
-    throw ConfigError("--" + name + " = " + text + " is no number from " + std::to_string(least) + " to " + std::to_string(most));
+    throw ConfigError("--" + name + " = " + text + " is no number from " + std::to_string(least) + " to " +
+                      std::to_string(most));
   return value;
 }
 
@@ -41,7 +42,8 @@ int sample(const CommandLine& line) {
   const int count = static_cast<int>(number(line, "count", 1, 4096));
 
   const LoadedModel loaded = load_model(line);
-  const auto texts = generate(*loaded.model, *loaded.tokenizer, line.own.at("prompt"), count, options, loaded.device.device);
+  const auto texts =
+      generate(*loaded.model, *loaded.tokenizer, line.own.at("prompt"), count, options, loaded.device.device);
   for (const std::string& text : texts) std::printf("%s%s\n", count > 1 ? "----\n" : "", text.c_str());
   return kExitOk;
 }
@@ -51,7 +53,10 @@ int sample(const CommandLine& line) {
 int main(int argc, char** argv) {
   return run_app([&] {
     const CommandLine line = parse_command_line(argc, argv, "sample", kOptions);
-    if (line.help) return std::printf("%s\n", help_text("sample", "continues a prompt with a trained model", kOptions).c_str()) > 0 ? 0 : 1;
+    if (line.help)
+      return std::printf("%s\n", help_text("sample", "continues a prompt with a trained model", kOptions).c_str()) > 0
+                 ? 0
+                 : 1;
     return sample(line);
   });
 }

@@ -26,7 +26,7 @@ int print(const std::string& text) {
 }
 
 ResolvedConfig read_config(const CommandLine& line) {
-  const char* root = std::getenv("SWITCHYARD_ROOT");     // set by ./train: where configs/ lies
+  const char* root = std::getenv("SWITCHYARD_ROOT");  // set by ./train: where configs/ lies
   ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
   if (resolved.config.train.resume) resolved = resumed_config(resolved, line.overrides);
   settle_device(resolved, cuda_available());
@@ -36,7 +36,8 @@ ResolvedConfig read_config(const CommandLine& line) {
 // Prepares the text once a host and makes sure that all ranks read the same.
 PreparedData prepare_text(const Config& config, World& world) {
   const PreparedData data = prepare_data(config.data, config.model.vocab_size, config.model.seq_len);
-  world.control().agree_equal("data", "corpus = " + data.corpus_hash + "\ntokenizer = " + std::to_string(data.tokenizer_hash));
+  world.control().agree_equal("data",
+                              "corpus = " + data.corpus_hash + "\ntokenizer = " + std::to_string(data.tokenizer_hash));
   return data;
 }
 
@@ -45,18 +46,21 @@ int train(const CommandLine& line) {
   const auto world = World::join({resolved.config.device == "cuda", resolved.config.parallel.timeout_s});
   log::set_rank(world->rank(), world->size());
   for (const std::string& note : validate(resolved, world->size(), line.dry_run)) log::info(note);
-  if (!resolved.config.train.init_from.empty()) find_checkpoint(resolved.config.train.init_from);   // or an error at once
+  if (!resolved.config.train.init_from.empty())
+    find_checkpoint(resolved.config.train.init_from);  // or an error at once
   if (line.dry_run) return world->is_main() ? print(dry_run_report(resolved, world->size())) : kExitOk;
 
   const auto advice = [&] { return memory_advice(resolved.config, estimate_memory(resolved.config, world->size())); };
   return run_guarded(*world, [&] {
-    return with_memory_advice([&] {
-      world->control().agree_equal("config", agreed_lines(resolved));
-      share_cores(world->local_size());
-      const ComputeDevice device = choose_device(resolved.config, world->local_rank());
-      const PreparedData data = prepare_text(resolved.config, *world);
-      return Trainer(resolved, *world, device, data).run();
-    }, advice);
+    return with_memory_advice(
+        [&] {
+          world->control().agree_equal("config", agreed_lines(resolved));
+          share_cores(world->local_size());
+          const ComputeDevice device = choose_device(resolved.config, world->local_rank());
+          const PreparedData data = prepare_text(resolved.config, *world);
+          return Trainer(resolved, *world, device, data).run();
+        },
+        advice);
   });
 }
 

@@ -27,7 +27,7 @@ inline constexpr int kExitConfigError = 2;
 
 }  // namespace switchyard
 
-#define SWITCHYARD_ASSERT(expression, message)                                               \
-  do {                                                                                       \
+#define SWITCHYARD_ASSERT(expression, message)                                                     \
+  do {                                                                                             \
     if (!(expression)) ::switchyard::assertion_failed(#expression, __FILE__, __LINE__, (message)); \
   } while (false)

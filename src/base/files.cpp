@@ -63,7 +63,7 @@ std::uint64_t fnv1a(std::string_view bytes, std::uint64_t seed) {
 MappedFile::MappedFile(const std::string& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY);
   if (descriptor < 0) fail("open", path);
-  struct stat info{};
+  struct stat info {};
   if (::fstat(descriptor, &info) != 0) fail("stat", path);
   size_ = static_cast<std::size_t>(info.st_size);
   if (size_ > 0) {

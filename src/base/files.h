@@ -12,14 +12,14 @@ namespace switchyard {
 std::string read_file(const std::string& path);
 // Writes beside `path`, fsyncs, renames over it, fsyncs the folder. RunError on any failure.
 void write_file_atomic(const std::string& path, std::string_view contents);
-void sync_file(const std::string& path);             // fsync of a file's contents
-void sync_folder(const std::string& path);           // fsync of a folder's entries
+void sync_file(const std::string& path);    // fsync of a file's contents
+void sync_folder(const std::string& path);  // fsync of a folder's entries
 std::uint64_t fnv1a(std::string_view bytes, std::uint64_t seed = 0xcbf29ce484222325ull);
 
 // A read-only memory mapping, unmapped when destroyed. An empty file maps to size 0.
 class MappedFile {
  public:
-  explicit MappedFile(const std::string& path);      // RunError with path and reason
+  explicit MappedFile(const std::string& path);  // RunError with path and reason
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&&) = delete;

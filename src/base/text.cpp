@@ -27,9 +27,7 @@ std::string with_commas(std::int64_t value) {
   return digits;
 }
 
-std::string in_millions(std::int64_t value) {
-  return format("%.0fM", static_cast<double>(value) / 1e6);
-}
+std::string in_millions(std::int64_t value) { return format("%.0fM", static_cast<double>(value) / 1e6); }
 
 std::string human_bytes(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};

@@ -11,17 +11,17 @@ namespace switchyard::kernels {
 // so that backward, which reads the stored residual, differentiates what forward computed.
 template <class T>
 struct AddNorm {
-  const T* x;             // [T, D]
-  const T* delta;         // [T, D], or null
-  const T* x0;            // [T, D], or null: again is not read
-  const float* keep;      // one device value, or null: 1
-  const float* again;     // one device value; read only with x0
-  const float* gain;      // [D], or null: 1
-  T* residual;            // [T, D], or null: not stored (a plain norm of x, with no delta and no x0)
-  T* normed;              // [T, D]
-  float* inverse_rms;     // [T]  1 / rms, for backward
+  const T* x;          // [T, D]
+  const T* delta;      // [T, D], or null
+  const T* x0;         // [T, D], or null: again is not read
+  const float* keep;   // one device value, or null: 1
+  const float* again;  // one device value; read only with x0
+  const float* gain;   // [D], or null: 1
+  T* residual;         // [T, D], or null: not stored (a plain norm of x, with no delta and no x0)
+  T* normed;           // [T, D]
+  float* inverse_rms;  // [T]  1 / rms, for backward
   std::int64_t tokens;
-  int width;              // a multiple of 8 on CUDA
+  int width;  // a multiple of 8 on CUDA
   float eps;
 };
 
@@ -31,32 +31,36 @@ struct AddNorm {
 // The three sums are accumulated in fp32, through partial sums that a second kernel adds in a fixed order.
 template <class T>
 struct AddNormBackward {
-  const T* d_residual;    // [T, D] or null
-  const T* d_normed;      // [T, D] or null
-  const T* residual;      // [T, D] as forward stored it (x where forward stored none)
-  const float* inverse_rms;   // [T]
-  const T* x;             // [T, D], read only for d_keep
-  const T* delta;         // [T, D] or null, read only for d_keep
-  const T* x0;            // [T, D] or null
+  const T* d_residual;       // [T, D] or null
+  const T* d_normed;         // [T, D] or null
+  const T* residual;         // [T, D] as forward stored it (x where forward stored none)
+  const float* inverse_rms;  // [T]
+  const T* x;                // [T, D], read only for d_keep
+  const T* delta;            // [T, D] or null, read only for d_keep
+  const T* x0;               // [T, D] or null
   const float* keep;
   const float* again;
-  const float* gain;      // [D] or null
-  T* d_x;                 // [T, D]
-  T* d_x0;                // [T, D] or null
-  float* d_keep;          // one value, added to; null: not wanted
-  float* d_again;         // one value, added to; null: not wanted
-  float* d_gain;          // [D], added to; null: not wanted
-  float* scratch;         // add_norm_scratch(tokens, width) floats, contents undefined
+  const float* gain;  // [D] or null
+  T* d_x;             // [T, D]
+  T* d_x0;            // [T, D] or null
+  float* d_keep;      // one value, added to; null: not wanted
+  float* d_again;     // one value, added to; null: not wanted
+  float* d_gain;      // [D], added to; null: not wanted
+  float* scratch;     // add_norm_scratch(tokens, width) floats, contents undefined
   std::int64_t tokens;
   int width;
 };
 
-template <class T> void add_norm(const AddNorm<T>&, Stream);                     // bf16, float
-template <class T> void add_norm_backward(const AddNormBackward<T>&, Stream);    // bf16, float
-std::int64_t add_norm_scratch(std::int64_t tokens, int width);                   // CUDA: floats of scratch
+template <class T>
+void add_norm(const AddNorm<T>&, Stream);  // bf16, float
+template <class T>
+void add_norm_backward(const AddNormBackward<T>&, Stream);      // bf16, float
+std::int64_t add_norm_scratch(std::int64_t tokens, int width);  // CUDA: floats of scratch
 
-template <class T> void add_norm_cpu(const AddNorm<T>&, Range tokens);           // float, double
+template <class T>
+void add_norm_cpu(const AddNorm<T>&, Range tokens);  // float, double
 // CPU: the sums of this range are added to sums = {d_keep, d_again, d_gain[0..D)}; the caller adds ranges in order.
-template <class T> void add_norm_backward_cpu(const AddNormBackward<T>&, Range tokens, double* sums);
+template <class T>
+void add_norm_backward_cpu(const AddNormBackward<T>&, Range tokens, double* sums);
 
 }  // namespace switchyard::kernels

@@ -10,16 +10,18 @@ namespace switchyard::kernels {
 // A target of -1 is ignored: nll 0, gradient 0. 64-bit indices: T*V may exceed 2^31.
 template <class T>
 struct CrossEntropy {
-  T* logits;                  // [T, V]
-  const std::int64_t* target; // [T]  -1 or < V
-  float* nll;                 // [T] overwritten
+  T* logits;                   // [T, V]
+  const std::int64_t* target;  // [T]  -1 or < V
+  float* nll;                  // [T] overwritten
   std::int64_t tokens;
-  int vocab;                  // a multiple of 8 on CUDA
+  int vocab;  // a multiple of 8 on CUDA
   float cap, grad_scale;
   bool gradient;
 };
 
-template <class T> void cross_entropy(const CrossEntropy<T>&, Stream);       // bf16, float
-template <class T> void cross_entropy_cpu(const CrossEntropy<T>&, Range tokens);   // float, double
+template <class T>
+void cross_entropy(const CrossEntropy<T>&, Stream);  // bf16, float
+template <class T>
+void cross_entropy_cpu(const CrossEntropy<T>&, Range tokens);  // float, double
 
 }  // namespace switchyard::kernels

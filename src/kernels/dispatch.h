@@ -9,13 +9,13 @@ namespace switchyard::kernels {
 // the rows between its last assignment and the next offset are padding (token_of_row -1).
 // row_capacity = roundup(T*K + E*(alignment-1), alignment) bounds offset[E]; rows from offset[E] on get token -1.
 struct Dispatch {
-  const int* expert;      // [T, K]  -1: the assignment was dropped and gets no row
-  int* count;             // [E]     real rows an expert
-  int* offset;            // [E+1]   first (padded) row of each expert; offset[E] = rows in use
-  int* end;               // [E]     offset[e+1]: one past expert e's padded rows, the form grouped products want
-  int* token_of_row;      // [row_capacity]
-  int* row_of;            // [T, K]  -1 for a dropped assignment
-  int* scratch;           // dispatch_scratch(...) ints, CUDA only
+  const int* expert;  // [T, K]  -1: the assignment was dropped and gets no row
+  int* count;         // [E]     real rows an expert
+  int* offset;        // [E+1]   first (padded) row of each expert; offset[E] = rows in use
+  int* end;           // [E]     offset[e+1]: one past expert e's padded rows, the form grouped products want
+  int* token_of_row;  // [row_capacity]
+  int* row_of;        // [T, K]  -1 for a dropped assignment
+  int* scratch;       // dispatch_scratch(...) ints, CUDA only
   std::int64_t tokens;
   int top_k, experts, alignment;
   std::int64_t row_capacity;
@@ -28,43 +28,47 @@ std::int64_t dispatch_scratch(std::int64_t tokens, int top_k, int experts);
 // out[r] = rows[token_of_row[r]], zeros where that is -1; rows from *row_count on are left as they are.
 template <class T>
 struct GatherRows {
-  const T* rows;              // [T, D]
-  const int* token_of_row;    // [R]
-  const int* row_count;       // one device value or null: all
-  T* out;                     // [R, D]
+  const T* rows;            // [T, D]
+  const int* token_of_row;  // [R]
+  const int* row_count;     // one device value or null: all
+  T* out;                   // [R, D]
   std::int64_t row_capacity;
-  int width;                  // a multiple of 8 on CUDA
+  int width;  // a multiple of 8 on CUDA
 };
 
 // out[t] = sum_k weight[t,k] * rows[row_of[t,k]]      accumulated in fp32, in order of k; weight null: 1
 // A row index of -1 adds nothing.
 template <class T>
 struct Combine {
-  const T* rows;              // [R, D]
-  const float* weight;        // [T, K] or null
-  const int* row_of;          // [T, K]
-  T* out;                     // [T, D] overwritten
+  const T* rows;        // [R, D]
+  const float* weight;  // [T, K] or null
+  const int* row_of;    // [T, K]
+  T* out;               // [T, D] overwritten
   std::int64_t tokens;
-  int top_k, width;           // width: a multiple of 8 on CUDA
+  int top_k, width;  // width: a multiple of 8 on CUDA
 };
 
 // Moves one value an assignment between the token order and the row order: out[row_of[i]] = values[i] and back
 // (padding rows 0; a dropped assignment gets 0).
 struct AssignmentValues {
-  const float* values;        // [T*K] to rows, [R] from rows
-  const int* row_of;          // [T*K]
-  const int* token_of_row;    // [R] (to rows: padding is found by -1)
-  float* out;                 // [R] to rows, [T*K] from rows
+  const float* values;      // [T*K] to rows, [R] from rows
+  const int* row_of;        // [T*K]
+  const int* token_of_row;  // [R] (to rows: padding is found by -1)
+  float* out;               // [R] to rows, [T*K] from rows
   std::int64_t assignments, row_capacity;
 };
 
-template <class T> void gather_rows(const GatherRows<T>&, Stream);       // bf16, float
-template <class T> void combine(const Combine<T>&, Stream);              // bf16, float
+template <class T>
+void gather_rows(const GatherRows<T>&, Stream);  // bf16, float
+template <class T>
+void combine(const Combine<T>&, Stream);  // bf16, float
 void values_to_rows(const AssignmentValues&, Stream);
 void values_from_rows(const AssignmentValues&, Stream);
 
-template <class T> void gather_rows_cpu(const GatherRows<T>&, Range rows);    // float, double
-template <class T> void combine_cpu(const Combine<T>&, Range tokens);         // float, double
+template <class T>
+void gather_rows_cpu(const GatherRows<T>&, Range rows);  // float, double
+template <class T>
+void combine_cpu(const Combine<T>&, Range tokens);  // float, double
 void values_to_rows_cpu(const AssignmentValues&);
 void values_from_rows_cpu(const AssignmentValues&);
 

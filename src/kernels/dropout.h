@@ -16,17 +16,19 @@ SWITCHYARD_HOST_DEVICE std::uint64_t dropout_key(std::uint64_t seed, std::int64_
 // Backward is the same call on the gradient: the mask is drawn again.
 template <class T>
 struct Dropout {
-  const T* x;                     // [T, D]
-  T* out;                         // [T, D]; may be x
-  const std::int64_t* window;     // [T / S] global window number of each sequence
-  const std::int64_t* step;       // one (device) value
-  std::uint64_t seed, site;       // site: which of the model's dropouts
+  const T* x;                  // [T, D]
+  T* out;                      // [T, D]; may be x
+  const std::int64_t* window;  // [T / S] global window number of each sequence
+  const std::int64_t* step;    // one (device) value
+  std::uint64_t seed, site;    // site: which of the model's dropouts
   std::int64_t tokens;
-  int seq_len, width;             // width: a multiple of 4
+  int seq_len, width;  // width: a multiple of 4
   float p;
 };
 
-template <class T> void dropout(const Dropout<T>&, Stream);           // bf16, float
-template <class T> void dropout_cpu(const Dropout<T>&, Range tokens); // float, double
+template <class T>
+void dropout(const Dropout<T>&, Stream);  // bf16, float
+template <class T>
+void dropout_cpu(const Dropout<T>&, Range tokens);  // float, double
 
 }  // namespace switchyard::kernels

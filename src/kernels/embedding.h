@@ -8,26 +8,28 @@ namespace switchyard::kernels {
 // out[t] = table[token[t]]
 template <class T>
 struct Embedding {
-  const T* table;               // [V, D]
-  const std::int64_t* token;    // [T]
-  T* out;                       // [T, D]
+  const T* table;             // [V, D]
+  const std::int64_t* token;  // [T]
+  T* out;                     // [T, D]
   std::int64_t tokens;
-  int width;                    // a multiple of 8 on CUDA
+  int width;  // a multiple of 8 on CUDA
 };
 
 // d_table[token[t]] += d_out[t], in fp32. On CUDA with atomics (order of sums varies), or, given `order` (the token
 // positions sorted by token, stable), one block a run of equal tokens: bitwise repeatable.
 template <class T>
 struct EmbeddingBackward {
-  const T* d_out;               // [T, D]
-  const std::int64_t* token;    // [T]
-  const std::int64_t* order;    // [T] or null
-  float* d_table;               // [V, D], added to (double tables: cpu only through the template)
+  const T* d_out;             // [T, D]
+  const std::int64_t* token;  // [T]
+  const std::int64_t* order;  // [T] or null
+  float* d_table;             // [V, D], added to (double tables: cpu only through the template)
   std::int64_t tokens;
   int width;
 };
 
-template <class T> void embedding(const Embedding<T>&, Stream);                    // bf16, float
-template <class T> void embedding_backward(const EmbeddingBackward<T>&, Stream);   // bf16, float
+template <class T>
+void embedding(const Embedding<T>&, Stream);  // bf16, float
+template <class T>
+void embedding_backward(const EmbeddingBackward<T>&, Stream);  // bf16, float
 
 }  // namespace switchyard::kernels

@@ -12,16 +12,16 @@ namespace switchyard::kernels {
 // The sign of the rotation is nanochat's (a rotation by -angle); scores depend on position differences either way.
 template <class T>
 struct QkvRope {
-  const T* qkv;           // [T, (H + 2 KV) C]
-  const T* value;         // [T, KV C] value embeddings of the tokens, or null
-  const T* gate;          // [T, KV] gate logits, or null with value
-  const float* cos;       // [S, C/2]
-  const float* sin;       // [S, C/2]
-  T* q;                   // [T, H, C]
-  T* k;                   // [T, KV, C]
-  T* v;                   // [T, KV, C]
+  const T* qkv;      // [T, (H + 2 KV) C]
+  const T* value;    // [T, KV C] value embeddings of the tokens, or null
+  const T* gate;     // [T, KV] gate logits, or null with value
+  const float* cos;  // [S, C/2]
+  const float* sin;  // [S, C/2]
+  T* q;              // [T, H, C]
+  T* k;              // [T, KV, C]
+  T* v;              // [T, KV, C]
   std::int64_t tokens;
-  int seq_len, heads, kv_heads, head_dim;    // C: a multiple of 16, at most 256 on CUDA
+  int seq_len, heads, kv_heads, head_dim;  // C: a multiple of 16, at most 256 on CUDA
   bool norm;
   float eps;
 };
@@ -34,21 +34,25 @@ struct QkvRopeBackward {
   const T* gate;
   const float* cos;
   const float* sin;
-  const T* d_q;           // [T, H, C]
-  const T* d_k;           // [T, KV, C]
-  const T* d_v;           // [T, KV, C]
-  T* d_qkv;               // [T, (H + 2 KV) C]
-  T* d_value;             // [T, KV C], or null with value
-  T* d_gate;              // [T, KV], or null with value
+  const T* d_q;  // [T, H, C]
+  const T* d_k;  // [T, KV, C]
+  const T* d_v;  // [T, KV, C]
+  T* d_qkv;      // [T, (H + 2 KV) C]
+  T* d_value;    // [T, KV C], or null with value
+  T* d_gate;     // [T, KV], or null with value
   std::int64_t tokens;
   int seq_len, heads, kv_heads, head_dim;
   bool norm;
   float eps;
 };
 
-template <class T> void qkv_rope(const QkvRope<T>&, Stream);                     // bf16, float
-template <class T> void qkv_rope_backward(const QkvRopeBackward<T>&, Stream);    // bf16, float
-template <class T> void qkv_rope_cpu(const QkvRope<T>&, Range tokens);           // float, double
-template <class T> void qkv_rope_backward_cpu(const QkvRopeBackward<T>&, Range tokens);
+template <class T>
+void qkv_rope(const QkvRope<T>&, Stream);  // bf16, float
+template <class T>
+void qkv_rope_backward(const QkvRopeBackward<T>&, Stream);  // bf16, float
+template <class T>
+void qkv_rope_cpu(const QkvRope<T>&, Range tokens);  // float, double
+template <class T>
+void qkv_rope_backward_cpu(const QkvRopeBackward<T>&, Range tokens);
 
 }  // namespace switchyard::kernels

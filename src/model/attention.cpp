@@ -8,16 +8,23 @@ namespace switchyard {
 
 Attention::Attention(ParameterStore& store, const std::string& name, const Config& config, int layer,
                      const PrecisionPolicy& policy)
-    : Layer(name), heads_(head_count(config.model)), kv_heads_(kv_head_count(config.model)),
-      head_dim_(config.model.head_dim), window_(attention_window(config.model, layer)),
-      gate_channels_(config.model.value_gate_channels), norm_(config.model.qk_norm), eps_(config.model.norm_eps) {
+    : Layer(name),
+      heads_(head_count(config.model)),
+      kv_heads_(kv_head_count(config.model)),
+      head_dim_(config.model.head_dim),
+      window_(attention_window(config.model, layer)),
+      gate_channels_(config.model.value_gate_channels),
+      norm_(config.model.qk_norm),
+      eps_(config.model.norm_eps) {
   const ModelConfig& model = config.model;
   const std::int64_t q = q_width(model), kv = kv_width(model), width = model.n_embd;
-  qkv_ = register_module("qkv", std::make_shared<Linear>(store, name + ".qkv", ParameterKind::kAttention, q + 2 * kv, width,
-                                                         initial(Role::kInput, model), policy, std::vector<std::int64_t>{q, kv, kv}));
+  qkv_ = register_module(
+      "qkv", std::make_shared<Linear>(store, name + ".qkv", ParameterKind::kAttention, q + 2 * kv, width,
+                                      initial(Role::kInput, model), policy, std::vector<std::int64_t>{q, kv, kv}));
   if (has_value_embedding(model, layer))
-    value_gate_ = register_module("value_gate", std::make_shared<Linear>(store, name + ".value_gate", ParameterKind::kValueGate, kv_heads_,
-                                                                         gate_channels_, initial(Role::kValueGate, model), policy));
+    value_gate_ = register_module(
+        "value_gate", std::make_shared<Linear>(store, name + ".value_gate", ParameterKind::kValueGate, kv_heads_,
+                                               gate_channels_, initial(Role::kValueGate, model), policy));
   if (model.qk_norm && model.qk_norm_weight) {
     q_norm_ = &declare(store, "q_norm.weight", ParameterKind::kNorm, {head_dim_}, {Init::Kind::kConstant, 1.0});
     k_norm_ = &declare(store, "k_norm.weight", ParameterKind::kNorm, {head_dim_}, {Init::Kind::kConstant, 1.0});
@@ -28,7 +35,8 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
 
 ops::Qkv Attention::project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                             const StepContext& step) const {
-  const at::Tensor gate = value.defined() ? value_gate_->forward(n_TD.narrow(1, 0, gate_channels_), step) : at::Tensor();
+  const at::Tensor gate =
+      value.defined() ? value_gate_->forward(n_TD.narrow(1, 0, gate_channels_), step) : at::Tensor();
   return ops::qkv_rope(qkv_->forward(n_TD, step), value, gate, tables,
                        {step.seq_len, heads_, kv_heads_, head_dim_, norm_, eps_, q_norm_, k_norm_});
 }

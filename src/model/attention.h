@@ -10,16 +10,19 @@ namespace switchyard {
 
 class Attention : public Layer {
  public:
-  Attention(ParameterStore& store, const std::string& name, const Config& config, int layer, const PrecisionPolicy& policy);
+  Attention(ParameterStore& store, const std::string& name, const Config& config, int layer,
+            const PrecisionPolicy& policy);
 
   // n [T, D] normalised input; value [T, KV*C] value embeddings, or undefined. Returns [T, D].
-  at::Tensor forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables, const StepContext& step) const;
+  at::Tensor forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                     const StepContext& step) const;
   // The same for the next step.seq_len tokens of each sequence, appending to the cache; no gradient.
   at::Tensor forward_cached(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                             const StepContext& step, KvCache::LayerCache& cache) const;
 
  private:
-  ops::Qkv project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables, const StepContext& step) const;
+  ops::Qkv project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                   const StepContext& step) const;
 
   const int heads_, kv_heads_, head_dim_, window_, gate_channels_;
   const bool norm_;

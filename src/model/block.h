@@ -16,12 +16,12 @@ namespace switchyard {
 // The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
 // with the norm that follows.
 struct Stream {
-  at::Tensor x_TD, delta_TD;     // delta undefined: nothing to add
+  at::Tensor x_TD, delta_TD;  // delta undefined: nothing to add
 };
 
 // What a block's sparse layer reports; all undefined for a dense block.
 struct BlockReport {
-  at::Tensor auxiliary;          // weighted loss to add
+  at::Tensor auxiliary;  // weighted loss to add
   at::Tensor count_E, prob_E, balance, z_loss;
 };
 

@@ -15,11 +15,13 @@ void RoutingTotals::zero() {
 Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), config_(config) {
   const ModelConfig& model = config_.model;
   const std::int64_t width = model.n_embd, vocab = model.vocab_size, layers = model.n_layer;
-  embed_ = &declare(store_, "embed.weight", ParameterKind::kTokenEmbedding, {vocab, width}, initial(Role::kTokenEmbedding, model));
+  embed_ = &declare(store_, "embed.weight", ParameterKind::kTokenEmbedding, {vocab, width},
+                    initial(Role::kTokenEmbedding, model));
   for (int layer = 0; layer < layers; ++layer)
     value_embeds_.push_back(has_value_embedding(model, layer)
-                                ? &declare(store_, format("value_embed.%d.weight", layer), ParameterKind::kValueEmbedding,
-                                           {vocab, kv_width(model)}, initial(Role::kValueEmbedding, model))
+                                ? &declare(store_, format("value_embed.%d.weight", layer),
+                                           ParameterKind::kValueEmbedding, {vocab, kv_width(model)},
+                                           initial(Role::kValueEmbedding, model))
                                 : nullptr);
   const Parameter *keep = nullptr, *again = nullptr;
   if (model.resid_scalars) {
@@ -27,15 +29,18 @@ Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), confi
     again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
   }
   for (int layer = 0; layer < layers; ++layer) {
-    blocks_.push_back(register_module(format("block%d", layer), std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer,
-                                                                                        keep, again, policy)));
+    blocks_.push_back(register_module(
+        format("block%d", layer),
+        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, keep, again, policy)));
     sparse_layers_ += blocks_.back()->sparse();
   }
   final_norm_.eps = model.norm_eps;
   if (model.norm_weight)
-    final_norm_.gain = &declare(store_, "final_norm.weight", ParameterKind::kNorm, {width}, {Init::Kind::kConstant, 1.0});
+    final_norm_.gain =
+        &declare(store_, "final_norm.weight", ParameterKind::kNorm, {width}, {Init::Kind::kConstant, 1.0});
   if (!model.tie_head)
-    head_ = register_module("head", std::make_shared<Linear>(store_, "head", ParameterKind::kHead, vocab, width, initial(Role::kHead, model), policy));
+    head_ = register_module("head", std::make_shared<Linear>(store_, "head", ParameterKind::kHead, vocab, width,
+                                                             initial(Role::kHead, model), policy));
 }
 
 void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
@@ -53,20 +58,23 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
 const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   const std::int64_t end = step.first_position + step.seq_len;
   if (!tables_.cos_SC.defined() || tables_.cos_SC.size(0) < end)
-    tables_ = ops::rotary_tables(std::max<std::int64_t>(end, config_.model.seq_len), config_.model.head_dim, config_.model.rope_theta,
-                                 device_, at::kFloat);
+    tables_ = ops::rotary_tables(std::max<std::int64_t>(end, config_.model.seq_len), config_.model.head_dim,
+                                 config_.model.rope_theta, device_, at::kFloat);
   return tables_;
 }
 
-at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, std::vector<BlockReport>& reports) {
+at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
+                           std::vector<BlockReport>& reports) {
   ops::RotaryTables tables = this->tables(step);
   if (step.first_position > 0)
-    tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len), tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
+    tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len),
+              tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, step.deterministic);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
   Stream stream{x0, at::Tensor()};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
+    const at::Tensor value =
+        value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
     BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
     if (report.count_E.defined()) reports.push_back(std::move(report));
   }
@@ -104,8 +112,10 @@ ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T
     output.total = loss + auxiliary * step.loss_scale;
     output.auxiliary = auxiliary.detach();
   }
-  if (step.training) add_to_totals(reports);
-  else if (!counts.empty()) output.count_LE = at::stack(counts).to(at::kLong);
+  if (step.training)
+    add_to_totals(reports);
+  else if (!counts.empty())
+    output.count_LE = at::stack(counts).to(at::kLong);
   return output;
 }
 

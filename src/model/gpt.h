@@ -1,5 +1,5 @@
-// The whole model: embeddings, blocks, head and loss. Two families by config alone: nanochat's (relu2, unweighted norms,
-// value embeddings, residual scalars, soft-cap) and Llama's (SwiGLU, weighted norms, grouped-query attention).
+// The whole model: embeddings, blocks, head and loss. Two families by config alone: nanochat's (relu2, unweighted
+// norms, value embeddings, residual scalars, soft-cap) and Llama's (SwiGLU, weighted norms, grouped-query attention).
 #pragma once
 
 #include "config/config.h"
@@ -10,17 +10,17 @@
 namespace switchyard {
 
 struct ModelOutput {
-  at::Tensor total;        // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
-  at::Tensor nll_T;        // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
-  at::Tensor auxiliary;    // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
-  at::Tensor count_LE;     // int64: assignments of this pass, a row a sparse layer; evaluation of sparse models only
+  at::Tensor total;      // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
+  at::Tensor nll_T;      // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
+  at::Tensor auxiliary;  // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
+  at::Tensor count_LE;   // int64: assignments of this pass, a row a sparse layer; evaluation of sparse models only
 };
 
 // Sums over the micro-batches since the last reset, on the device. Rows are the sparse layers in order.
 struct RoutingTotals {
-  at::Tensor count_LE;     // int64: assignments
-  at::Tensor prob_LE;      // fp32: sum over tokens of the routing probability
-  at::Tensor balance_L, z_loss_L;   // fp32: raw losses, summed over micro-batches
+  at::Tensor count_LE;             // int64: assignments
+  at::Tensor prob_LE;              // fp32: sum over tokens of the routing probability
+  at::Tensor balance_L, z_loss_L;  // fp32: raw losses, summed over micro-batches
   void zero();
 };
 
@@ -46,7 +46,8 @@ class Gpt : public Layer {
 
  private:
   // The normalised output of the last block [T, D]; what the sparse layers report is appended to `reports`.
-  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache, std::vector<BlockReport>& reports);
+  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
+                        std::vector<BlockReport>& reports);
   void add_to_totals(const std::vector<BlockReport>& reports);
   const ops::RotaryTables& tables(const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
@@ -54,10 +55,10 @@ class Gpt : public Layer {
   const Config config_;
   ParameterStore store_;
   Parameter* embed_ = nullptr;
-  std::vector<Parameter*> value_embeds_;           // one a block, null where it has none
+  std::vector<Parameter*> value_embeds_;  // one a block, null where it has none
   std::vector<std::shared_ptr<Block>> blocks_;
   ops::Residual final_norm_;
-  std::shared_ptr<Linear> head_;                   // null: tied to the token embedding
+  std::shared_ptr<Linear> head_;  // null: tied to the token embedding
   int sparse_layers_ = 0;
   at::Device device_ = at::kCPU;
   at::ScalarType dtype_ = at::kFloat;

@@ -18,12 +18,16 @@ Init initial(Role role, const ModelConfig& model) {
     return normal(role == Role::kOutput ? model.init_std / std::sqrt(2.0 * model.n_layer) : model.init_std);
   }
   switch (role) {
-    case Role::kTokenEmbedding: return normal(1.0);
-    case Role::kHead: return normal(0.001);
+    case Role::kTokenEmbedding:
+      return normal(1.0);
+    case Role::kHead:
+      return normal(0.001);
     case Role::kValueEmbedding:
-    case Role::kInput: return uniform_of_width(model.n_embd);
+    case Role::kInput:
+      return uniform_of_width(model.n_embd);
     case Role::kValueGate:
-    case Role::kOutput: break;
+    case Role::kOutput:
+      break;
   }
   return constant(0);
 }

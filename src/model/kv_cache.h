@@ -9,10 +9,10 @@ namespace switchyard {
 
 struct KvCache {
   struct LayerCache {
-    at::Tensor key, value;             // [B, KV, capacity, C]
+    at::Tensor key, value;  // [B, KV, capacity, C]
   };
   std::vector<LayerCache> layers;
-  std::int64_t length = 0;             // tokens held
+  std::int64_t length = 0;  // tokens held
 };
 
 }  // namespace switchyard

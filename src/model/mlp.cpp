@@ -8,10 +8,11 @@ namespace switchyard {
 Mlp::Mlp(ParameterStore& store, const std::string& name, const Config& config, const PrecisionPolicy& policy)
     : Layer(name), activation_(ops::parse_activation(config.model.mlp)) {
   const std::int64_t width = config.model.n_embd, hidden = ffn_width(config.model);
-  const std::vector<std::int64_t> split = ops::is_gated(activation_) ? std::vector<std::int64_t>{hidden, hidden}
-                                                                     : std::vector<std::int64_t>{hidden};
-  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", ParameterKind::kMlp, hidden * static_cast<std::int64_t>(split.size()),
-                                                       width, initial(Role::kInput, config.model), policy, split));
+  const std::vector<std::int64_t> split =
+      ops::is_gated(activation_) ? std::vector<std::int64_t>{hidden, hidden} : std::vector<std::int64_t>{hidden};
+  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", ParameterKind::kMlp,
+                                                       hidden * static_cast<std::int64_t>(split.size()), width,
+                                                       initial(Role::kInput, config.model), policy, split));
   down_ = register_module("down", std::make_shared<Linear>(store, name + ".down", ParameterKind::kMlp, width, hidden,
                                                            initial(Role::kOutput, config.model), policy));
 }

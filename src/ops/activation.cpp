@@ -10,7 +10,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-std::int64_t output_width(const Tensor& pre, ActivationKind kind) { return is_gated(kind) ? pre.size(1) / 2 : pre.size(1); }
+std::int64_t output_width(const Tensor& pre, ActivationKind kind) {
+  return is_gated(kind) ? pre.size(1) / 2 : pre.size(1);
+}
 
 class Activation : public torch::autograd::Function<Activation> {
  public:
@@ -55,9 +57,9 @@ void activation_rows(const Tensor& pre, const Tensor& weight_R, const Tensor& to
       pre,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Activation<T>{pointer<T>(pre), pointer<float>(weight_R), pointer<int>(token_of_row_R),
-                                      pointer<int>(row_count), pointer<T>(out_RN), out_RN.size(0),
-                                      static_cast<int>(out_RN.size(1)), kind};
+        return kernels::Activation<T>{
+            pointer<T>(pre),    pointer<float>(weight_R), pointer<int>(token_of_row_R),     pointer<int>(row_count),
+            pointer<T>(out_RN), out_RN.size(0),           static_cast<int>(out_RN.size(1)), kind};
       },
       [](const auto& work, kernels::Stream stream) { kernels::activation(work, stream); },
       [](const auto& work) {
@@ -65,17 +67,24 @@ void activation_rows(const Tensor& pre, const Tensor& weight_R, const Tensor& to
       });
 }
 
-void activation_rows_backward(const Tensor& pre, const Tensor& d_out_RN, const Tensor& weight_R, const Tensor& token_of_row_R,
-                              const Tensor& row_count, ActivationKind kind, const Tensor& d_pre, const Tensor& again_RN,
-                              const Tensor& d_weight_R) {
+void activation_rows_backward(const Tensor& pre, const Tensor& d_out_RN, const Tensor& weight_R,
+                              const Tensor& token_of_row_R, const Tensor& row_count, ActivationKind kind,
+                              const Tensor& d_pre, const Tensor& again_RN, const Tensor& d_weight_R) {
   launch(
       pre,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::ActivationBackward<T>{pointer<T>(pre), pointer<T>(d_out_RN), pointer<float>(weight_R),
-                                              pointer<int>(token_of_row_R), pointer<int>(row_count), pointer<T>(d_pre),
-                                              pointer<T>(again_RN), pointer<float>(d_weight_R), d_out_RN.size(0),
-                                              static_cast<int>(d_out_RN.size(1)), kind};
+        return kernels::ActivationBackward<T>{pointer<T>(pre),
+                                              pointer<T>(d_out_RN),
+                                              pointer<float>(weight_R),
+                                              pointer<int>(token_of_row_R),
+                                              pointer<int>(row_count),
+                                              pointer<T>(d_pre),
+                                              pointer<T>(again_RN),
+                                              pointer<float>(d_weight_R),
+                                              d_out_RN.size(0),
+                                              static_cast<int>(d_out_RN.size(1)),
+                                              kind};
       },
       [](const auto& work, kernels::Stream stream) { kernels::activation_backward(work, stream); },
       [](const auto& work) {

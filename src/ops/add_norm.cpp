@@ -48,10 +48,18 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
         x,
         [&](auto type) {
           using T = typename decltype(type)::type;
-          return kernels::AddNorm<T>{pointer<T>(x), pointer<T>(delta), r.keep ? pointer<T>(x0) : nullptr,
-                                     scalar(r.keep, r.index), scalar(r.again, r.index), scalar(r.gain, 0),
-                                     pointer<T>(residual), pointer<T>(normed), inverse_rms.data_ptr<float>(), tokens,
-                                     static_cast<int>(width), static_cast<float>(r.eps)};
+          return kernels::AddNorm<T>{pointer<T>(x),
+                                     pointer<T>(delta),
+                                     r.keep ? pointer<T>(x0) : nullptr,
+                                     scalar(r.keep, r.index),
+                                     scalar(r.again, r.index),
+                                     scalar(r.gain, 0),
+                                     pointer<T>(residual),
+                                     pointer<T>(normed),
+                                     inverse_rms.data_ptr<float>(),
+                                     tokens,
+                                     static_cast<int>(width),
+                                     static_cast<float>(r.eps)};
         },
         [](const auto& work, kernels::Stream stream) { kernels::add_norm(work, stream); },
         [](const auto& work) {
@@ -85,7 +93,8 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     Tensor scratch;
     if (residual.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
-      scratch = at::empty({kernels::add_norm_scratch(tokens, static_cast<int>(width))}, residual.options().dtype(at::kFloat));
+      scratch =
+          at::empty({kernels::add_norm_scratch(tokens, static_cast<int>(width))}, residual.options().dtype(at::kFloat));
 #endif
     }
     const auto slice = [&](const Parameter* p, int at) { return p ? p->grad.data_ptr<float>() + at : nullptr; };
@@ -93,11 +102,24 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
         residual,
         [&](auto type) {
           using T = typename decltype(type)::type;
-          return kernels::AddNormBackward<T>{
-              pointer<T>(d_residual), pointer<T>(d_normed), pointer<T>(residual), saved[1].data_ptr<float>(),
-              pointer<T>(saved[2]), pointer<T>(saved[3]), pointer<T>(x0), scalar(keep, index), scalar(again, index),
-              scalar(gain, 0), pointer<T>(d_x), pointer<T>(d_x0), slice(keep, index), slice(again, index),
-              slice(gain, 0), pointer<float>(scratch), tokens, static_cast<int>(width)};
+          return kernels::AddNormBackward<T>{pointer<T>(d_residual),
+                                             pointer<T>(d_normed),
+                                             pointer<T>(residual),
+                                             saved[1].data_ptr<float>(),
+                                             pointer<T>(saved[2]),
+                                             pointer<T>(saved[3]),
+                                             pointer<T>(x0),
+                                             scalar(keep, index),
+                                             scalar(again, index),
+                                             scalar(gain, 0),
+                                             pointer<T>(d_x),
+                                             pointer<T>(d_x0),
+                                             slice(keep, index),
+                                             slice(again, index),
+                                             slice(gain, 0),
+                                             pointer<float>(scratch),
+                                             tokens,
+                                             static_cast<int>(width)};
         },
         [](const auto& work, kernels::Stream stream) { kernels::add_norm_backward(work, stream); },
         [](const auto& work) { backward_on_cpu(work); });
@@ -109,11 +131,13 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
 
 }  // namespace
 
-std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
+std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
+                                   const Residual& residual) {
   if (at::GradMode::is_enabled())
     for (const Parameter* p : {residual.keep, residual.again, residual.gain})
       if (p) p->use();
-  const variable_list out = AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
+  const variable_list out =
+      AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
   return {out.size() == 2 ? out[0] : x_TD, out.back()};
 }
 

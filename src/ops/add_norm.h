@@ -13,13 +13,14 @@ struct Residual {
   const Parameter* keep = nullptr;
   const Parameter* again = nullptr;
   int index = 0;
-  const Parameter* gain = nullptr;    // [D] or none
+  const Parameter* gain = nullptr;  // [D] or none
   double eps = 1e-6;
 };
 
 // Returns (x', n). delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.
 // Gradients for x, delta and x0 go to autograd, those of the scalars and the gain into their slices.
-std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);
+std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
+                                   const Residual& residual);
 
 // The same in plain ATen, slow and obvious; tests compare the two, forward and backward.
 std::pair<Tensor, Tensor> add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,

@@ -12,11 +12,11 @@ Tensor visible(std::int64_t queries, std::int64_t keys, int window, at::Device d
   return column.le(row).logical_and(column.gt(row - window));
 }
 
-Tensor heads_first(const Tensor& x_THC, int seq_len) {      // [B, H, S, C], a view
+Tensor heads_first(const Tensor& x_THC, int seq_len) {  // [B, H, S, C], a view
   return x_THC.view({x_THC.size(0) / seq_len, seq_len, x_THC.size(1), x_THC.size(2)}).transpose(1, 2);
 }
 
-Tensor tokens_first(const Tensor& x_BHSC) {                 // [T, H*C]
+Tensor tokens_first(const Tensor& x_BHSC) {  // [T, H*C]
   return x_BHSC.transpose(1, 2).reshape({x_BHSC.size(0) * x_BHSC.size(2), x_BHSC.size(1) * x_BHSC.size(3)});
 }
 
@@ -26,11 +26,11 @@ Tensor attention(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, 
   const Tensor q = heads_first(q_THC, seq_len), k = heads_first(k_TKC, seq_len), v = heads_first(v_TKC, seq_len);
   const bool grouped = q_THC.size(1) != k_TKC.size(1);
   if (window < seq_len)
-    return tokens_first(at::scaled_dot_product_attention(q, k, v, visible(seq_len, seq_len, window, q.device()), 0.0, false,
-                                                         std::nullopt, grouped));
+    return tokens_first(at::scaled_dot_product_attention(q, k, v, visible(seq_len, seq_len, window, q.device()), 0.0,
+                                                         false, std::nullopt, grouped));
   if (q.is_cuda() && q.scalar_type() == at::kBFloat16)
-    return tokens_first(std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, std::nullopt, at::GradMode::is_enabled(),
-                                                                            0.0, /*is_causal=*/true)));
+    return tokens_first(std::get<0>(at::_scaled_dot_product_cudnn_attention(
+        q, k, v, std::nullopt, at::GradMode::is_enabled(), 0.0, /*is_causal=*/true)));
   return tokens_first(at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, true, std::nullopt, grouped));
 }
 

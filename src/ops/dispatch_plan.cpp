@@ -23,9 +23,18 @@ DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment) {
   plan.end_E = at::empty({experts}, ints);
   plan.token_of_row_R = at::empty({plan.row_capacity}, ints);
   plan.row_of_TK = at::empty({plan.tokens, plan.top_k}, ints);
-  kernels::Dispatch work{expert_TK.data_ptr<int>(), plan.count_E.data_ptr<int>(), plan.offset_E1.data_ptr<int>(),
-                         plan.end_E.data_ptr<int>(), plan.token_of_row_R.data_ptr<int>(), plan.row_of_TK.data_ptr<int>(),
-                         nullptr, plan.tokens, plan.top_k, experts, alignment, plan.row_capacity};
+  kernels::Dispatch work{expert_TK.data_ptr<int>(),
+                         plan.count_E.data_ptr<int>(),
+                         plan.offset_E1.data_ptr<int>(),
+                         plan.end_E.data_ptr<int>(),
+                         plan.token_of_row_R.data_ptr<int>(),
+                         plan.row_of_TK.data_ptr<int>(),
+                         nullptr,
+                         plan.tokens,
+                         plan.top_k,
+                         experts,
+                         alignment,
+                         plan.row_capacity};
   if (!expert_TK.is_cuda()) {
     kernels::dispatch_cpu(work);
   } else {

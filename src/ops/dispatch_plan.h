@@ -9,11 +9,11 @@ using at::Tensor;
 
 // All int32, on the activations' device; nothing is read by the host. See kernels/dispatch.h.
 struct DispatchPlan {
-  Tensor count_E;           // real rows of each expert
-  Tensor offset_E1;         // [E+1] first row of each expert, padded to the alignment; the last is the rows in use
-  Tensor end_E;             // offset_E1[1:], contiguous
-  Tensor token_of_row_R;    // -1: padding
-  Tensor row_of_TK;         // -1: the assignment was dropped
+  Tensor count_E;         // real rows of each expert
+  Tensor offset_E1;       // [E+1] first row of each expert, padded to the alignment; the last is the rows in use
+  Tensor end_E;           // offset_E1[1:], contiguous
+  Tensor token_of_row_R;  // -1: padding
+  Tensor row_of_TK;       // -1: the assignment was dropped
   std::int64_t tokens = 0, row_capacity = 0;
   int top_k = 0, experts = 0, alignment = 1;
 

@@ -18,10 +18,16 @@ Tensor masked(const Tensor& x, double p, std::int64_t site, std::int64_t seed, c
       x,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Dropout<T>{pointer<T>(x), pointer<T>(out), window.data_ptr<std::int64_t>(),
-                                   step.data_ptr<std::int64_t>(), static_cast<std::uint64_t>(seed),
-                                   static_cast<std::uint64_t>(site), x.size(0), static_cast<int>(seq_len),
-                                   static_cast<int>(x.size(1)), static_cast<float>(p)};
+        return kernels::Dropout<T>{pointer<T>(x),
+                                   pointer<T>(out),
+                                   window.data_ptr<std::int64_t>(),
+                                   step.data_ptr<std::int64_t>(),
+                                   static_cast<std::uint64_t>(seed),
+                                   static_cast<std::uint64_t>(site),
+                                   x.size(0),
+                                   static_cast<int>(seq_len),
+                                   static_cast<int>(x.size(1)),
+                                   static_cast<float>(p)};
       },
       [](const auto& work, kernels::Stream stream) { kernels::dropout(work, stream); },
       [](const auto& work) {
@@ -42,7 +48,8 @@ class Dropout : public torch::autograd::Function<Dropout> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
     const auto draw = context->saved_data["draw"].toIntVector();
-    const Tensor d_x = masked(grads[0].contiguous(), context->saved_data["p"].toDouble(), draw[0], draw[1], saved[0], saved[1], draw[2]);
+    const Tensor d_x = masked(grads[0].contiguous(), context->saved_data["p"].toDouble(), draw[0], draw[1], saved[0],
+                              saved[1], draw[2]);
     return {d_x, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };

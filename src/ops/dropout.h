@@ -10,8 +10,8 @@ using at::Tensor;
 // What the masks of one micro-batch depend on: seed, step, and which windows of the data its sequences are.
 struct DropoutKey {
   std::uint64_t seed = 0;
-  Tensor step;          // [1] int64, on the device
-  Tensor window_B;      // [B] int64, on the device: global window numbers
+  Tensor step;      // [1] int64, on the device
+  Tensor window_B;  // [B] int64, on the device: global window numbers
   int seq_len = 0;
 };
 

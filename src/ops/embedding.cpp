@@ -21,7 +21,10 @@ void backward_on_cuda(const Tensor& d_out, const Tensor& tokens, const Parameter
                                       table.grad.data_ptr<float>(), tokens.numel(), static_cast<int>(d_out.size(1))},
         current_stream(d_out));
   };
-  if (d_out.scalar_type() == at::kBFloat16) run(Type<kernels::bf16>{}); else run(Type<float>{});
+  if (d_out.scalar_type() == at::kBFloat16)
+    run(Type<kernels::bf16>{});
+  else
+    run(Type<float>{});
 }
 #endif
 

@@ -6,7 +6,8 @@
 namespace switchyard::ops {
 
 // tokens [T] int64, each < V (checked when the data is opened, not here); table [V, D]. Returns [T, D].
-// The gradient is summed in fp32 into the table's slice: with atomics on CUDA, in order of position with `deterministic`.
+// The gradient is summed in fp32 into the table's slice: with atomics on CUDA, in order of position with
+// `deterministic`.
 Tensor embedding(const Tensor& tokens_T, const Parameter& table_VD, bool deterministic = false);
 
 }  // namespace switchyard::ops

@@ -20,7 +20,8 @@ class ExpertLoop : public GroupedProducts {
   Tensor dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const override {
     return each(d_RN, w_END.shape[2], plan, [&](int e) { return w_END.compute.detach()[e]; });
   }
-  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override {
+  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
+             const DispatchPlan& plan) const override {
     const std::vector<int> offset = offsets(plan);
     for (int e = 0; e < plan.experts; ++e) {
       const std::int64_t begin = offset[e], count = offset[e + 1] - offset[e];
@@ -47,8 +48,8 @@ class ExpertLoop : public GroupedProducts {
   }
 };
 
-// torch's grouped product (CUTLASS): offsets stay on the device. Its weight gradients come in bf16 and an empty expert's
-// is whatever the memory held, so they are selected before they are added.
+// torch's grouped product (CUTLASS): offsets stay on the device. Its weight gradients come in bf16 and an empty
+// expert's is whatever the memory held, so they are selected before they are added.
 class TorchGrouped : public GroupedProducts {
  public:
   Tensor forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override {
@@ -57,7 +58,8 @@ class TorchGrouped : public GroupedProducts {
   Tensor dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const override {
     return at::_grouped_mm(d_RN, w_END.compute.detach(), plan.end_E);
   }
-  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override {
+  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
+             const DispatchPlan& plan) const override {
     const Tensor product = at::_grouped_mm(d_RN.t(), rows_RD, plan.end_E);
     const Tensor empty = plan.count_E.eq(0).view({plan.experts, 1, 1});
     Tensor grad = w_END.grad;

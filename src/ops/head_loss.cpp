@@ -13,14 +13,20 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-void cross_entropy(const Tensor& logits, const Tensor& target, const Tensor& nll, const HeadLossOptions& options, bool gradient) {
+void cross_entropy(const Tensor& logits, const Tensor& target, const Tensor& nll, const HeadLossOptions& options,
+                   bool gradient) {
   launch(
       logits,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::CrossEntropy<T>{pointer<T>(logits), target.data_ptr<std::int64_t>(), nll.data_ptr<float>(),
-                                        logits.size(0), static_cast<int>(logits.size(1)), static_cast<float>(options.softcap),
-                                        static_cast<float>(options.grad_scale), gradient};
+        return kernels::CrossEntropy<T>{pointer<T>(logits),
+                                        target.data_ptr<std::int64_t>(),
+                                        nll.data_ptr<float>(),
+                                        logits.size(0),
+                                        static_cast<int>(logits.size(1)),
+                                        static_cast<float>(options.softcap),
+                                        static_cast<float>(options.grad_scale),
+                                        gradient};
       },
       [](const auto& work, kernels::Stream stream) { kernels::cross_entropy(work, stream); },
       [](const auto& work) {

@@ -14,12 +14,15 @@ class AddAuxiliaryLoss : public torch::autograd::Function<AddAuxiliaryLoss> {
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  const torch::autograd::variable_list& grads) {
-    return {grads[0], at::full_like(context->saved_data["like"].toTensor(), context->saved_data["scale"].toDouble()), Tensor()};
+    return {grads[0], at::full_like(context->saved_data["like"].toTensor(), context->saved_data["scale"].toDouble()),
+            Tensor()};
   }
 };
 
 }  // namespace
 
-Tensor inject_loss(const Tensor& y, const Tensor& loss, double scale) { return AddAuxiliaryLoss::apply(y, loss, scale); }
+Tensor inject_loss(const Tensor& y, const Tensor& loss, double scale) {
+  return AddAuxiliaryLoss::apply(y, loss, scale);
+}
 
 }  // namespace switchyard::ops

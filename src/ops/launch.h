@@ -19,7 +19,9 @@ struct Type {
 };
 
 // torch's custom functions refuse an undefined tensor as an argument, but take an empty optional for it.
-inline std::optional<Tensor> optional(const Tensor& tensor) { return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt; }
+inline std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+}
 
 #ifdef SWITCHYARD_WITH_CUDA
 kernels::Stream current_stream(const Tensor& like);

@@ -4,6 +4,8 @@
 
 namespace switchyard::ops {
 
-kernels::Stream current_stream(const Tensor& like) { return c10::cuda::getCurrentCUDAStream(like.get_device()).stream(); }
+kernels::Stream current_stream(const Tensor& like) {
+  return c10::cuda::getCurrentCUDAStream(like.get_device()).stream();
+}
 
 }  // namespace switchyard::ops

@@ -22,8 +22,8 @@ class Layer : public torch::nn::Module {
 
  protected:
   // Declares "<full_name>.<name>" in the store.
-  Parameter& declare(ParameterStore& store, const std::string& name, ParameterKind kind, std::vector<std::int64_t> shape,
-                     Init init, std::vector<std::int64_t> row_split = {}) {
+  Parameter& declare(ParameterStore& store, const std::string& name, ParameterKind kind,
+                     std::vector<std::int64_t> shape, Init init, std::vector<std::int64_t> row_split = {}) {
     const std::string whole = full_name_.empty() ? name : full_name_ + "." + name;
     Parameter& parameter = store.add(whole, kind, std::move(shape), init, std::move(row_split));
     declared_.emplace_back(name, &parameter);

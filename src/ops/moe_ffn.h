@@ -8,8 +8,8 @@
 namespace switchyard::ops {
 
 struct ExpertWeights {
-  const Parameter* up;       // [E, N, D]; gated activations [E, 2N, D]: N gate rows, then N value rows
-  const Parameter* down;     // [E, D, N]
+  const Parameter* up;    // [E, N, D]; gated activations [E, 2N, D]: N gate rows, then N value rows
+  const Parameter* down;  // [E, D, N]
   ActivationKind kind;
 };
 
@@ -20,6 +20,7 @@ Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights&
                const GroupedProducts& products);
 
 // A loop over experts in plain ATen; expert_TK [T, K] int32.
-Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK, const ExpertWeights& experts);
+Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,
+                         const ExpertWeights& experts);
 
 }  // namespace switchyard::ops

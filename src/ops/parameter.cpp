@@ -26,7 +26,7 @@ void fill(float* values, std::int64_t count, std::uint64_t key, const Init& init
     for (int j = 0; j < 4 && i + j < count; ++j) {
       if (init.kind == Init::Kind::kUniform) {
         values[i + j] = static_cast<float>(init.scale * (2.0 * to_uniform(word[j]) - 1.0));
-      } else {   // Box-Muller, in double: the two halves of a pair share their words
+      } else {  // Box-Muller, in double: the two halves of a pair share their words
         const double radius = std::sqrt(-2.0 * std::log(static_cast<double>(to_uniform(word[j & 2]))));
         const double angle = 2.0 * M_PI * to_uniform(word[(j & 2) + 1]);
         values[i + j] = static_cast<float>(init.scale * radius * (j & 1 ? std::sin(angle) : std::cos(angle)));
@@ -54,18 +54,30 @@ class Attach : public torch::autograd::Function<Attach> {
 
 const char* to_string(ParameterKind kind) {
   switch (kind) {
-    case ParameterKind::kTokenEmbedding: return "token embedding";
-    case ParameterKind::kValueEmbedding: return "value embeddings";
-    case ParameterKind::kHead: return "head";
-    case ParameterKind::kAttention: return "attention";
-    case ParameterKind::kMlp: return "dense mlp";
-    case ParameterKind::kRouter: return "router";
-    case ParameterKind::kExpert: return "experts";
-    case ParameterKind::kSharedExpert: return "shared experts";
-    case ParameterKind::kValueGate: return "value gates";
-    case ParameterKind::kKeepScalar: return "residual scalars";
-    case ParameterKind::kAgainScalar: return "x0 scalars";
-    case ParameterKind::kNorm: return "norms";
+    case ParameterKind::kTokenEmbedding:
+      return "token embedding";
+    case ParameterKind::kValueEmbedding:
+      return "value embeddings";
+    case ParameterKind::kHead:
+      return "head";
+    case ParameterKind::kAttention:
+      return "attention";
+    case ParameterKind::kMlp:
+      return "dense mlp";
+    case ParameterKind::kRouter:
+      return "router";
+    case ParameterKind::kExpert:
+      return "experts";
+    case ParameterKind::kSharedExpert:
+      return "shared experts";
+    case ParameterKind::kValueGate:
+      return "value gates";
+    case ParameterKind::kKeepScalar:
+      return "residual scalars";
+    case ParameterKind::kAgainScalar:
+      return "x0 scalars";
+    case ParameterKind::kNorm:
+      return "norms";
   }
   return "?";
 }
@@ -82,7 +94,10 @@ bool is_block_matrix(ParameterKind kind) {
 
 Parameter::Parameter(std::string name_, ParameterKind kind_, std::vector<std::int64_t> shape_, Init init_,
                      std::vector<std::int64_t> row_split_)
-    : name(std::move(name_)), kind(kind_), shape(std::move(shape_)), init(init_),
+    : name(std::move(name_)),
+      kind(kind_),
+      shape(std::move(shape_)),
+      init(init_),
       row_split(row_split_.empty() && shape.size() >= 2 ? std::vector<std::int64_t>{shape[shape.size() - 2]}
                                                         : std::move(row_split_)) {}
 
@@ -99,7 +114,8 @@ void Parameter::grad_added() const {
 Parameter& ParameterStore::add(std::string name, ParameterKind kind, std::vector<std::int64_t> shape, Init init,
                                std::vector<std::int64_t> row_split) {
   SWITCHYARD_ASSERT(find(name) == nullptr, "parameter declared twice: " + name);
-  parameters_.push_back(std::make_unique<Parameter>(std::move(name), kind, std::move(shape), init, std::move(row_split)));
+  parameters_.push_back(
+      std::make_unique<Parameter>(std::move(name), kind, std::move(shape), init, std::move(row_split)));
   return *parameters_.back();
 }
 

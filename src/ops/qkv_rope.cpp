@@ -14,7 +14,8 @@ using torch::autograd::variable_list;
 class QkvRope : public torch::autograd::Function<QkvRope> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& qkv, const std::optional<Tensor>& maybe_value,
-                               const std::optional<Tensor>& maybe_gate, const Tensor& cos, const Tensor& sin, const QkvShape& s) {
+                               const std::optional<Tensor>& maybe_gate, const Tensor& cos, const Tensor& sin,
+                               const QkvShape& s) {
     const Tensor value = maybe_value.value_or(Tensor()), gate = maybe_gate.value_or(Tensor());
     const std::int64_t tokens = qkv.size(0);
     Tensor q = at::empty({tokens, s.heads, s.head_dim}, qkv.options());
@@ -23,9 +24,21 @@ class QkvRope : public torch::autograd::Function<QkvRope> {
         qkv,
         [&](auto type) {
           using T = typename decltype(type)::type;
-          return kernels::QkvRope<T>{pointer<T>(qkv), pointer<T>(value), pointer<T>(gate), cos.data_ptr<float>(),
-                                     sin.data_ptr<float>(), pointer<T>(q), pointer<T>(k), pointer<T>(v), tokens, s.seq_len,
-                                     s.heads, s.kv_heads, s.head_dim, s.norm, static_cast<float>(s.eps)};
+          return kernels::QkvRope<T>{pointer<T>(qkv),
+                                     pointer<T>(value),
+                                     pointer<T>(gate),
+                                     cos.data_ptr<float>(),
+                                     sin.data_ptr<float>(),
+                                     pointer<T>(q),
+                                     pointer<T>(k),
+                                     pointer<T>(v),
+                                     tokens,
+                                     s.seq_len,
+                                     s.heads,
+                                     s.kv_heads,
+                                     s.head_dim,
+                                     s.norm,
+                                     static_cast<float>(s.eps)};
         },
         [](const auto& work, kernels::Stream stream) { kernels::qkv_rope(work, stream); },
         [](const auto& work) {
@@ -44,16 +57,30 @@ class QkvRope : public torch::autograd::Function<QkvRope> {
     const float eps = static_cast<float>(context->saved_data["eps"].toDouble());
     const Tensor d_q = grads[0].contiguous(), d_k = grads[1].contiguous(), d_v = grads[2].contiguous();
     Tensor d_qkv = at::empty_like(qkv);
-    Tensor d_value = value.defined() ? at::empty_like(value) : Tensor(), d_gate = gate.defined() ? at::empty_like(gate) : Tensor();
+    Tensor d_value = value.defined() ? at::empty_like(value) : Tensor(),
+           d_gate = gate.defined() ? at::empty_like(gate) : Tensor();
     launch(
         qkv,
         [&](auto type) {
           using T = typename decltype(type)::type;
-          return kernels::QkvRopeBackward<T>{
-              pointer<T>(qkv), pointer<T>(value), pointer<T>(gate), saved[3].data_ptr<float>(), saved[4].data_ptr<float>(),
-              pointer<T>(d_q), pointer<T>(d_k), pointer<T>(d_v), pointer<T>(d_qkv), pointer<T>(d_value), pointer<T>(d_gate),
-              qkv.size(0), static_cast<int>(shape[0]), static_cast<int>(shape[1]), static_cast<int>(shape[2]),
-              static_cast<int>(shape[3]), shape[4] != 0, eps};
+          return kernels::QkvRopeBackward<T>{pointer<T>(qkv),
+                                             pointer<T>(value),
+                                             pointer<T>(gate),
+                                             saved[3].data_ptr<float>(),
+                                             saved[4].data_ptr<float>(),
+                                             pointer<T>(d_q),
+                                             pointer<T>(d_k),
+                                             pointer<T>(d_v),
+                                             pointer<T>(d_qkv),
+                                             pointer<T>(d_value),
+                                             pointer<T>(d_gate),
+                                             qkv.size(0),
+                                             static_cast<int>(shape[0]),
+                                             static_cast<int>(shape[1]),
+                                             static_cast<int>(shape[2]),
+                                             static_cast<int>(shape[3]),
+                                             shape[4] != 0,
+                                             eps};
         },
         [](const auto& work, kernels::Stream stream) { kernels::qkv_rope_backward(work, stream); },
         [](const auto& work) {
@@ -70,7 +97,8 @@ Tensor normed(const Tensor& x, bool norm, double eps, const Parameter* weight) {
 }
 
 Tensor rotated(const Tensor& x_THC, const Tensor& cos, const Tensor& sin) {
-  const Tensor first = x_THC.narrow(-1, 0, x_THC.size(-1) / 2), second = x_THC.narrow(-1, x_THC.size(-1) / 2, x_THC.size(-1) / 2);
+  const Tensor first = x_THC.narrow(-1, 0, x_THC.size(-1) / 2),
+               second = x_THC.narrow(-1, x_THC.size(-1) / 2, x_THC.size(-1) / 2);
   return at::cat({first * cos + second * sin, second * cos - first * sin}, -1);
 }
 
@@ -84,7 +112,8 @@ RotaryTables rotary_tables(std::int64_t length, int head_dim, double theta, at::
   return {angle.cos().to(device, dtype), angle.sin().to(device, dtype)};
 }
 
-Qkv qkv_rope(const Tensor& qkv, const Tensor& value, const Tensor& gate, const RotaryTables& tables, const QkvShape& shape) {
+Qkv qkv_rope(const Tensor& qkv, const Tensor& value, const Tensor& gate, const RotaryTables& tables,
+             const QkvShape& shape) {
   SWITCHYARD_ASSERT(value.defined() == gate.defined(), "value embeddings come with their gate");
   if (shape.q_norm) return qkv_rope_reference(qkv, value, gate, tables, shape);
   const variable_list out = QkvRope::apply(qkv, optional(value), optional(gate), tables.cos_SC, tables.sin_SC, shape);
@@ -94,7 +123,8 @@ Qkv qkv_rope(const Tensor& qkv, const Tensor& value, const Tensor& gate, const R
 Qkv qkv_rope_reference(const Tensor& qkv, const Tensor& value, const Tensor& gate, const RotaryTables& tables,
                        const QkvShape& s) {
   const std::int64_t tokens = qkv.size(0), sequences = tokens / s.seq_len;
-  const auto parts = qkv.view({tokens, s.heads + 2 * s.kv_heads, s.head_dim}).split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 1);
+  const auto parts =
+      qkv.view({tokens, s.heads + 2 * s.kv_heads, s.head_dim}).split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 1);
   const auto table = [&](const Tensor& t) { return t.to(qkv.scalar_type()).repeat({sequences, 1}).unsqueeze(1); };
   const Tensor cos = table(tables.cos_SC), sin = table(tables.sin_SC);
   Tensor v = parts[2];

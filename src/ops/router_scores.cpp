@@ -29,7 +29,8 @@ class Scores : public torch::autograd::Function<Scores> {
     const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
     const auto ints = logits.options().dtype(at::kInt);
     Tensor expert = at::empty({tokens, rule.top_k}, ints), count = at::zeros({groups, experts}, ints);
-    Tensor weight = at::empty({tokens, rule.top_k}, logits.options()), prob_sum = at::zeros({groups, experts}, logits.options());
+    Tensor weight = at::empty({tokens, rule.top_k}, logits.options()),
+           prob_sum = at::zeros({groups, experts}, logits.options());
     Tensor importance = at::zeros({experts}, logits.options()), z_sum = at::zeros({1}, logits.options()), scratch;
 #ifdef SWITCHYARD_WITH_CUDA
     if (logits.is_cuda())
@@ -37,11 +38,25 @@ class Scores : public torch::autograd::Function<Scores> {
 #endif
     const auto describe = [&](auto type) {
       using T = typename decltype(type)::type;
-      return kernels::RouterScores<T>{pointer<T>(logits), pointer<float>(bias), expert.data_ptr<int>(), pointer<T>(weight),
-                                      count.data_ptr<int>(), pointer<T>(prob_sum), pointer<T>(importance), pointer<T>(z_sum),
-                                      pointer<float>(scratch), tokens, group, static_cast<int>(experts), rule.top_k,
-                                      rule.seq_len, rule.score, normalizes(rule), rule.rotate_ties,
-                                      static_cast<float>(rule.scale), rule.first_position};
+      return kernels::RouterScores<T>{pointer<T>(logits),
+                                      pointer<float>(bias),
+                                      expert.data_ptr<int>(),
+                                      pointer<T>(weight),
+                                      count.data_ptr<int>(),
+                                      pointer<T>(prob_sum),
+                                      pointer<T>(importance),
+                                      pointer<T>(z_sum),
+                                      pointer<float>(scratch),
+                                      tokens,
+                                      group,
+                                      static_cast<int>(experts),
+                                      rule.top_k,
+                                      rule.seq_len,
+                                      rule.score,
+                                      normalizes(rule),
+                                      rule.rotate_ties,
+                                      static_cast<float>(rule.scale),
+                                      rule.first_position};
     };
     if (logits.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
@@ -53,7 +68,8 @@ class Scores : public torch::autograd::Function<Scores> {
       scores_on_cpu(describe(Type<float>{}));
     }
     context->save_for_backward({logits, expert});
-    context->saved_data["shape"] = std::vector<std::int64_t>{group, static_cast<std::int64_t>(rule.score), normalizes(rule)};
+    context->saved_data["shape"] =
+        std::vector<std::int64_t>{group, static_cast<std::int64_t>(rule.score), normalizes(rule)};
     context->saved_data["scale"] = rule.scale;
     context->mark_non_differentiable({expert, count});
     context->set_materialize_grads(false);
@@ -66,14 +82,25 @@ class Scores : public torch::autograd::Function<Scores> {
     const auto shape = context->saved_data["shape"].toIntVector();
     const float scale = static_cast<float>(context->saved_data["scale"].toDouble());
     const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
-    const Tensor d_weight = dense(grads[1]), d_prob = dense(grads[3]), d_importance = dense(grads[4]), d_z = dense(grads[5]);
+    const Tensor d_weight = dense(grads[1]), d_prob = dense(grads[3]), d_importance = dense(grads[4]),
+                 d_z = dense(grads[5]);
     Tensor d_logits = at::empty_like(logits);
     const auto describe = [&](auto type) {
       using T = typename decltype(type)::type;
-      return kernels::RouterScoresBackward<T>{pointer<T>(logits), expert.data_ptr<int>(), pointer<T>(d_weight),
-                                              pointer<T>(d_prob), pointer<T>(d_importance), pointer<T>(d_z),
-                                              pointer<T>(d_logits), logits.size(0), shape[0], static_cast<int>(logits.size(1)),
-                                              static_cast<int>(expert.size(1)), static_cast<Score>(shape[1]), shape[2] != 0, scale};
+      return kernels::RouterScoresBackward<T>{pointer<T>(logits),
+                                              expert.data_ptr<int>(),
+                                              pointer<T>(d_weight),
+                                              pointer<T>(d_prob),
+                                              pointer<T>(d_importance),
+                                              pointer<T>(d_z),
+                                              pointer<T>(d_logits),
+                                              logits.size(0),
+                                              shape[0],
+                                              static_cast<int>(logits.size(1)),
+                                              static_cast<int>(expert.size(1)),
+                                              static_cast<Score>(shape[1]),
+                                              shape[2] != 0,
+                                              scale};
     };
     launch(
         logits, describe,
@@ -82,7 +109,8 @@ class Scores : public torch::autograd::Function<Scores> {
             kernels::router_scores_backward(work, stream);
         },
         [](const auto& work) {
-          parallel_ranges(work.tokens, 256, [&](kernels::Range range) { kernels::router_scores_backward_cpu(work, range); });
+          parallel_ranges(work.tokens, 256,
+                          [&](kernels::Range range) { kernels::router_scores_backward_cpu(work, range); });
         });
     return {d_logits, Tensor(), Tensor()};
   }
@@ -116,8 +144,9 @@ RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& sele
   const std::int64_t tokens = logits_TE.size(0), experts = logits_TE.size(1);
   const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
   const Tensor softmax = at::softmax(logits_TE, -1);
-  const Tensor score = rule.score == Score::kSoftmax ? softmax
-                       : rule.score == Score::kSigmoid ? at::sigmoid(logits_TE) : logits_TE;
+  const Tensor score = rule.score == Score::kSoftmax   ? softmax
+                       : rule.score == Score::kSigmoid ? at::sigmoid(logits_TE)
+                                                       : logits_TE;
   const Tensor prob = rule.score == Score::kSigmoid ? score / score.sum(-1, true) : softmax;
   Tensor q = selection_bias_E.defined() ? score + selection_bias_E : score;
   // Ties: sort columns by their rotated order first, then a stable descending sort keeps that order among equals.
@@ -132,8 +161,12 @@ RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& sele
   const Tensor chosen = at::zeros_like(logits_TE.detach()).scatter(1, expert, 1.0);
   const Tensor importance = at::zeros_like(logits_TE).scatter(1, expert, weight).sum(0);
   const Tensor z = at::logsumexp(logits_TE, 1).square().sum().reshape({1});
-  return {expert.to(at::kInt), weight * rule.scale, chosen.view({groups, group, experts}).sum(1).to(at::kInt),
-          prob.view({groups, group, experts}).sum(1), importance, z};
+  return {expert.to(at::kInt),
+          weight * rule.scale,
+          chosen.view({groups, group, experts}).sum(1).to(at::kInt),
+          prob.view({groups, group, experts}).sum(1),
+          importance,
+          z};
 }
 
 Tensor router_logits(const Tensor& x_TD, const Parameter& w_ED) {

@@ -1,9 +1,9 @@
-// ops/router_scores.h: from logits to the chosen experts, their weights, and the differentiable sums losses are made of.
+// ops/router_scores.h: from logits to the chosen experts, their weights, and the differentiable sums losses are made
+// of.
 #pragma once
 
-#include "ops/parameter.h"
-
 #include "kernels/router.h"
+#include "ops/parameter.h"
 
 namespace switchyard::ops {
 
@@ -11,9 +11,9 @@ using kernels::Score;
 
 struct RoutingRule {
   int top_k = 2;
-  int seq_len = 1;               // a token's position in its sequence breaks ties
-  int first_position = 0;        // of each sequence's first token here (cached decoding)
-  std::int64_t group_size = 0;   // tokens a group of the sums; 0: all in one group
+  int seq_len = 1;              // a token's position in its sequence breaks ties
+  int first_position = 0;       // of each sequence's first token here (cached decoding)
+  std::int64_t group_size = 0;  // tokens a group of the sums; 0: all in one group
   Score score = Score::kSoftmax;
   bool normalize = true;
   bool rotate_ties = true;
@@ -22,12 +22,12 @@ struct RoutingRule {
 
 // Definitions: moe_spec R2, R6, R8, R10 and kernels/router.h.
 struct RouterScores {
-  Tensor expert_TK;          // int32, best first
-  Tensor weight_TK;          // fp32, differentiable
-  Tensor count_GE;           // int32, assignments
-  Tensor prob_sum_GE;        // fp32, differentiable: sum over the group's tokens of p
-  Tensor importance_E;       // fp32, differentiable: sum of the weights before scale
-  Tensor z_sum;              // fp32 [1], differentiable: sum over tokens of (ln sum e^l)^2
+  Tensor expert_TK;     // int32, best first
+  Tensor weight_TK;     // fp32, differentiable
+  Tensor count_GE;      // int32, assignments
+  Tensor prob_sum_GE;   // fp32, differentiable: sum over the group's tokens of p
+  Tensor importance_E;  // fp32, differentiable: sum of the weights before scale
+  Tensor z_sum;         // fp32 [1], differentiable: sum over tokens of (ln sum e^l)^2
 };
 
 // logits [T, E] fp32 (fp64 in tests); selection_bias [E] fp32 is added for the choice only, or undefined.

@@ -8,14 +8,14 @@
 namespace switchyard {
 
 struct StepContext {
-  bool training = false;          // dropout, auxiliary losses, fp8 products; false: evaluation and generation
-  int seq_len = 0;                // tokens of each sequence in this pass
-  int first_position = 0;         // of each sequence's first token (cached decoding)
-  double loss_scale = 1;          // 1 / micro-batches of the step
-  bool deterministic = false;     // ordered sums where atomics would be faster
+  bool training = false;       // dropout, auxiliary losses, fp8 products; false: evaluation and generation
+  int seq_len = 0;             // tokens of each sequence in this pass
+  int first_position = 0;      // of each sequence's first token (cached decoding)
+  double loss_scale = 1;       // 1 / micro-batches of the step
+  bool deterministic = false;  // ordered sums where atomics would be faster
   ops::DropoutKey dropout;
   int data_ranks = 1;
-  std::function<at::Tensor(const at::Tensor&)> sum_over_ranks;   // of small integer tensors; empty with one rank
+  std::function<at::Tensor(const at::Tensor&)> sum_over_ranks;  // of small integer tensors; empty with one rank
 };
 
 }  // namespace switchyard

@@ -24,7 +24,7 @@ class AdamW {
   const AdamwConfig config_;
   std::vector<OptimizerState> states_;
   std::vector<kernels::AdamwTensor> tensors_;
-  at::Tensor device_tensors_;                  // the same list in device memory (GPU)
+  at::Tensor device_tensors_;  // the same list in device memory (GPU)
   bool on_gpu_ = false;
   std::int64_t largest_ = 0;
 };

@@ -18,7 +18,7 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
 }};
 
-constexpr std::int64_t kBatchElements = std::int64_t{1} << 26;    // bounds the scratch of one batch
+constexpr std::int64_t kBatchElements = std::int64_t{1} << 26;  // bounds the scratch of one batch
 
 // Each matrix over its running RMS by row (by column when wide), the whole norm kept (NorMuon, Li et al. 2025).
 at::Tensor reduce_variance(const at::Tensor& o, const at::Tensor& second) {
@@ -63,7 +63,8 @@ void Muon::add_slice(const OwnedSlice& slice) {
     return whole.detach().reshape({-1}).narrow(0, slice.begin, slice.count).view({stack, rows, columns});
   };
   const at::Tensor weight = view(p.master), grad = view(p.grad), momentum = first.values.view({stack, rows, columns});
-  const at::Tensor copy = p.compute.is_same(p.master) || p.compute.data_ptr() == p.master.data_ptr() ? at::Tensor() : view(p.compute);
+  const at::Tensor copy =
+      p.compute.is_same(p.master) || p.compute.data_ptr() == p.master.data_ptr() ? at::Tensor() : view(p.compute);
   OptimizerState second{"second", slice, at::Tensor()};
   if (config_.variance_reduction) second.values = at::zeros({slice.count}, flat_options);
 
@@ -71,7 +72,8 @@ void Muon::add_slice(const OwnedSlice& slice) {
   for (const std::int64_t height : p.row_split) {
     const auto part = [&](const at::Tensor& t) { return t.defined() ? t.narrow(1, row, height) : at::Tensor(); };
     Chunk chunk{part(weight), part(grad), part(copy), part(momentum), at::Tensor()};
-    if (config_.variance_reduction) {        // the first column (row) of the matrix's place in the state holds the mean squares
+    if (config_
+            .variance_reduction) {  // the first column (row) of the matrix's place in the state holds the mean squares
       const at::Tensor place = part(second.values.view({stack, rows, columns}));
       chunk.second = height >= columns ? place.narrow(2, 0, 1) : place.narrow(1, 0, 1);
     }

@@ -1,5 +1,5 @@
-// Muon (Jordan et al. 2024) over stacks of same-shaped matrices: momentum, orthogonalised by Polar Express (Amsel et al.
-// 2025), step scaled by sqrt(max(1, rows / columns)), cautious weight decay, optional variance reduction (NorMuon).
+// Muon (Jordan et al. 2024) over stacks of same-shaped matrices: momentum, orthogonalised by Polar Express (Amsel et
+// al. 2025), step scaled by sqrt(max(1, rows / columns)), cautious weight decay, optional variance reduction (NorMuon).
 #pragma once
 
 #include <map>
@@ -25,9 +25,9 @@ class Muon {
  private:
   // m matrices of one shape, somewhere inside a parameter: [m, rows, columns] views.
   struct Chunk {
-    at::Tensor weight, grad, copy;          // copy undefined: products read the master itself
-    at::Tensor momentum;                    // a view of the slice's state
-    at::Tensor second;                      // [m, rows, 1] or [m, 1, columns]; undefined without variance reduction
+    at::Tensor weight, grad, copy;  // copy undefined: products read the master itself
+    at::Tensor momentum;            // a view of the slice's state
+    at::Tensor second;              // [m, rows, 1] or [m, 1, columns]; undefined without variance reduction
   };
   using Shape = std::pair<std::int64_t, std::int64_t>;
   void add_slice(const OwnedSlice& slice);
@@ -35,7 +35,7 @@ class Muon {
 
   const MuonConfig config_;
   const at::ScalarType product_dtype_;
-  std::map<Shape, std::vector<std::vector<Chunk>>> batches_;   // by shape, in batches of bounded size
+  std::map<Shape, std::vector<std::vector<Chunk>>> batches_;  // by shape, in batches of bounded size
   std::vector<OptimizerState> states_;
 };
 

@@ -23,18 +23,26 @@ GroupRule group_rule(const Parameter& parameter, const Config& config) {
   const AdamwConfig& a = optim.adamw;
   const double width = a.scale_lr_with_width ? std::pow(config.model.n_embd / 768.0, -0.5) : 1.0;
   switch (parameter.kind) {
-    case ParameterKind::kTokenEmbedding: return adamw(a.embed_lr * width, a);
-    case ParameterKind::kValueEmbedding: return adamw(a.value_embed_lr * width, a);
-    case ParameterKind::kHead: return adamw(a.head_lr * width, a);
-    case ParameterKind::kValueGate: return adamw(a.gate_lr, a);
+    case ParameterKind::kTokenEmbedding:
+      return adamw(a.embed_lr * width, a);
+    case ParameterKind::kValueEmbedding:
+      return adamw(a.value_embed_lr * width, a);
+    case ParameterKind::kHead:
+      return adamw(a.head_lr * width, a);
+    case ParameterKind::kValueGate:
+      return adamw(a.gate_lr, a);
     case ParameterKind::kKeepScalar:
-    case ParameterKind::kNorm: return {false, a.scalar_lr, a.beta1, 0};
-    case ParameterKind::kAgainScalar: return {false, a.x0_lr, a.x0_beta1, 0};
-    case ParameterKind::kRouter: return matrix_rule(optim, optim.router_optimizer == "muon", a.gate_lr);
+    case ParameterKind::kNorm:
+      return {false, a.scalar_lr, a.beta1, 0};
+    case ParameterKind::kAgainScalar:
+      return {false, a.x0_lr, a.x0_beta1, 0};
+    case ParameterKind::kRouter:
+      return matrix_rule(optim, optim.router_optimizer == "muon", a.gate_lr);
     case ParameterKind::kAttention:
     case ParameterKind::kMlp:
     case ParameterKind::kExpert:
-    case ParameterKind::kSharedExpert: break;
+    case ParameterKind::kSharedExpert:
+      break;
   }
   return matrix_rule(optim, optim.matrix_optimizer == "muon", optim.matrix_lr);
 }
@@ -52,11 +60,13 @@ std::string group_table(const ParameterStore& store, const Config& config) {
     group.matrices += parameter->logical_matrices();
     group.elements += parameter->count();
   }
-  std::string table = format("%-18s %-6s %10s %7s %8s %16s\n", "parameter group", "by", "rate", "decay", "matrices", "elements");
+  std::string table =
+      format("%-18s %-6s %10s %7s %8s %16s\n", "parameter group", "by", "rate", "decay", "matrices", "elements");
   for (const auto& [name, group] : groups)
-    table += format("%-18s %-6s %10.4g %7.3g %8lld %16s\n", name.c_str(), group.rule.muon ? "muon" : "adamw", group.rule.lr,
-                    group.rule.weight_decay, static_cast<long long>(group.rule.muon ? group.matrices : group.tensors),
-                    with_commas(group.elements).c_str());
+    table +=
+        format("%-18s %-6s %10.4g %7.3g %8lld %16s\n", name.c_str(), group.rule.muon ? "muon" : "adamw", group.rule.lr,
+               group.rule.weight_decay, static_cast<long long>(group.rule.muon ? group.matrices : group.tensors),
+               with_commas(group.elements).c_str());
   return table;
 }
 

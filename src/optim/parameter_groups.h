@@ -10,10 +10,10 @@
 namespace switchyard {
 
 struct GroupRule {
-  bool muon = false;             // else AdamW
-  double lr = 0;                 // before the schedule's factor
-  double beta1 = 0;              // AdamW
-  double weight_decay = 0;       // before Muon's decay schedule
+  bool muon = false;        // else AdamW
+  double lr = 0;            // before the schedule's factor
+  double beta1 = 0;         // AdamW
+  double weight_decay = 0;  // before Muon's decay schedule
 };
 
 // Muon: block matrices, routers among them unless optim.router_optimizer is adamw. AdamW: tables, head, gates, scalars,

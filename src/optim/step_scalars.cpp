@@ -28,7 +28,8 @@ void guard_step(StepScalars& scalars, const at::Tensor& sum_of_squares, const at
   scalars.apply.copy_(finite);
   scalars.applied.add_(finite);
   scalars.skipped.add_(finite.logical_not());
-  scalars.skipped_in_a_row.copy_(at::where(finite, at::zeros_like(scalars.skipped_in_a_row), scalars.skipped_in_a_row + 1));
+  scalars.skipped_in_a_row.copy_(
+      at::where(finite, at::zeros_like(scalars.skipped_in_a_row), scalars.skipped_in_a_row + 1));
   if (clip_norm > 0) scalars.grad_factor.copy_((clip_norm / (norm + 1e-6)).clamp_max(1.0));
 }
 

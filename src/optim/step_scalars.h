@@ -10,13 +10,13 @@ struct StepScalars {
   // Writes what follows from the schedules; asynchronous on a GPU.
   void set_schedule(std::int64_t step, double lr_factor, double momentum, double decay_factor);
 
-  at::Tensor lr_factor, momentum, decay_factor;   // fp32 [1]
-  at::Tensor grad_factor;                         // fp32 [1]: clipping's factor on every gradient
-  at::Tensor apply;                               // int32 [1]: 0 while this step's update must not be stored
-  at::Tensor applied;                             // int64 [1]: applied steps so far
-  at::Tensor step;                                // int64 [1]: attempted steps so far
-  at::Tensor grad_norm;                           // fp32 [1]
-  at::Tensor skipped, skipped_in_a_row;           // int64 [1]: updates not applied
+  at::Tensor lr_factor, momentum, decay_factor;  // fp32 [1]
+  at::Tensor grad_factor;                        // fp32 [1]: clipping's factor on every gradient
+  at::Tensor apply;                              // int32 [1]: 0 while this step's update must not be stored
+  at::Tensor applied;                            // int64 [1]: applied steps so far
+  at::Tensor step;                               // int64 [1]: attempted steps so far
+  at::Tensor grad_norm;                          // fp32 [1]
+  at::Tensor skipped, skipped_in_a_row;          // int64 [1]: updates not applied
 };
 
 // Decides whether this step's update is stored, and by what factor gradients are clipped (optim.clip_norm, 0: not).

@@ -29,13 +29,18 @@ std::vector<LayoutParameter> describe_parameters(const ParameterStore& store, co
   return list;
 }
 
-std::int64_t bucket_bytes(const Config& config) { return static_cast<std::int64_t>(config.parallel.bucket_mib * 1048576.0); }
+std::int64_t bucket_bytes(const Config& config) {
+  return static_cast<std::int64_t>(config.parallel.bucket_mib * 1048576.0);
+}
 
 }  // namespace
 
 DataParallel::DataParallel(ParameterStore& store, const Config& config, Collectives* collectives)
-    : store_(store), config_(config), collectives_(collectives && collectives->size() > 1 ? collectives : nullptr),
-      shard_(config.parallel.shard_optimizer), overlap_(config.parallel.overlap),
+    : store_(store),
+      config_(config),
+      collectives_(collectives && collectives->size() > 1 ? collectives : nullptr),
+      shard_(config.parallel.shard_optimizer),
+      overlap_(config.parallel.overlap),
       layout_(describe_parameters(store, config), collectives_ ? collectives_->size() : 1, bucket_bytes(config)) {
   for (std::size_t i = 0; i < store.all().size(); ++i) index_[store.all()[i].get()] = static_cast<int>(i);
 }
@@ -60,8 +65,7 @@ std::vector<OwnedSlice> DataParallel::owned() const {
 
 void DataParallel::attach() {
   if (!collectives_) return;
-  for (const auto& parameter : store_.all())
-    parameter->on_ready = [this](const Parameter& ready) { on_ready(ready); };
+  for (const auto& parameter : store_.all()) parameter->on_ready = [this](const Parameter& ready) { on_ready(ready); };
 }
 
 void DataParallel::arm(CommStream stream) {
@@ -88,7 +92,8 @@ void DataParallel::start_bucket(std::size_t index) {
     float* mine = data + bucket.share * collectives_->rank();
     pending_.push_back(collectives_->start_reduce_scatter_sum(data, mine, share, DType::kFloat32, stream_));
   } else {
-    pending_.push_back(collectives_->start_all_reduce_sum(data, share * static_cast<std::size_t>(ranks()), DType::kFloat32, stream_));
+    pending_.push_back(
+        collectives_->start_all_reduce_sum(data, share * static_cast<std::size_t>(ranks()), DType::kFloat32, stream_));
   }
 }
 
@@ -106,7 +111,8 @@ at::Tensor DataParallel::sum_of_squares(CommStream stream) {
   if (!collectives_ || !shard_) return at::linalg_vector_norm(store_.flat_grad).square().reshape({1});
   at::Tensor sum = at::zeros({1}, store_.flat_grad.options());
   for (const Bucket& bucket : layout_.buckets()) {
-    const at::Tensor share = store_.flat_grad.narrow(0, bucket.begin + bucket.share * collectives_->rank(), bucket.share);
+    const at::Tensor share =
+        store_.flat_grad.narrow(0, bucket.begin + bucket.share * collectives_->rank(), bucket.share);
     sum.add_(at::linalg_vector_norm(share).square());
   }
   all_reduce(sum, stream);
@@ -114,20 +120,25 @@ at::Tensor DataParallel::sum_of_squares(CommStream stream) {
 }
 
 void DataParallel::all_reduce(const at::Tensor& values, CommStream stream) {
-  if (collectives_) collectives_->all_reduce_sum(values.data_ptr<float>(), static_cast<std::size_t>(values.numel()), DType::kFloat32, stream);
+  if (collectives_)
+    collectives_->all_reduce_sum(values.data_ptr<float>(), static_cast<std::size_t>(values.numel()), DType::kFloat32,
+                                 stream);
 }
 
 void DataParallel::share_updates(CommStream stream) {
   if (!collectives_ || !shard_) return;
   std::vector<Pending> gathers;
   for (const Bucket& bucket : layout_.buckets()) {
-    // A bucket whose parameters are all read in fp32 travels as masters; copies of the others are gathered in their type.
+    // A bucket whose parameters are all read in fp32 travels as masters; copies of the others are gathered in their
+    // type.
     bool masters = !store_.flat_compute.defined(), copies = !masters;
-    for (const int p : bucket.parameters) masters = masters || computes_in_fp32(store_.all()[static_cast<std::size_t>(p)]->kind);
+    for (const int p : bucket.parameters)
+      masters = masters || computes_in_fp32(store_.all()[static_cast<std::size_t>(p)]->kind);
     const auto gather = [&](const at::Tensor& flat) {
       const std::size_t bytes = static_cast<std::size_t>(bucket.share) * flat.element_size();
       char* data = static_cast<char*>(flat.data_ptr()) + bucket.begin * static_cast<std::int64_t>(flat.element_size());
-      gathers.push_back(collectives_->start_all_gather(data + bytes * static_cast<std::size_t>(collectives_->rank()), data, bytes, stream));
+      gathers.push_back(collectives_->start_all_gather(data + bytes * static_cast<std::size_t>(collectives_->rank()),
+                                                       data, bytes, stream));
     };
     if (copies) gather(store_.flat_compute);
     if (masters) gather(store_.flat_master);
@@ -147,7 +158,8 @@ void DataParallel::gather_masters(CommStream stream) {
   if (collectives_ && shard_) all_gather_flat(store_.flat_master, stream);
 }
 
-std::vector<std::pair<std::string, at::Tensor>> DataParallel::gather_states(const std::vector<OptimizerState>& states, CommStream stream) {
+std::vector<std::pair<std::string, at::Tensor>> DataParallel::gather_states(const std::vector<OptimizerState>& states,
+                                                                            CommStream stream) {
   std::vector<std::pair<std::string, at::Tensor>> whole;
   for (const char* kind : {"first", "second"}) {
     at::Tensor flat = at::zeros_like(store_.flat_master);
@@ -162,8 +174,9 @@ std::vector<std::pair<std::string, at::Tensor>> DataParallel::gather_states(cons
       const Parameter& parameter = *store_.all()[p];
       const bool moments = !group_rule(parameter, config_).muon || config_.optim.muon.variance_reduction;
       if (kind == std::string("second") && !moments) continue;
-      whole.emplace_back(parameter.name + "." + kind,
-                         host.narrow(0, layout_.offset(static_cast<int>(p)), parameter.count()).view(parameter.shape).clone());
+      whole.emplace_back(
+          parameter.name + "." + kind,
+          host.narrow(0, layout_.offset(static_cast<int>(p)), parameter.count()).view(parameter.shape).clone());
     }
   }
   return whole;

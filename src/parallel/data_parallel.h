@@ -18,7 +18,7 @@ class DataParallel {
   DataParallel(ParameterStore& store, const Config& config, Collectives* collectives);
 
   Placement placement() const;
-  std::vector<OwnedSlice> owned() const;     // what this rank's optimizer updates
+  std::vector<OwnedSlice> owned() const;  // what this rank's optimizer updates
 
   // After allocate. Reduction hooks into Parameter::on_ready; nothing happens until arm().
   void attach();
@@ -36,7 +36,8 @@ class DataParallel {
   // Every rank gets every master: before weights are saved.
   void gather_masters(CommStream stream);
   // The state tensors of all ranks, whole, by "<parameter>.<kind>"; collective. On the CPU.
-  std::vector<std::pair<std::string, at::Tensor>> gather_states(const std::vector<OptimizerState>& states, CommStream stream);
+  std::vector<std::pair<std::string, at::Tensor>> gather_states(const std::vector<OptimizerState>& states,
+                                                                CommStream stream);
   // This rank's part of a whole state tensor.
   static at::Tensor slice_of(const at::Tensor& whole, const OwnedSlice& slice) {
     return whole.reshape({-1}).narrow(0, slice.begin, slice.count);
@@ -56,8 +57,8 @@ class DataParallel {
   std::map<const Parameter*, int> index_;
   bool armed_ = false;
   CommStream stream_ = nullptr;
-  std::vector<int> missing_;                 // parameters of a bucket whose gradient is not complete yet
-  std::size_t next_bucket_ = 0;              // buckets start in order, the same on all ranks
+  std::vector<int> missing_;     // parameters of a bucket whose gradient is not complete yet
+  std::size_t next_bucket_ = 0;  // buckets start in order, the same on all ranks
   std::vector<Pending> pending_;
 };
 

@@ -9,7 +9,8 @@ double largest(at::ScalarType type) { return type == at::kFloat8_e5m2 ? 57344.0 
 
 at::Tensor column_major(const at::Tensor& x) { return x.t().contiguous().t(); }
 
-at::Tensor product(const Quantized& a, const at::Tensor& b_values, const at::Tensor& b_inverse, at::ScalarType out, bool fast) {
+at::Tensor product(const Quantized& a, const at::Tensor& b_values, const at::Tensor& b_inverse, at::ScalarType out,
+                   bool fast) {
   return at::_scaled_mm(a.values, b_values, a.inverse_scale, b_inverse, {}, {}, out, fast);
 }
 
@@ -33,19 +34,22 @@ Fp8Linear::Fp8Linear(const PrecisionConfig& precision)
 
 at::Tensor Fp8Linear::forward(const at::Tensor& x_TD, const Parameter& w_ND) const {
   if (!aligned(x_TD)) return LinearProducts::forward(x_TD, w_ND);
-  const Quantized x = quantize(x_TD, kValueType, ScaleOf::kTensor), w = quantize(w_ND.compute.detach(), kValueType, ScaleOf::kTensor);
+  const Quantized x = quantize(x_TD, kValueType, ScaleOf::kTensor),
+                  w = quantize(w_ND.compute.detach(), kValueType, ScaleOf::kTensor);
   return product(x, w.values.t(), w.inverse_scale, x_TD.scalar_type(), /*fast=*/true);
 }
 
 at::Tensor Fp8Linear::dgrad(const at::Tensor& dy_TN, const Parameter& w_ND) const {
   if (!aligned(dy_TN)) return LinearProducts::dgrad(dy_TN, w_ND);
-  const Quantized dy = quantize(dy_TN, gradient_type_, ScaleOf::kTensor), w = quantize(w_ND.compute.detach(), kValueType, ScaleOf::kTensor);
+  const Quantized dy = quantize(dy_TN, gradient_type_, ScaleOf::kTensor),
+                  w = quantize(w_ND.compute.detach(), kValueType, ScaleOf::kTensor);
   return product(dy, column_major(w.values), w.inverse_scale, dy_TN.scalar_type(), /*fast=*/true);
 }
 
 void Fp8Linear::wgrad(const at::Tensor& dy_TN, const at::Tensor& x_TD, const Parameter& w_ND) const {
   if (!aligned(dy_TN)) return LinearProducts::wgrad(dy_TN, x_TD, w_ND);
-  const Quantized dy = quantize(dy_TN, gradient_type_, ScaleOf::kTensor), x = quantize(x_TD, kValueType, ScaleOf::kTensor);
+  const Quantized dy = quantize(dy_TN, gradient_type_, ScaleOf::kTensor),
+                  x = quantize(x_TD, kValueType, ScaleOf::kTensor);
   const Quantized transposed{dy.values.t().contiguous(), dy.inverse_scale};
   at::Tensor grad = w_ND.grad;
   // Sums run over all tokens: slow accumulation keeps their low bits.
@@ -53,19 +57,21 @@ void Fp8Linear::wgrad(const at::Tensor& dy_TN, const at::Tensor& x_TD, const Par
 }
 
 at::Tensor Fp8Grouped::forward(const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const {
-  const Quantized rows = quantize(rows_RD, kValueType, ScaleOf::kRow), w = quantize(w_END.compute.detach(), kValueType, ScaleOf::kRow);
-  return at::_scaled_grouped_mm(rows.values, w.values.transpose(1, 2), rows.inverse_scale, w.inverse_scale, plan.end_E, {}, {},
-                                rows_RD.scalar_type(), /*use_fast_accum=*/true);
+  const Quantized rows = quantize(rows_RD, kValueType, ScaleOf::kRow),
+                  w = quantize(w_END.compute.detach(), kValueType, ScaleOf::kRow);
+  return at::_scaled_grouped_mm(rows.values, w.values.transpose(1, 2), rows.inverse_scale, w.inverse_scale, plan.end_E,
+                                {}, {}, rows_RD.scalar_type(), /*use_fast_accum=*/true);
 }
 
 at::Tensor Fp8Grouped::dgrad(const at::Tensor& d_RN, const Parameter& w_END, const ops::DispatchPlan& plan) const {
   const Quantized d = quantize(d_RN, kValueType, ScaleOf::kRow);
   const Quantized w = quantize(w_END.compute.detach().transpose(1, 2).contiguous(), kValueType, ScaleOf::kRow);
-  return at::_scaled_grouped_mm(d.values, w.values.transpose(1, 2), d.inverse_scale, w.inverse_scale, plan.end_E, {}, {},
-                                d_RN.scalar_type(), /*use_fast_accum=*/true);
+  return at::_scaled_grouped_mm(d.values, w.values.transpose(1, 2), d.inverse_scale, w.inverse_scale, plan.end_E, {},
+                                {}, d_RN.scalar_type(), /*use_fast_accum=*/true);
 }
 
-void Fp8Grouped::wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const {
+void Fp8Grouped::wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const Parameter& w_END,
+                       const ops::DispatchPlan& plan) const {
   ops::GroupedProducts::choose(rows_RD.device(), rows_RD.scalar_type()).wgrad(d_RN, rows_RD, w_END, plan);
 }
 

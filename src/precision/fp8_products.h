@@ -32,7 +32,8 @@ class Fp8Grouped : public ops::GroupedProducts {
  public:
   at::Tensor forward(const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
   at::Tensor dgrad(const at::Tensor& d_RN, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
-  void wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
+  void wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const Parameter& w_END,
+             const ops::DispatchPlan& plan) const override;
 };
 
 }  // namespace switchyard

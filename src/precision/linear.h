@@ -11,7 +11,7 @@ namespace switchyard {
 
 // Which products a layer uses in training. Without fp8 both are null and every layer multiplies in the compute type.
 struct PrecisionPolicy {
-  const Fp8Report* report = nullptr;                 // null: no layer converts
+  const Fp8Report* report = nullptr;  // null: no layer converts
   const ops::LinearProducts* fp8_linear = nullptr;
   const ops::GroupedProducts* fp8_grouped = nullptr;
   bool converts(const std::string& layer) const { return report && report->converts(layer); }
@@ -20,9 +20,10 @@ struct PrecisionPolicy {
 // y = x W^T without bias. W [rows, cols]; row_split as in Parameter.
 class Linear : public Layer {
  public:
-  Linear(ParameterStore& store, const std::string& name, ParameterKind kind, std::int64_t rows, std::int64_t cols, Init init,
-         const PrecisionPolicy& policy, std::vector<std::int64_t> row_split = {})
-      : Layer(name), weight_(declare(store, "weight", kind, {rows, cols}, init, std::move(row_split))),
+  Linear(ParameterStore& store, const std::string& name, ParameterKind kind, std::int64_t rows, std::int64_t cols,
+         Init init, const PrecisionPolicy& policy, std::vector<std::int64_t> row_split = {})
+      : Layer(name),
+        weight_(declare(store, "weight", kind, {rows, cols}, init, std::move(row_split))),
         fp8_(policy.converts(name) ? policy.fp8_linear : nullptr) {}
 
   // x [T, cols] -> [T, rows]. Evaluation multiplies in the compute type also when training is in fp8 (moe_spec P4).

@@ -196,7 +196,8 @@ std::string find_checkpoint(const std::string& path) {
   const CheckpointFolder folder(run.string(), 1);
   if (const auto best = folder.best()) return best->path;
   if (const auto latest = folder.latest_valid()) return latest->path;
-  throw ConfigError("no checkpoint at " + path + ": give a folder step-…, or a run folder that holds checkpoints/step-…");
+  throw ConfigError("no checkpoint at " + path +
+                    ": give a folder step-…, or a run folder that holds checkpoints/step-…");
 }
 
 }  // namespace switchyard

@@ -24,7 +24,8 @@ namespace {
 
 ComputeDevice cpu_device(const Config& config) {
   if (config.precision.mode == "fp8")
-    throw ConfigError("precision.mode = fp8 needs a GPU of capability 8.9 or higher; on this CPU use fp32 (--precision.mode fp32)");
+    throw ConfigError(
+        "precision.mode = fp8 needs a GPU of capability 8.9 or higher; on this CPU use fp32 (--precision.mode fp32)");
   if (config.precision.mode == "bf16") log::info("precision: bf16 is computed in fp32 on a CPU");
   ComputeDevice cpu;
   cpu.name = format("CPU, %d threads", at::get_num_threads());
@@ -40,14 +41,15 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
   ComputeDevice gpu;
   gpu.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
-  use_side_stream(local_rank);         // from here on, so that every buffer belongs to the stream that is captured
+  use_side_stream(local_rank);  // from here on, so that every buffer belongs to the stream that is captured
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
   gpu.name = properties.name;
   gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);
   gpu.peak_tflops = kernels::peak_tflops(gpu.name, kernels::PeakType::kBf16);
   gpu.activation_dtype = config.precision.mode == "fp32" ? at::kFloat : at::kBFloat16;
   if (config.precision.mode == "fp8" && !gpu.has_fp8)
-    throw ConfigError("precision.mode = fp8 needs a GPU of capability 8.9 or higher; " + gpu.name + " has none, use bf16");
+    throw ConfigError("precision.mode = fp8 needs a GPU of capability 8.9 or higher; " + gpu.name +
+                      " has none, use bf16");
   return gpu;
 }
 #endif
@@ -75,7 +77,8 @@ ComputeDevice choose_device(const Config& config, int local_rank) {
   const bool gpu = config.device == "cuda" || (config.device == "auto" && cuda_available());
   if (!gpu) return cpu_device(config);
 #ifdef SWITCHYARD_WITH_CUDA
-  if (!cuda_available()) throw ConfigError("device = cuda but no GPU is visible; check the driver, or use --device cpu");
+  if (!cuda_available())
+    throw ConfigError("device = cuda but no GPU is visible; check the driver, or use --device cpu");
   return gpu_device(config, local_rank);
 #else
   (void)local_rank;

@@ -11,9 +11,9 @@ namespace switchyard {
 
 struct ComputeDevice {
   at::Device device = at::kCPU;
-  at::ScalarType activation_dtype = at::kFloat;   // bf16 on a GPU unless precision.mode is fp32; fp32 on a CPU
-  std::string name;                               // "NVIDIA H200", "CPU, 2 threads"
-  double peak_tflops = 0;                         // dense bf16 of a GPU by its data sheet, measured fp32 products of a CPU; 0: unknown
+  at::ScalarType activation_dtype = at::kFloat;  // bf16 on a GPU unless precision.mode is fp32; fp32 on a CPU
+  std::string name;                              // "NVIDIA H200", "CPU, 2 threads"
+  double peak_tflops = 0;  // dense bf16 of a GPU by its data sheet, measured fp32 products of a CPU; 0: unknown
   bool has_fp8 = false;
   int index() const { return device.is_cuda() ? device.index() : -1; }
 };

@@ -22,12 +22,12 @@ int run_app(const std::function<int()>& body) {
 }
 
 int with_memory_advice(const std::function<int()>& body, const std::function<std::string()>& advice) {
-  const auto out_of_memory = [&](const char* device) { return RunError(std::string("out of ") + device + " memory: " + advice()); };
+  const auto out_of_memory = [&](const char* device) {
+    return RunError(std::string("out of ") + device + " memory: " + advice());
+  };
   try {
     return body();
-  } catch (const c10::OutOfMemoryError&) {
-    throw out_of_memory("GPU");
-  } catch (const std::bad_alloc&) {
+  } catch (const c10::OutOfMemoryError&) { throw out_of_memory("GPU"); } catch (const std::bad_alloc&) {
     throw out_of_memory("host");
   } catch (const c10::Error& error) {
     // torch's CPU allocator throws its general error, in words of the platform.

@@ -16,7 +16,9 @@ Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control&
   for (std::int64_t i = control.rank(); i < text.count(); i += control.size()) {
     const Batch batch = text.read(i);
     const auto tensor = [&](const std::vector<std::int32_t>& values) {
-      return at::from_blob(const_cast<std::int32_t*>(values.data()), {static_cast<std::int64_t>(values.size())}, at::kInt).to(device, at::kLong);
+      return at::from_blob(const_cast<std::int32_t*>(values.data()), {static_cast<std::int64_t>(values.size())},
+                           at::kInt)
+          .to(device, at::kLong);
     };
     const ModelOutput output = model.forward(tensor(batch.inputs), tensor(batch.targets), context);
     nll += output.nll_T.to(at::kDouble).sum().item<double>();

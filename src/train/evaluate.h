@@ -1,4 +1,5 @@
-// Held-out loss: cross entropy without auxiliary losses, in bf16 or fp32 even when training is in fp8 (moe_spec T6, P4).
+// Held-out loss: cross entropy without auxiliary losses, in bf16 or fp32 even when training is in fp8 (moe_spec T6,
+// P4).
 #pragma once
 
 #include "comm/control.h"
@@ -9,10 +10,10 @@
 namespace switchyard {
 
 struct Evaluation {
-  double loss = 0;               // nats a target
-  double bits_per_byte = 0;      // sum of nll / (ln 2 * source bytes of the predicted text)
+  double loss = 0;           // nats a target
+  double bits_per_byte = 0;  // sum of nll / (ln 2 * source bytes of the predicted text)
   std::int64_t targets = 0, source_bytes = 0;
-  at::Tensor count_LE;           // int64: how often each expert was chosen; undefined for a dense model
+  at::Tensor count_LE;  // int64: how often each expert was chosen; undefined for a dense model
 };
 
 // Over all batches of `text`, divided among the ranks of `control`. Leaves the model as it was.

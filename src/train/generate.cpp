@@ -22,9 +22,11 @@ int choose(const at::Tensor& logits_V, float uniform, const SamplingOptions& opt
 
 }  // namespace
 
-std::vector<int> choose_tokens(const at::Tensor& logits_BV, const std::vector<float>& uniform, const SamplingOptions& options) {
+std::vector<int> choose_tokens(const at::Tensor& logits_BV, const std::vector<float>& uniform,
+                               const SamplingOptions& options) {
   std::vector<int> tokens;
-  for (std::int64_t b = 0; b < logits_BV.size(0); ++b) tokens.push_back(choose(logits_BV[b], uniform[static_cast<std::size_t>(b)], options));
+  for (std::int64_t b = 0; b < logits_BV.size(0); ++b)
+    tokens.push_back(choose(logits_BV[b], uniform[static_cast<std::size_t>(b)], options));
   return tokens;
 }
 
@@ -48,7 +50,8 @@ std::vector<std::string> generate(Gpt& model, const Tokenizer& tokenizer, const 
     if (cache.length >= capacity) break;
     std::vector<float> uniform;
     for (int b = 0; b < count; ++b)
-      uniform.push_back(to_uniform(philox(mix_key(options.seed, static_cast<std::uint64_t>(b)), static_cast<std::uint64_t>(cache.length), 0).x));
+      uniform.push_back(to_uniform(
+          philox(mix_key(options.seed, static_cast<std::uint64_t>(b)), static_cast<std::uint64_t>(cache.length), 0).x));
     const std::vector<int> next = choose_tokens(logits, uniform, options);
     input.assign(next.begin(), next.end());
     for (std::size_t b = 0; b < text.size(); ++b) {

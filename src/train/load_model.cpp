@@ -20,12 +20,14 @@ std::string run_of(const std::string& checkpoint) {
   return std::filesystem::path(checkpoint).parent_path().parent_path().string();
 }
 
-void copy_weights(ParameterStore& store, const std::vector<std::pair<std::string, at::Tensor>>& weights, const std::string& from) {
+void copy_weights(ParameterStore& store, const std::vector<std::pair<std::string, at::Tensor>>& weights,
+                  const std::string& from) {
   at::NoGradGuard no_grad;
   const std::map<std::string, at::Tensor> by_name(weights.begin(), weights.end());
   for (const auto& parameter : store.all()) {
     const auto found = by_name.find(parameter->name);
-    if (found == by_name.end()) throw RunError(from + " has no tensor " + parameter->name + "; it was trained with another config");
+    if (found == by_name.end())
+      throw RunError(from + " has no tensor " + parameter->name + "; it was trained with another config");
     if (found->second.sizes() != at::IntArrayRef(parameter->shape))
       throw RunError(from + ": tensor " + parameter->name + " has another shape than this config's");
     parameter->master.copy_(found->second);
@@ -57,7 +59,8 @@ LoadedModel load_model(const CommandLine& line) {
   if (checkpoint.empty()) throw ConfigError("--checkpoint is missing; name a run folder such as runs/out/quickstart");
   std::string device = "auto";
   for (const auto& [key, value] : line.overrides) {
-    if (key != "device") throw ConfigError("--" + key + ": a trained model's config cannot be changed; only --device can be set");
+    if (key != "device")
+      throw ConfigError("--" + key + ": a trained model's config cannot be changed; only --device can be set");
     device = value;
   }
   return load_model(checkpoint, device);

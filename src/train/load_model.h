@@ -13,13 +13,13 @@ namespace switchyard {
 struct LoadedModel {
   ResolvedConfig resolved;
   ComputeDevice device;
-  std::string checkpoint;                  // the step folder
+  std::string checkpoint;  // the step folder
   std::unique_ptr<Gpt> model;
-  std::unique_ptr<Tokenizer> tokenizer;    // the run's own
+  std::unique_ptr<Tokenizer> tokenizer;  // the run's own
 };
 
-// path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read in
-// the device's compute type; fp8 training evaluates in bf16. ConfigError or RunError says what is missing.
+// path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read
+// in the device's compute type; fp8 training evaluates in bf16. ConfigError or RunError says what is missing.
 LoadedModel load_model(const std::string& path, const std::string& device);
 
 // The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.
@@ -31,9 +31,10 @@ ResolvedConfig resumed_config(const ResolvedConfig& resolved, const Overrides& o
 
 // Where a run keeps its tokenizer, so that a run folder is complete by itself.
 std::string tokenizer_path_of_run(const std::string& run_folder);
-std::string run_of(const std::string& checkpoint);      // the run folder of a step folder
+std::string run_of(const std::string& checkpoint);  // the run folder of a step folder
 
 // Masters and copies from named tensors. RunError names a tensor that is missing or has another shape.
-void copy_weights(ParameterStore& store, const std::vector<std::pair<std::string, at::Tensor>>& weights, const std::string& from);
+void copy_weights(ParameterStore& store, const std::vector<std::pair<std::string, at::Tensor>>& weights,
+                  const std::string& from);
 
 }  // namespace switchyard

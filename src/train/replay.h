@@ -12,7 +12,7 @@ class Replay {
   // `work` must issue the same kernels on the same memory at every call. capture false: every call runs it.
   // Calls 1 and 2 run eagerly (libraries choose their kernels and allocate workspaces), the third records.
   Replay(std::function<void()> work, bool capture);
-  ~Replay();                       // destroy before the communicator whose calls it captured
+  ~Replay();  // destroy before the communicator whose calls it captured
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
 
@@ -20,7 +20,7 @@ class Replay {
   bool recorded() const { return graph_ != nullptr; }
 
  private:
-  void replay();                   // records at its first call
+  void replay();  // records at its first call
   struct Graph;
   static constexpr int kEagerCalls = 2;
 
@@ -32,7 +32,7 @@ class Replay {
 
 // A stream of its own for everything the process does on the GPU: a default stream cannot be captured. No-op on CPU.
 void use_side_stream(int device);
-void* current_stream_of(int device);        // the cudaStream_t as collectives take it; null on CPU (device < 0)
+void* current_stream_of(int device);  // the cudaStream_t as collectives take it; null on CPU (device < 0)
 void synchronize_device(int device);
 // Peak bytes: of torch's allocator on a GPU, resident memory of the process on CPU (device < 0).
 std::int64_t peak_memory_bytes(int device);

@@ -26,7 +26,7 @@ Replay::~Replay() = default;
 void Replay::replay() {
   if (!graph_) {
     c10::cuda::getCurrentCUDAStream().synchronize();
-    c10::cuda::CUDACachingAllocator::emptyCache();     // what the eager calls held is room for the graph's pool
+    c10::cuda::CUDACachingAllocator::emptyCache();  // what the eager calls held is room for the graph's pool
     graph_ = std::make_unique<Graph>();
     graph_->graph.capture_begin(shared_pool(), cudaStreamCaptureModeThreadLocal);
     work_();
@@ -36,7 +36,9 @@ void Replay::replay() {
 }
 
 void use_side_stream(int device) {
-  if (device >= 0) c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, static_cast<c10::DeviceIndex>(device)));
+  if (device >= 0)
+    c10::cuda::setCurrentCUDAStream(
+        c10::cuda::getStreamFromPool(/*isHighPriority=*/false, static_cast<c10::DeviceIndex>(device)));
 }
 
 void* current_stream_of(int device) {

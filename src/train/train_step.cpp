@@ -9,9 +9,14 @@ int index_of(at::Device device) { return device.is_cuda() ? device.index() : -1;
 
 }  // namespace
 
-TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, StepScalars& scalars, const Config& config,
-                     at::Device device, std::int64_t micro_batches, bool capture)
-    : model_(model), parallel_(parallel), optimizer_(optimizer), scalars_(scalars), config_(config), device_(device),
+TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, StepScalars& scalars,
+                     const Config& config, at::Device device, std::int64_t micro_batches, bool capture)
+    : model_(model),
+      parallel_(parallel),
+      optimizer_(optimizer),
+      scalars_(scalars),
+      config_(config),
+      device_(device),
       micro_batches_(micro_batches) {
   const std::int64_t sequences = config.train.micro_batch, tokens = sequences * config.model.seq_len;
   const auto longs = at::TensorOptions().device(device).dtype(at::kLong);
@@ -35,11 +40,13 @@ TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, S
     };
 
   inner_ = std::make_unique<Replay>([this] { forward_backward(); }, capture);
-  last_ = std::make_unique<Replay>([this] {
-    parallel_.arm(current_stream_of(index_of(device_)));
-    forward_backward();
-    parallel_.finish_reduction(current_stream_of(index_of(device_)));
-  }, capture);
+  last_ = std::make_unique<Replay>(
+      [this] {
+        parallel_.arm(current_stream_of(index_of(device_)));
+        forward_backward();
+        parallel_.finish_reduction(current_stream_of(index_of(device_)));
+      },
+      capture);
   update_ = std::make_unique<Replay>([this] { apply_update(); }, capture);
 }
 
@@ -51,7 +58,8 @@ void TrainStep::load(const Batch& batch) {
   const auto copy = [&](const auto& values, const at::Tensor& target) {
     using Value = typename std::decay_t<decltype(values)>::value_type;
     const at::ScalarType type = sizeof(Value) == 4 ? at::kInt : at::kLong;
-    at::Tensor host = at::from_blob(const_cast<Value*>(values.data()), {static_cast<std::int64_t>(values.size())}, type).to(at::kLong, false, true);
+    at::Tensor host = at::from_blob(const_cast<Value*>(values.data()), {static_cast<std::int64_t>(values.size())}, type)
+                          .to(at::kLong, false, true);
     if (device_.is_cuda()) host = host.pin_memory();
     at::Tensor(target).copy_(host, /*non_blocking=*/true);
   };

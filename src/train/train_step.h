@@ -1,5 +1,5 @@
-// One optimizer step: micro-batches forward and backward, gradients joined over ranks, guard, update. The same code runs
-// eagerly on a CPU and as CUDA graphs on a GPU.
+// One optimizer step: micro-batches forward and backward, gradients joined over ranks, guard, update. The same code
+// runs eagerly on a CPU and as CUDA graphs on a GPU.
 #pragma once
 
 #include "data/loader.h"
@@ -12,8 +12,8 @@ namespace switchyard {
 
 // Sums since the last read, on the device; the host reads them at log time only.
 struct IntervalSums {
-  at::Tensor loss;            // fp32 [1]: mean cross entropy of each micro-batch, times loss_scale
-  std::int64_t steps = 0;     // optimizer steps in it
+  at::Tensor loss;         // fp32 [1]: mean cross entropy of each micro-batch, times loss_scale
+  std::int64_t steps = 0;  // optimizer steps in it
 };
 
 class TrainStep {
@@ -44,8 +44,8 @@ class TrainStep {
   const at::Device device_;
   const std::int64_t micro_batches_;
   StepContext context_;
-  at::Tensor tokens_, targets_, windows_;      // fixed storage: a captured graph reads it
-  at::Tensor step_loss_;                       // fp32 [1]: of this step, for the guard
+  at::Tensor tokens_, targets_, windows_;  // fixed storage: a captured graph reads it
+  at::Tensor step_loss_;                   // fp32 [1]: of this step, for the guard
   IntervalSums interval_;
   std::unique_ptr<Replay> inner_, last_, update_;
 };

@@ -27,12 +27,19 @@ std::string run_folder(const Config& config) {
 }
 
 Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data)
-    : resolved_(resolved), config_(resolved_.config), world_(world), device_(device), folder_(run_folder(config_)),
-      precision_(config_, device_), checkpoints_(folder_, config_.train.keep_checkpoints), started_(Clock::now()) {
+    : resolved_(resolved),
+      config_(resolved_.config),
+      world_(world),
+      device_(device),
+      folder_(run_folder(config_)),
+      precision_(config_, device_),
+      checkpoints_(folder_, config_.train.keep_checkpoints),
+      started_(Clock::now()) {
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
   steps_ = resolve_steps(config_.train, {size.scaling_parameters, flops_per_token_});
-  micro_batches_ = config_.train.batch_tokens / (std::int64_t{config_.train.micro_batch} * config_.model.seq_len * world.size());
+  micro_batches_ =
+      config_.train.batch_tokens / (std::int64_t{config_.train.micro_batch} * config_.model.seq_len * world.size());
   build_model();
   open_text(data);
   restore();
@@ -49,7 +56,8 @@ Trainer::~Trainer() = default;
 
 void Trainer::build_model() {
   if (world_.size() > 1)
-    collectives_ = device_.device.is_cuda() ? make_device_collectives(world_, device_.index()) : make_host_collectives(world_);
+    collectives_ =
+        device_.device.is_cuda() ? make_device_collectives(world_, device_.index()) : make_host_collectives(world_);
   model_ = std::make_unique<Gpt>(config_, precision_.policy());
   parallel_ = std::make_unique<DataParallel>(model_->store(), config_, collectives_.get());
   model_->store().allocate(device_.device, device_.activation_dtype, parallel_->placement());
@@ -58,8 +66,8 @@ void Trainer::build_model() {
   parallel_->attach();
   scalars_ = std::make_unique<StepScalars>(device_.device);
   optimizer_ = std::make_unique<Optimizer>(parallel_->owned(), config_);
-  step_ = std::make_unique<TrainStep>(*model_, *parallel_, *optimizer_, *scalars_, config_, device_.device, micro_batches_,
-                                      captures(config_, device_));
+  step_ = std::make_unique<TrainStep>(*model_, *parallel_, *optimizer_, *scalars_, config_, device_.device,
+                                      micro_batches_, captures(config_, device_));
   log::info(group_table(model_->store(), config_));
 }
 
@@ -68,15 +76,16 @@ void Trainer::open_text(const PreparedData& data) {
   const auto open = [&](const std::vector<std::string>& paths) {
     return std::make_shared<const ShardSet>(paths, data.tokenizer_hash, config_.model.vocab_size);
   };
-  loader_ = std::make_unique<Loader>(open(data.train_shards), LoaderOptions{config_.train.micro_batch, config_.model.seq_len,
-                                                                            static_cast<std::uint64_t>(config_.data.seed)});
+  loader_ = std::make_unique<Loader>(
+      open(data.train_shards),
+      LoaderOptions{config_.train.micro_batch, config_.model.seq_len, static_cast<std::uint64_t>(config_.data.seed)});
   held_out_ = std::make_unique<HeldOut>(open(data.heldout_shards), config_.train.micro_batch, config_.model.seq_len,
                                         tokenizer_->bytes_of(), tokenizer_->bos(), config_.train.eval_tokens);
 }
 
 void Trainer::train_step(std::int64_t step) {
-  scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_), muon_momentum(config_.optim.muon, step),
-                         weight_decay_factor(step, steps_));
+  scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_),
+                         muon_momentum(config_.optim.muon, step), weight_decay_factor(step, steps_));
   for (std::int64_t i = 0; i < micro_batches_; ++i) step_->micro_batch(prefetcher_->next(), i);
   step_->update();
   state_.step = step + 1;
@@ -104,7 +113,8 @@ int Trainer::run() {
     stopped = world_.control().any(stop_signal_received());
   }
   const bool finished = state_.step >= steps_;
-  if (stopped && !finished) log::info(format("stop asked for: saving at step %lld", static_cast<long long>(state_.step)));
+  if (stopped && !finished)
+    log::info(format("stop asked for: saving at step %lld", static_cast<long long>(state_.step)));
   if (finished) evaluate_now(state_.step);
   save(state_.step);
   final_report(finished);
@@ -124,7 +134,7 @@ double Trainer::evaluate_now(std::int64_t step) {
   metrics.seconds = seconds_since(start);
   if (metrics.best) state_.best_held_out_loss = metrics.loss;
   for (const auto& sink : sinks_) sink->eval(metrics);
-  interval_start_ += Clock::now() - start;       // evaluation is not training time
+  interval_start_ += Clock::now() - start;  // evaluation is not training time
   return metrics.bits_per_byte;
 }
 

@@ -31,16 +31,18 @@ class Trainer {
   int run();
 
  private:
-  struct Rates { double tokens_per_s = 0, mfu = 0; };
+  struct Rates {
+    double tokens_per_s = 0, mfu = 0;
+  };
 
   void build_model();
   void open_text(const PreparedData& data);
   void restore();
   void load_weights_from(const std::string& path);
   void train_step(std::int64_t step);
-  StepMetrics read_interval(std::int64_t step);      // waits for the device
+  StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);
-  double evaluate_now(std::int64_t step);            // returns bits per byte
+  double evaluate_now(std::int64_t step);  // returns bits per byte
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics) const;
@@ -53,10 +55,10 @@ class Trainer {
   World& world_;
   const ComputeDevice device_;
   const std::string folder_;
-  std::int64_t steps_ = 0, micro_batches_ = 0;       // micro-batches of a step on this rank
+  std::int64_t steps_ = 0, micro_batches_ = 0;  // micro-batches of a step on this rank
   double flops_per_token_ = 0;
 
-  std::unique_ptr<Collectives> collectives_;         // outlives the graphs in step_
+  std::unique_ptr<Collectives> collectives_;  // outlives the graphs in step_
   const PrecisionChoice precision_;
   std::unique_ptr<Gpt> model_;
   std::unique_ptr<DataParallel> parallel_;

@@ -29,7 +29,7 @@ void Trainer::restore() {
   std::optional<CheckpointInfo> latest = config_.train.resume ? checkpoints_.latest_valid() : std::nullopt;
   if (config_.train.resume && !latest) log::warn("nothing to resume in " + folder_ + "; starting from step 0");
   if (!latest && !config_.train.init_from.empty()) load_weights_from(config_.train.init_from);
-  world_.control().barrier();      // all have read what the main rank may now move: weights of a run in the same folder
+  world_.control().barrier();  // all have read what the main rank may now move: weights of a run in the same folder
   if (world_.is_main()) {
     if (!latest) set_aside(folder_);
     std::filesystem::create_directories(folder_);
@@ -44,7 +44,8 @@ void Trainer::restore() {
   std::map<std::string, at::Tensor> optimizer(snapshot.optimizer.begin(), snapshot.optimizer.end());
   for (const OptimizerState& state : optimizer_->states()) {
     const auto found = optimizer.find(state.slice.parameter->name + "." + state.kind);
-    if (found == optimizer.end()) throw RunError(latest->path + " has no optimizer state " + state.slice.parameter->name + "." + state.kind);
+    if (found == optimizer.end())
+      throw RunError(latest->path + " has no optimizer state " + state.slice.parameter->name + "." + state.kind);
     at::Tensor(state.values).copy_(DataParallel::slice_of(found->second, state.slice));
   }
   state_ = RunState::from_json(snapshot.state_json);
@@ -75,7 +76,8 @@ void Trainer::save(std::int64_t step) {
   state_.world_size = world_.size();
   if (world_.is_main()) {
     Snapshot snapshot;
-    for (const auto& parameter : model_->store().all()) snapshot.weights.emplace_back(parameter->name, parameter->master);
+    for (const auto& parameter : model_->store().all())
+      snapshot.weights.emplace_back(parameter->name, parameter->master);
     snapshot.optimizer = std::move(optimizer);
     snapshot.state_json = state_.to_json();
     snapshot.given_config_json = resolved_.given_json();

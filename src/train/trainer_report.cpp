@@ -42,7 +42,7 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
   m.step = step;
   m.steps = steps_;
   m.tokens = state_.tokens;
-  m.loss = interval.loss.item<double>() / steps;                 // waits for the device
+  m.loss = interval.loss.item<double>() / steps;  // waits for the device
   m.grad_norm = scalars_->grad_norm.item<double>();
   m.skipped_nonfinite = scalars_->skipped.item<std::int64_t>();
   state_.skipped_in_a_row = scalars_->skipped_in_a_row.item<std::int64_t>();
@@ -72,7 +72,8 @@ void Trainer::report(std::int64_t step) {
     const double passes = static_cast<double>((step - interval_start_step_) * micro_batches_ * world_.size());
     m.moe_layers = model_->sparse_layers();
     m.balance_loss = world_.control().sum(totals.balance_L.sum().item<double>()) / passes;
-    m.balance_per_layer = m.balance_loss / m.moe_layers / (config_.router.balance_topk_normalize ? 1 : config_.router.top_k);
+    m.balance_per_layer =
+        m.balance_loss / m.moe_layers / (config_.router.balance_topk_normalize ? 1 : config_.router.top_k);
     m.z_loss = world_.control().sum(totals.z_loss_L.sum().item<double>()) / passes;
     routing = layer_routing(totals);
     m.imbalance = 0, m.entropy = 0;
@@ -94,25 +95,28 @@ void Trainer::report(std::int64_t step) {
 
 void Trainer::stop_if_nonfinite(const StepMetrics& m) const {
   if (state_.skipped_in_a_row == 0) return;
-  log::warn(format("step %lld: loss or gradient is not finite; %lld updates skipped so far, %lld in a row", static_cast<long long>(m.step),
-                   static_cast<long long>(m.skipped_nonfinite), static_cast<long long>(state_.skipped_in_a_row)));
+  log::warn(format("step %lld: loss or gradient is not finite; %lld updates skipped so far, %lld in a row",
+                   static_cast<long long>(m.step), static_cast<long long>(m.skipped_nonfinite),
+                   static_cast<long long>(state_.skipped_in_a_row)));
   if (state_.skipped_in_a_row >= config_.train.nonfinite_limit)
-    throw RunError(format("train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the weights are those of "
-                          "the last good step. Lower the learning rates or use precision.mode fp32, then --resume",
-                          config_.train.nonfinite_limit));
+    throw RunError(format(
+        "train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the weights are those of "
+        "the last good step. Lower the learning rates or use precision.mode fp32, then --resume",
+        config_.train.nonfinite_limit));
 }
 
 void Trainer::final_report(bool finished) {
   for (const auto& sink : sinks_) sink->finish();
   if (!world_.is_main()) return;
-  if (!finished) return log::info(format("stopped at step %lld of %lld; continue with --resume", static_cast<long long>(state_.step),
-                                         static_cast<long long>(steps_)));
+  if (!finished)
+    return log::info(format("stopped at step %lld of %lld; continue with --resume", static_cast<long long>(state_.step),
+                            static_cast<long long>(steps_)));
   if (last_evaluation_.count_LE.defined())
     log::info("expert usage on held-out text:\n" + routing_table(layers_of(config_, last_evaluation_.count_LE)));
   sample_now(state_.step);
-  log::info(format("held-out bits per byte: %.4f before, %.4f after %lld steps (%s tokens in %s)", state_.first_bits_per_byte,
-                   last_evaluation_.bits_per_byte, static_cast<long long>(state_.step), with_commas(state_.tokens).c_str(),
-                   human_duration(state_.elapsed_s).c_str()));
+  log::info(format("held-out bits per byte: %.4f before, %.4f after %lld steps (%s tokens in %s)",
+                   state_.first_bits_per_byte, last_evaluation_.bits_per_byte, static_cast<long long>(state_.step),
+                   with_commas(state_.tokens).c_str(), human_duration(state_.elapsed_s).c_str()));
 }
 
 }  // namespace switchyard

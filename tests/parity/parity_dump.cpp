@@ -1,7 +1,7 @@
 // Writes down what this program computes, for the Python model to compute again (compare.py):
 //   parity_dump --config FILE --out FOLDER [--zero_router] [--any.key value ...]
-// The model is the config's with every weight moved away from its initial value, so that no gradient is 0; the steps run
-// through the trainer's own TrainStep. In FOLDER, all values fp32:
+// The model is the config's with every weight moved away from its initial value, so that no gradient is 0; the steps
+// run through the trainer's own TrainStep. In FOLDER, all values fp32:
 //   config.json                every key, resolved
 //   weights.safetensors        before anything ran
 //   tokens.safetensors         inputs, targets int64 [M, B, S]; step s takes micro-batches s*A .. s*A+A-1, modulo M
@@ -48,14 +48,17 @@ struct Run {
   std::unique_ptr<TrainStep> step;
 
   explicit Run(const Config& c)
-      : config(c), accumulation(c.train.batch_tokens / (std::int64_t{c.train.micro_batch} * c.model.seq_len)), model(c),
+      : config(c),
+        accumulation(c.train.batch_tokens / (std::int64_t{c.train.micro_batch} * c.model.seq_len)),
+        model(c),
         parallel(model.store(), c, nullptr) {
     model.store().allocate(at::kCPU, at::kFloat, parallel.placement());
     model.store().initialize(static_cast<std::uint64_t>(c.train.seed));
     model.prepare(at::kCPU, at::kFloat);
     parallel.attach();
     optimizer = std::make_unique<Optimizer>(parallel.owned(), c);
-    step = std::make_unique<TrainStep>(model, parallel, *optimizer, scalars, c, at::kCPU, accumulation, /*capture=*/false);
+    step =
+        std::make_unique<TrainStep>(model, parallel, *optimizer, scalars, c, at::kCPU, accumulation, /*capture=*/false);
   }
 };
 
@@ -72,7 +75,8 @@ void perturb(ParameterStore& store, bool zero_router) {
 
 NamedTensors copies(const ParameterStore& store, Tensor Parameter::*which) {
   NamedTensors tensors;
-  for (const auto& parameter : store.all()) tensors.emplace_back(parameter->name, ((*parameter).*which).detach().clone());
+  for (const auto& parameter : store.all())
+    tensors.emplace_back(parameter->name, ((*parameter).*which).detach().clone());
   return tensors;
 }
 
@@ -110,12 +114,14 @@ void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folde
   const at::Tensor windows = at::arange(run.config.train.micro_batch, at::kLong);
   context.dropout = {static_cast<std::uint64_t>(run.config.train.seed), run.scalars.step, windows, model.seq_len};
   const at::Tensor tokens = longs(batch.inputs);
-  const at::Tensor logits = run.model.logits(tokens, context).view({run.config.train.micro_batch, model.seq_len, model.vocab_size});
+  const at::Tensor logits =
+      run.model.logits(tokens, context).view({run.config.train.micro_batch, model.seq_len, model.vocab_size});
   run.model.routing_totals().zero();
   const ModelOutput output = run.model.forward(tokens, longs(batch.targets), context);
   torch::autograd::backward({output.total}, {});
   write_safetensors(folder + "/forward.safetensors",
-                    {{"logits", logits}, {"loss", output.nll_T.mean().reshape({1})},
+                    {{"logits", logits},
+                     {"loss", output.nll_T.mean().reshape({1})},
                      {"aux", auxiliary_loss(run.model.routing_totals(), run.config.router)}});
   write_safetensors(folder + "/gradients.safetensors", copies(run.model.store(), &Parameter::grad));
   run.model.store().zero_grad();
@@ -130,7 +136,8 @@ double one_step(Run& run, const std::vector<Batch>& batches, std::int64_t step, 
     run.step->micro_batch(batches[(step * run.accumulation + i) % kMicroBatches], i);
   if (step == 0) write_safetensors(folder + "/gradients_step.safetensors", copies(run.model.store(), &Parameter::grad));
   run.step->update();
-  if (step == 0) write_safetensors(folder + "/weights_after.safetensors", copies(run.model.store(), &Parameter::master));
+  if (step == 0)
+    write_safetensors(folder + "/weights_after.safetensors", copies(run.model.store(), &Parameter::master));
   const double loss = run.step->interval().loss.item<float>();
   run.step->interval().loss.zero_();
   return loss;

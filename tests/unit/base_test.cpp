@@ -19,10 +19,15 @@ TEST(Text, NumbersReadAsPeopleWriteThem) {
 }
 
 TEST(Text, Globs) {
-  struct Case { const char* pattern; const char* text; bool matches; };
-  for (const Case& c : {Case{"*experts*", "blocks.0.moe.experts.w1", true}, Case{"*experts*", "blocks.0.mlp.w1", false},
-                        Case{"blocks.?.attn", "blocks.3.attn", true}, Case{"blocks.?.attn", "blocks.12.attn", false},
-                        Case{"", "", true}, Case{"*", "", true}, Case{"a*b*c", "axxbyyc", true}, Case{"a*b*c", "axxbyy", false}}) {
+  struct Case {
+    const char* pattern;
+    const char* text;
+    bool matches;
+  };
+  for (const Case& c :
+       {Case{"*experts*", "blocks.0.moe.experts.w1", true}, Case{"*experts*", "blocks.0.mlp.w1", false},
+        Case{"blocks.?.attn", "blocks.3.attn", true}, Case{"blocks.?.attn", "blocks.12.attn", false},
+        Case{"", "", true}, Case{"*", "", true}, Case{"a*b*c", "axxbyyc", true}, Case{"a*b*c", "axxbyy", false}}) {
     EXPECT_EQ(matches_glob(c.pattern, c.text), c.matches) << c.pattern << " on " << c.text;
   }
 }

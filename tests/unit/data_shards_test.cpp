@@ -3,8 +3,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "data/prepared_manifest.h"
 #include "data/prepare.h"
+#include "data/prepared_manifest.h"
 #include "data/shards.h"
 #include "data_fixture.h"
 

@@ -1,4 +1,5 @@
-// The sparse layer's operations: routing scores, dispatch, and the experts, each against plain ATen and finite differences.
+// The sparse layer's operations: routing scores, dispatch, and the experts, each against plain ATen and finite
+// differences.
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -24,13 +25,25 @@ std::vector<at::Device> devices() {
   return list;
 }
 
-struct ScoreCase { const char* name; std::int64_t tokens; int experts, top_k; Score score; bool normalize; std::int64_t group; };
+struct ScoreCase {
+  const char* name;
+  std::int64_t tokens;
+  int experts, top_k;
+  Score score;
+  bool normalize;
+  std::int64_t group;
+};
 const std::vector<ScoreCase> kScores = {
-    {"softmax, normalised", 64, 8, 2, Score::kSoftmax, true, 0}, {"softmax as it is", 64, 8, 2, Score::kSoftmax, false, 0},
-    {"sigmoid, normalised", 63, 16, 4, Score::kSigmoid, true, 0}, {"sigmoid as it is", 64, 8, 1, Score::kSigmoid, false, 0},
-    {"identity", 40, 4, 2, Score::kIdentity, false, 0},           {"one expert", 33, 1, 1, Score::kSoftmax, true, 0},
-    {"every expert", 32, 4, 4, Score::kSoftmax, true, 0},         {"by sequence", 64, 8, 2, Score::kSoftmax, true, 16},
-    {"top 1 keeps its weight", 64, 8, 1, Score::kSoftmax, true, 0}, {"many experts", 1000, 64, 8, Score::kSoftmax, true, 0},
+    {"softmax, normalised", 64, 8, 2, Score::kSoftmax, true, 0},
+    {"softmax as it is", 64, 8, 2, Score::kSoftmax, false, 0},
+    {"sigmoid, normalised", 63, 16, 4, Score::kSigmoid, true, 0},
+    {"sigmoid as it is", 64, 8, 1, Score::kSigmoid, false, 0},
+    {"identity", 40, 4, 2, Score::kIdentity, false, 0},
+    {"one expert", 33, 1, 1, Score::kSoftmax, true, 0},
+    {"every expert", 32, 4, 4, Score::kSoftmax, true, 0},
+    {"by sequence", 64, 8, 2, Score::kSoftmax, true, 16},
+    {"top 1 keeps its weight", 64, 8, 1, Score::kSoftmax, true, 0},
+    {"many experts", 1000, 64, 8, Score::kSoftmax, true, 0},
 };
 
 TEST(RouterScores, MatchesReferenceForwardAndBackward) {
@@ -40,8 +53,11 @@ TEST(RouterScores, MatchesReferenceForwardAndBackward) {
       const auto run = [&](auto op, at::ScalarType type) {
         const Tensor logits = random({c.tokens, c.experts}, 3, type).to(device).requires_grad_(true);
         const RouterScores s = op(logits, Tensor(), rule);
-        const auto fixed = [&](const Tensor& t, std::uint64_t seed) { return (t * random(t.sizes().vec(), seed, type).to(device)).sum(); };
-        torch::autograd::backward({fixed(s.weight_TK, 1) + fixed(s.prob_sum_GE, 2) + fixed(s.importance_E, 4) + fixed(s.z_sum, 5)}, {});
+        const auto fixed = [&](const Tensor& t, std::uint64_t seed) {
+          return (t * random(t.sizes().vec(), seed, type).to(device)).sum();
+        };
+        torch::autograd::backward(
+            {fixed(s.weight_TK, 1) + fixed(s.prob_sum_GE, 2) + fixed(s.importance_E, 4) + fixed(s.z_sum, 5)}, {});
         return std::pair<RouterScores, Tensor>(s, logits.grad());
       };
       const at::ScalarType type = device.is_cpu() ? at::kDouble : at::kFloat;
@@ -73,7 +89,13 @@ TEST(RouterScores, EqualLogitsRotateOverAllExpertsOrGoToTheFirst) {
 }
 
 enum class Skew { kRandom, kSingle, kHalfEmpty };
-struct ExpertCase { const char* name; std::int64_t tokens; int width, hidden, experts, top_k; ActivationKind kind; Skew skew; };
+struct ExpertCase {
+  const char* name;
+  std::int64_t tokens;
+  int width, hidden, experts, top_k;
+  ActivationKind kind;
+  Skew skew;
+};
 const std::vector<ExpertCase> kExperts = {
     {"one token", 1, 16, 24, 8, 2, ActivationKind::kRelu2, Skew::kRandom},
     {"odd rows", 127, 24, 40, 8, 2, ActivationKind::kRelu2, Skew::kRandom},
@@ -87,7 +109,11 @@ const std::vector<ExpertCase> kExperts = {
 Tensor choices(const ExpertCase& c) {
   at::manual_seed(17);
   const int used = c.skew == Skew::kSingle ? 1 : c.skew == Skew::kHalfEmpty ? c.experts / 2 : c.experts;
-  return at::rand({c.tokens, used}).argsort(static_cast<std::int64_t>(1), false).narrow(1, 0, c.top_k).to(at::kInt).contiguous();
+  return at::rand({c.tokens, used})
+      .argsort(static_cast<std::int64_t>(1), false)
+      .narrow(1, 0, c.top_k)
+      .to(at::kInt)
+      .contiguous();
 }
 
 TEST(MoeFfn, MatchesTheLoopOverExperts) {
@@ -97,20 +123,24 @@ TEST(MoeFfn, MatchesTheLoopOverExperts) {
       const auto run = [&](bool fused) {
         ParameterStore store;
         const std::int64_t up_rows = is_gated(c.kind) ? 2 * c.hidden : c.hidden;
-        Parameter& up = store.add("up", ParameterKind::kExpert, {c.experts, up_rows, c.width}, {Init::Kind::kNormal, 0.3});
-        Parameter& down = store.add("down", ParameterKind::kExpert, {c.experts, c.width, c.hidden}, {Init::Kind::kNormal, 0.3});
+        Parameter& up =
+            store.add("up", ParameterKind::kExpert, {c.experts, up_rows, c.width}, {Init::Kind::kNormal, 0.3});
+        Parameter& down =
+            store.add("down", ParameterKind::kExpert, {c.experts, c.width, c.hidden}, {Init::Kind::kNormal, 0.3});
         store.allocate(device, at::kFloat, store.contiguous());
         store.initialize(5);
         const Tensor x = random({c.tokens, c.width}, 1).to(device).requires_grad_(true);
         const Tensor weight = random({c.tokens, c.top_k}, 2).to(device).requires_grad_(true);
         const ExpertWeights weights{&up, &down, c.kind};
-        const Tensor out = fused ? moe_ffn(x, weight, weights, dispatch(expert, c.experts), GroupedProducts::choose(device, at::kFloat))
+        const Tensor out = fused ? moe_ffn(x, weight, weights, dispatch(expert, c.experts),
+                                           GroupedProducts::choose(device, at::kFloat))
                                  : moe_ffn_reference(x, weight, expert, weights);
         torch::autograd::backward({out}, {random({c.tokens, c.width}, 9).to(device)});
         return std::vector<Tensor>{out, x.grad(), weight.grad(), up.grad, down.grad};
       };
       const auto got = run(true), want = run(false);
-      for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LT(relative(got[i], want[i]), 3e-5) << c.name << " result " << i;
+      for (std::size_t i = 0; i < got.size(); ++i)
+        EXPECT_LT(relative(got[i], want[i]), 3e-5) << c.name << " result " << i;
     }
 }
 
@@ -123,9 +153,11 @@ TEST(MoeFfn, EmptyExpertsLeaveTheirGradientBitwise) {
     store.initialize(5);
     up.grad.fill_(0.37);
     down.grad.fill_(-1.25);
-    const Tensor x = random({8, 16}, 1).to(device).requires_grad_(true), weight = at::ones({8, 1}, device).requires_grad_(true);
+    const Tensor x = random({8, 16}, 1).to(device).requires_grad_(true),
+                 weight = at::ones({8, 1}, device).requires_grad_(true);
     const Tensor expert = at::full({8, 1}, 2, at::TensorOptions().dtype(at::kInt).device(device));
-    const Tensor out = moe_ffn(x, weight, {&up, &down, ActivationKind::kRelu2}, dispatch(expert, 4), GroupedProducts::choose(device, at::kFloat));
+    const Tensor out = moe_ffn(x, weight, {&up, &down, ActivationKind::kRelu2}, dispatch(expert, 4),
+                               GroupedProducts::choose(device, at::kFloat));
     torch::autograd::backward({out}, {at::ones_like(out)});
     for (const int e : {0, 1, 3}) {
       EXPECT_TRUE(up.grad[e].eq(0.37).all().item<bool>());
@@ -151,7 +183,8 @@ TEST(MoeFfn, PermutedExpertsGiveTheSameOutput) {
   const Tensor before = run(expert);
   for (Parameter* p : {&up, &down}) p->master.copy_(p->master.index_select(0, order).clone());
   const Tensor inverse = order.argsort(static_cast<std::int64_t>(0), false).to(at::kInt);
-  EXPECT_LT(relative(run(inverse.index_select(0, expert.flatten().to(at::kLong)).view_as(expert).contiguous()), before), 1e-6);
+  EXPECT_LT(relative(run(inverse.index_select(0, expert.flatten().to(at::kLong)).view_as(expert).contiguous()), before),
+            1e-6);
 }
 
 }  // namespace

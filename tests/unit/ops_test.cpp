@@ -15,7 +15,8 @@
 namespace switchyard::ops {
 namespace {
 
-// What a run of an op gives: outputs, then gradients of its inputs and of its parameters, for loss = sum(output * fixed).
+// What a run of an op gives: outputs, then gradients of its inputs and of its parameters, for loss = sum(output *
+// fixed).
 using Results = std::vector<Tensor>;
 
 Tensor random(std::vector<std::int64_t> shape, std::int64_t seed, at::ScalarType type = at::kFloat) {
@@ -34,7 +35,8 @@ Results differentiate(const std::vector<Tensor>& outputs, const std::vector<Tens
   }
   torch::autograd::backward(roots, seeds);
   Results results(outputs.begin(), outputs.end());
-  for (const Tensor& input : inputs) results.push_back(input.grad().defined() ? input.grad().clone() : at::zeros_like(input));
+  for (const Tensor& input : inputs)
+    results.push_back(input.grad().defined() ? input.grad().clone() : at::zeros_like(input));
   for (const auto& parameter : store.all()) results.push_back(parameter->grad.clone());
   return results;
 }
@@ -45,7 +47,8 @@ void expect_close(const Results& got, const Results& want, double tolerance, con
     const Tensor a = got[i].detach().to(at::kCPU, at::kDouble), b = want[i].detach().to(at::kCPU, at::kDouble);
     ASSERT_EQ(a.sizes(), b.sizes()) << name << " result " << i;
     const double difference = (a - b).norm().item<double>(), scale = b.norm().item<double>() + 1;
-    EXPECT_LT(difference / scale, tolerance) << name << " result " << i << " (norm of the difference over 1 + the reference's)";
+    EXPECT_LT(difference / scale, tolerance)
+        << name << " result " << i << " (norm of the difference over 1 + the reference's)";
   }
 }
 
@@ -57,10 +60,14 @@ std::vector<at::Device> devices() {
 
 Tensor leaf(const Tensor& value, at::Device device) { return value.to(device).detach().clone().requires_grad_(true); }
 
-struct AddNormCase { const char* name; std::int64_t tokens, width; bool delta, scalars, gain; };
+struct AddNormCase {
+  const char* name;
+  std::int64_t tokens, width;
+  bool delta, scalars, gain;
+};
 const std::vector<AddNormCase> kAddNorm = {
-    {"plain norm", 5, 64, false, false, false}, {"norm with gain", 5, 64, false, false, true},
-    {"one token", 1, 64, true, false, false},   {"odd tokens", 127, 96, true, true, true},
+    {"plain norm", 5, 64, false, false, false},   {"norm with gain", 5, 64, false, false, true},
+    {"one token", 1, 64, true, false, false},     {"odd tokens", 127, 96, true, true, true},
     {"first block", 64, 128, false, true, false}, {"many tokens", 1000, 64, true, true, false},
 };
 
@@ -77,7 +84,8 @@ TEST(AddNorm, MatchesReference) {
         store.initialize(7);
         if (c.scalars) r.keep = &keep, r.again = &again, r.index = 1;
         if (c.gain) r.gain = &gain;
-        const Tensor x = leaf(random({c.tokens, c.width}, 1), device), delta = leaf(random({c.tokens, c.width}, 2), device),
+        const Tensor x = leaf(random({c.tokens, c.width}, 1), device),
+                     delta = leaf(random({c.tokens, c.width}, 2), device),
                      x0 = leaf(random({c.tokens, c.width}, 3), device);
         const auto [residual, normed] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
         std::vector<Tensor> outputs{normed};
@@ -88,7 +96,11 @@ TEST(AddNorm, MatchesReference) {
     }
 }
 
-struct QkvCase { const char* name; int sequences, seq_len, heads, kv_heads, head_dim; bool norm, value, weights; };
+struct QkvCase {
+  const char* name;
+  int sequences, seq_len, heads, kv_heads, head_dim;
+  bool norm, value, weights;
+};
 const std::vector<QkvCase> kQkv = {
     {"nanochat layer with value embedding", 2, 17, 4, 4, 32, true, true, false},
     {"without value embedding", 3, 8, 4, 4, 16, true, false, false},
@@ -108,10 +120,12 @@ TEST(QkvRope, MatchesReference) {
         store.initialize(7);
         const std::int64_t tokens = c.sequences * c.seq_len, kv = c.kv_heads * c.head_dim;
         const Tensor qkv = leaf(random({tokens, (c.heads + 2 * c.kv_heads) * c.head_dim}, 1), device);
-        const Tensor value = leaf(random({tokens, kv}, 2), device), gate = leaf(random({tokens, c.kv_heads}, 3), device);
+        const Tensor value = leaf(random({tokens, kv}, 2), device),
+                     gate = leaf(random({tokens, c.kv_heads}, 3), device);
         QkvShape shape{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6, nullptr, nullptr};
         if (c.weights) shape.q_norm = &q_norm, shape.k_norm = &k_norm;
-        const Qkv out = op(qkv, c.value ? value : Tensor(), c.value ? gate : Tensor(), rotary_tables(c.seq_len, c.head_dim, 10000, device), shape);
+        const Qkv out = op(qkv, c.value ? value : Tensor(), c.value ? gate : Tensor(),
+                           rotary_tables(c.seq_len, c.head_dim, 10000, device), shape);
         return differentiate({out.q_THC, out.k_TKC, out.v_TKC}, {qkv, value, gate}, store);
       };
       expect_close(run(qkv_rope), run(qkv_rope_reference), 2e-5, c.name);
@@ -127,10 +141,13 @@ TEST(QkvRope, ScoresDependOnPositionDifferencesOnly) {
   EXPECT_NEAR(score[7][7].item<float>(), score[39][39].item<float>(), 1e-4);
 }
 
-struct AttentionCase { const char* name; int sequences, seq_len, heads, kv_heads, head_dim, window; };
+struct AttentionCase {
+  const char* name;
+  int sequences, seq_len, heads, kv_heads, head_dim, window;
+};
 const std::vector<AttentionCase> kAttention = {
-    {"one head", 1, 8, 1, 1, 16, 8}, {"odd length", 2, 33, 4, 4, 32, 33}, {"grouped queries", 2, 24, 6, 2, 32, 24},
-    {"window", 2, 24, 4, 4, 32, 7}, {"window of one", 1, 12, 2, 2, 16, 1},
+    {"one head", 1, 8, 1, 1, 16, 8}, {"odd length", 2, 33, 4, 4, 32, 33},   {"grouped queries", 2, 24, 6, 2, 32, 24},
+    {"window", 2, 24, 4, 4, 32, 7},  {"window of one", 1, 12, 2, 2, 16, 1},
 };
 
 TEST(Attention, MatchesReferenceAndNeverLooksAhead) {
@@ -139,7 +156,8 @@ TEST(Attention, MatchesReferenceAndNeverLooksAhead) {
       ParameterStore none;
       const auto run = [&](auto op) {
         const std::int64_t tokens = c.sequences * c.seq_len;
-        const Tensor q = leaf(random({tokens, c.heads, c.head_dim}, 1), device), k = leaf(random({tokens, c.kv_heads, c.head_dim}, 2), device),
+        const Tensor q = leaf(random({tokens, c.heads, c.head_dim}, 1), device),
+                     k = leaf(random({tokens, c.kv_heads, c.head_dim}, 2), device),
                      v = leaf(random({tokens, c.kv_heads, c.head_dim}, 3), device);
         return differentiate({op(q, k, v, c.seq_len, c.window)}, {q, k, v}, none);
       };
@@ -150,7 +168,8 @@ TEST(Attention, MatchesReferenceAndNeverLooksAhead) {
 TEST(Activation, MatchesReference) {
   ParameterStore none;
   for (const at::Device device : devices())
-    for (const ActivationKind kind : {ActivationKind::kRelu2, ActivationKind::kGelu, ActivationKind::kSwiglu, ActivationKind::kGeglu}) {
+    for (const ActivationKind kind :
+         {ActivationKind::kRelu2, ActivationKind::kGelu, ActivationKind::kSwiglu, ActivationKind::kGeglu}) {
       const auto run = [&](auto op) {
         const Tensor pre = leaf(random({77, 128}, 4), device);
         return differentiate({op(pre, kind)}, {pre}, none);
@@ -172,14 +191,21 @@ TEST(Linear, GradientGoesToTheSliceAndAccumulates) {
     EXPECT_LT((w.grad - use * at::mm(dy.t(), x.detach())).abs().max().item<float>(), 1e-4);
     EXPECT_EQ(ready, use);
   }
-  const Tensor twice = linear(x, w) + linear(x, w);      // two uses in one pass: ready once
+  const Tensor twice = linear(x, w) + linear(x, w);  // two uses in one pass: ready once
   torch::autograd::backward({twice}, {dy});
   EXPECT_EQ(ready, 3);
 }
 
-struct HeadCase { const char* name; std::int64_t tokens, width, vocab, chunk; double cap; bool ignore; };
+struct HeadCase {
+  const char* name;
+  std::int64_t tokens, width, vocab, chunk;
+  double cap;
+  bool ignore;
+};
 const std::vector<HeadCase> kHead = {
-    {"one chunk", 33, 32, 64, 0, 15, false}, {"odd chunks", 70, 32, 64, 32, 15, true}, {"no cap", 40, 16, 128, 16, 0, false},
+    {"one chunk", 33, 32, 64, 0, 15, false},
+    {"odd chunks", 70, 32, 64, 32, 15, true},
+    {"no cap", 40, 16, 128, 16, 0, false},
     {"every target ignored but one", 8, 16, 64, 0, 15, true},
 };
 

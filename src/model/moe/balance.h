@@ -7,7 +7,8 @@
 
 namespace switchyard {
 
-// With f = count / T (detached) and P = mean probability, per group of tokens (all, or a sequence each), mean over groups:
+// With f = count / T (detached) and P = mean probability, per group of tokens (all, or a sequence each), mean over
+// groups:
 //   switch           E * sum_i f_i P_i            K when uniform, 1 with balance_topk_normalize (Fedus et al. 2021)
 //   cv_squared       E * sum_i (P_i - 1/E)^2      squared coefficient of variation of P (Shazeer et al. 2017)
 //   cv_squared_topk  the same of the sums of the chosen weights

@@ -3,7 +3,9 @@
 namespace switchyard {
 namespace {
 
-std::int64_t up_rows(const ExpertShape& shape) { return ops::is_gated(shape.activation) ? 2 * shape.hidden : shape.hidden; }
+std::int64_t up_rows(const ExpertShape& shape) {
+  return ops::is_gated(shape.activation) ? 2 * shape.hidden : shape.hidden;
+}
 
 std::vector<std::int64_t> up_split(const ExpertShape& shape) {
   return ops::is_gated(shape.activation) ? std::vector<std::int64_t>{shape.hidden, shape.hidden}
@@ -15,27 +17,30 @@ std::vector<std::int64_t> up_split(const ExpertShape& shape) {
 Experts::Experts(ParameterStore& store, const std::string& name, int experts, const ExpertShape& shape,
                  const std::string& backend, const PrecisionPolicy& policy)
     : Layer(name),
-      weights_{&declare(store, "up", ParameterKind::kExpert, {experts, up_rows(shape), shape.width}, shape.up, up_split(shape)),
+      weights_{&declare(store, "up", ParameterKind::kExpert, {experts, up_rows(shape), shape.width}, shape.up,
+                        up_split(shape)),
                &declare(store, "down", ParameterKind::kExpert, {experts, shape.width, shape.hidden}, shape.down),
                shape.activation},
-      experts_(experts), reference_(backend == "reference"),
+      experts_(experts),
+      reference_(backend == "reference"),
       fp8_(policy.converts(name + ".up") && policy.converts(name + ".down") ? policy.fp8_grouped : nullptr) {}
 
 at::Tensor Experts::forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const {
   const ops::RouterScores& scores = routing.scores;
   if (reference_) return ops::moe_ffn_reference(x_TD, scores.weight_TK, scores.expert_TK, weights_);
   const ops::DispatchPlan plan = ops::dispatch(scores.expert_TK, experts_);
-  const auto& products = step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
+  const auto& products =
+      step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
   return ops::moe_ffn(x_TD, scores.weight_TK, weights_, plan, products);
 }
 
 SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,
                              const PrecisionPolicy& policy)
     : Layer(name), activation_(shape.activation) {
-  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", ParameterKind::kSharedExpert, up_rows(shape),
-                                                       shape.width, shape.up, policy, up_split(shape)));
-  down_ = register_module("down", std::make_shared<Linear>(store, name + ".down", ParameterKind::kSharedExpert, shape.width,
-                                                           shape.hidden, shape.down, policy));
+  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", ParameterKind::kSharedExpert,
+                                                       up_rows(shape), shape.width, shape.up, policy, up_split(shape)));
+  down_ = register_module("down", std::make_shared<Linear>(store, name + ".down", ParameterKind::kSharedExpert,
+                                                           shape.width, shape.hidden, shape.down, policy));
 }
 
 at::Tensor SharedExperts::forward(const at::Tensor& x_TD, const StepContext& step) const {

@@ -8,8 +8,8 @@
 namespace switchyard {
 
 struct ExpertShape {
-  std::int64_t width;          // D
-  std::int64_t hidden;         // N
+  std::int64_t width;   // D
+  std::int64_t hidden;  // N
   ops::ActivationKind activation;
   Init up, down;
 };
@@ -18,8 +18,8 @@ struct ExpertShape {
 class Experts : public Layer {
  public:
   // backend: auto, cuda, cpu, or reference (a plain-ATen loop over experts)
-  Experts(ParameterStore& store, const std::string& name, int experts, const ExpertShape& shape, const std::string& backend,
-          const PrecisionPolicy& policy);
+  Experts(ParameterStore& store, const std::string& name, int experts, const ExpertShape& shape,
+          const std::string& backend, const PrecisionPolicy& policy);
 
   // x [T, D] -> sum over the chosen experts of weight * expert(x), [T, D].
   at::Tensor forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const;
@@ -34,7 +34,8 @@ class Experts : public Layer {
 // Experts that every token visits: one MLP of the summed width (DeepSeekMoE, Dai et al. 2024).
 class SharedExperts : public Layer {
  public:
-  SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape, const PrecisionPolicy& policy);
+  SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,
+                const PrecisionPolicy& policy);
   at::Tensor forward(const at::Tensor& x_TD, const StepContext& step) const;
 
  private:

@@ -8,7 +8,8 @@ namespace switchyard {
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
          const PrecisionPolicy& policy)
     : Layer(name), router_config_(config.router), inject_(config.moe.aux_injection == "autograd") {
-  router_ = register_module("router", std::make_shared<TopkRouter>(store, name + ".router", shape.width, shape.experts, config.router));
+  router_ = register_module(
+      "router", std::make_shared<TopkRouter>(store, name + ".router", shape.width, shape.experts, config.router));
   experts_ = register_module("experts", std::make_shared<Experts>(store, name + ".experts", shape.experts, shape.routed,
                                                                   config.moe.backend, policy));
   if (shape.shared.hidden > 0)
@@ -37,8 +38,10 @@ void Moe::add_losses(MoeOutput& output, const Routing& routing, const StepContex
     weighted = weighted.defined() ? weighted + term : term;
   }
   if (!weighted.defined()) return;
-  if (inject_) output.out_TD = ops::inject_loss(output.out_TD, weighted, step.loss_scale);
-  else output.auxiliary = weighted;
+  if (inject_)
+    output.out_TD = ops::inject_loss(output.out_TD, weighted, step.loss_scale);
+  else
+    output.auxiliary = weighted;
 }
 
 }  // namespace switchyard

@@ -10,18 +10,19 @@ struct MoeShape {
   std::int64_t width;
   int experts;
   ExpertShape routed;
-  ExpertShape shared;          // hidden 0: none
+  ExpertShape shared;  // hidden 0: none
 };
 
 struct MoeOutput {
   at::Tensor out_TD;
-  at::Tensor auxiliary;        // coefficient-weighted scalar to add to the loss; undefined when there is none to add
+  at::Tensor auxiliary;  // coefficient-weighted scalar to add to the loss; undefined when there is none to add
   RoutingReport routing;
 };
 
 class Moe : public Layer {
  public:
-  Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config, const PrecisionPolicy& policy);
+  Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
+      const PrecisionPolicy& policy);
   MoeOutput forward(const at::Tensor& x_TD, const StepContext& step) const;
 
  private:

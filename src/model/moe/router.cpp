@@ -20,8 +20,10 @@ ops::Score parse_score(const std::string& name) {
 
 TopkRouter::TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts,
                        const RouterConfig& config)
-    : Layer(name), weight_ED_(declare(store, "weight", ParameterKind::kRouter, {experts, width}, router_init(config, width))),
-      config_(config), experts_(experts) {}
+    : Layer(name),
+      weight_ED_(declare(store, "weight", ParameterKind::kRouter, {experts, width}, router_init(config, width))),
+      config_(config),
+      experts_(experts) {}
 
 Routing TopkRouter::route(const at::Tensor& x_TD, const StepContext& step) const {
   ops::RoutingRule rule;

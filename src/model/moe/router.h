@@ -11,7 +11,8 @@ namespace switchyard {
 
 class TopkRouter : public Layer {
  public:
-  TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts, const RouterConfig& config);
+  TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts,
+             const RouterConfig& config);
 
   // x [T, D] normalised input of the layer, T a multiple of step.seq_len. Logits and scores in fp32.
   Routing route(const at::Tensor& x_TD, const StepContext& step) const;

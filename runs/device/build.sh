@@ -7,5 +7,5 @@ build=${1:-build-cuda}
 shift || true
 torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')
 cmake -G Ninja -S . -B "$build" -DWITH_CUDA=ON -DSWITCHYARD_TORCH="$torch" > "$build.configure.log" 2>&1 || { tail -40 "$build.configure.log"; exit 1; }
-ninja -C "$build" "$@" > "$build.log" 2>&1 || { grep -E -A8 'error|FAILED' "$build.log" | head -60; exit 1; }
+ninja -C "$build" "$@" > "$build.log" 2>&1 || { grep -E -A8 'error:|FAILED' "$build.log" | head -60; exit 1; }
 echo "built in $SECONDS s"

@@ -45,7 +45,7 @@ class Trainer {
   double evaluate_now(std::int64_t step);  // returns bits per byte
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
-  void stop_if_nonfinite(const StepMetrics& metrics) const;
+  void stop_if_nonfinite(const StepMetrics& metrics);
   void final_report(bool finished);
   std::vector<LayerRouting> layer_routing(const RoutingTotals& totals) const;
   bool due(std::int64_t done, int every) const { return every > 0 && done % every == 0; }

@@ -93,16 +93,17 @@ void Trainer::report(std::int64_t step) {
   stop_if_nonfinite(m);
 }
 
-void Trainer::stop_if_nonfinite(const StepMetrics& m) const {
+void Trainer::stop_if_nonfinite(const StepMetrics& m) {
   if (state_.skipped_in_a_row == 0) return;
   log::warn(format("step %lld: loss or gradient is not finite; %lld updates skipped so far, %lld in a row",
                    static_cast<long long>(m.step), static_cast<long long>(m.skipped_nonfinite),
                    static_cast<long long>(state_.skipped_in_a_row)));
-  if (state_.skipped_in_a_row >= config_.train.nonfinite_limit)
-    throw RunError(format(
-        "train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the weights are those of "
-        "the last good step. Lower the learning rates or use precision.mode fp32, then --resume",
-        config_.train.nonfinite_limit));
+  if (state_.skipped_in_a_row < config_.train.nonfinite_limit) return;
+  save(m.step);  // the weights are those of the last good step
+  throw RunError(
+      format("train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the last good weights "
+             "are saved. Lower the learning rates or use precision.mode fp32, then --resume",
+             config_.train.nonfinite_limit));
 }
 
 void Trainer::final_report(bool finished) {

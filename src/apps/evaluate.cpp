@@ -5,11 +5,11 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "base/run_app.h"
 #include "base/text.h"
 #include "comm/world.h"
 #include "config/command_line.h"
 #include "data/prepare.h"
-#include "train/entry.h"
 #include "train/load_model.h"
 
 using namespace switchyard;

@@ -2,8 +2,8 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "base/run_app.h"
 #include "config/command_line.h"
-#include "train/entry.h"
 #include "train/generate.h"
 #include "train/load_model.h"
 

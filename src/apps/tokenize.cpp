@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/run_app.h"
 #include "base/text.h"
 #include "data/corpus.h"
 #include "data/prepare.h"
@@ -69,14 +70,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) { return app.exit(error) == 0 ? kExitOk : kExitConfigError; }
-  try {
+  return run_app([&] {
     run(arguments);
     return kExitOk;
-  } catch (const ConfigError& error) {
-    log::error(error.what());
-    return kExitConfigError;
-  } catch (const std::exception& error) {
-    log::error(error.what());
-    return kExitRunError;
-  }
+  });
 }

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "base/log.h"
+#include "base/run_app.h"
 #include "comm/world.h"
 #include "config/command_line.h"
 #include "config/derive.h"
@@ -10,8 +11,8 @@
 #include "config/validate.h"
 #include "model/memory_estimate.h"
 #include "train/dry_run.h"
-#include "train/entry.h"
 #include "train/load_model.h"
+#include "train/memory_advice.h"
 #include "train/trainer.h"
 
 using namespace switchyard;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "base/files.h"
 #include "base/text.h"
 #include "config/hints.h"
 #include "config/values.h"
@@ -20,15 +19,6 @@ void put(Json& root, const std::string& key, Json value) {
     begin = dot + 1;
   }
   (*at)[key.substr(begin)] = std::move(value);
-}
-
-void flatten(const Json& value, const std::string& prefix, std::map<std::string, std::string>& out) {
-  for (const auto& [name, item] : value.items()) {
-    if (item.is_object())
-      flatten(item, prefix + name + ".", out);
-    else
-      out[prefix + name] = item.dump();
-  }
 }
 
 // Of this start of the run only: a later resume must not read them back.
@@ -135,24 +125,6 @@ std::string agreed_lines(const ResolvedConfig& resolved) {
   for (const Field& field : fields_of(resolved.config))
     if (!may_differ_between_ranks(field.key)) lines += field.key + " = " + to_json(field).dump() + "\n";
   return lines;
-}
-
-std::uint64_t config_hash(const ResolvedConfig& resolved) { return fnv1a(agreed_lines(resolved)); }
-
-std::vector<std::string> config_differences(const std::string& resolved_json_here,
-                                            const std::string& resolved_json_there) {
-  std::map<std::string, std::string> here, there;
-  flatten(Json::parse(resolved_json_here), "", here);
-  flatten(Json::parse(resolved_json_there), "", there);
-  std::vector<std::string> differences;
-  there.insert(here.begin(), here.end());  // keys of both; insert keeps the values of `there`
-  for (const auto& [key, value] : there) {
-    const auto ours = here.find(key);
-    const std::string our_text = ours == here.end() ? "absent" : ours->second;
-    if (our_text != value && !may_differ_between_ranks(key))
-      differences.push_back(format("%s: %s here, %s there", key.c_str(), our_text.c_str(), value.c_str()));
-  }
-  return differences;
 }
 
 }  // namespace switchyard

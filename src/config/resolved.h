@@ -38,12 +38,8 @@ class ResolvedConfig {
   std::map<std::string, Source> sources_;  // absent: default
 };
 
-// Equal on all ranks of a run, or they must not start: every key but the comment, train.out and log.
-std::uint64_t config_hash(const ResolvedConfig& resolved);
-// The same keys as "key = value" lines, for ranks to compare.
+// What must be equal on all ranks of a run, as "key = value" lines for them to compare: every key but the comment,
+// train.out and log.
 std::string agreed_lines(const ResolvedConfig& resolved);
-// Keys whose values differ, "key: a here, b there", to name what config_hash found. Both as resolved_json().
-std::vector<std::string> config_differences(const std::string& resolved_json_here,
-                                            const std::string& resolved_json_there);
 
 }  // namespace switchyard

@@ -186,6 +186,11 @@ void CheckpointFolder::clean() const {
     const fs::path folder = fs::path(path_) / name;
     if (!has_manifest(folder.string())) remove_folder(folder);
   }
+  std::vector<fs::path> unfinished;  // the small files that name a checkpoint, killed before they were renamed
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_)) {
+    if (entry.path().filename().string().rfind("BEST.tmp.", 0) == 0) unfinished.push_back(entry.path());
+  }
+  for (const fs::path& file : unfinished) fs::remove(file);
 }
 
 std::string find_checkpoint(const std::string& path) {

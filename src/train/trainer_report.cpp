@@ -100,10 +100,10 @@ void Trainer::stop_if_nonfinite(const StepMetrics& m) {
                    static_cast<long long>(state_.skipped_in_a_row)));
   if (state_.skipped_in_a_row < config_.train.nonfinite_limit) return;
   save(m.step);  // the weights are those of the last good step
-  throw RunError(
-      format("train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the last good weights "
-             "are saved. Lower the learning rates or use precision.mode fp32, then --resume",
-             config_.train.nonfinite_limit));
+  throw RunError(format(
+      "train.nonfinite_limit = %d steps in a row had a loss or gradient that is not finite; the last good weights "
+      "are saved. Lower the learning rates or use precision.mode fp32, then --resume",
+      config_.train.nonfinite_limit));
 }
 
 void Trainer::final_report(bool finished) {

@@ -1,25 +1,12 @@
-#include "train/entry.h"
+#include "train/memory_advice.h"
 
 #include <ATen/ATen.h>
 
 #include <new>
 
 #include "base/error.h"
-#include "base/log.h"
 
 namespace switchyard {
-
-int run_app(const std::function<int()>& body) {
-  try {
-    return body();
-  } catch (const ConfigError& error) {
-    log::error(error.what());
-    return kExitConfigError;
-  } catch (const std::exception& error) {
-    log::error(error.what());
-    return kExitRunError;
-  }
-}
 
 int with_memory_advice(const std::function<int()>& body, const std::function<std::string()>& advice) {
   const auto out_of_memory = [&](const char* device) {

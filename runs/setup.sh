@@ -102,9 +102,6 @@ fi
 
 ((${#targets[@]})) || targets=(programs)
 [[ -z $tests ]] || targets+=(all)
-if ninja -C "$build" -n "${targets[@]}" 2>/dev/null | grep -q 'no work to do'; then
-  say "up to date: $build"
-else
-  step "building ${targets[*]} in $build with ${JOBS:=$(jobs)} compilers" ninja -C "$build" -j "$JOBS" "${targets[@]}"
-  say "built: $build/bin"
-fi
+what="${targets[*]}"
+step "building ${what// /, } in $build, ${JOBS:=$(jobs)} compilers at a time" ninja -C "$build" -j "$JOBS" "${targets[@]}"
+if tail -n 1 "$log" | grep -q 'no work to do'; then say "up to date"; else say "built: $build/bin"; fi

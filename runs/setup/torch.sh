@@ -33,8 +33,9 @@ find_torch() {     # find_torch cpu|cuda|python
     torch=$SWITCHYARD_TORCH
     return 0
   fi
-  for folder in "$root"/.venv/lib/python3*/site-packages/torch "$(system_torch)" \
-    "$cache"/torch-$torch_version-{cuda,cpu}/lib/python3*/site-packages/torch; do
+  # The one of the last build comes first: another would mean to configure anew.
+  for folder in "${done_torch:-}" "$root"/.venv/lib/python3*/site-packages/torch "$(system_torch)" \
+    "$cache"/torch-$torch_version-{cpu,cuda}/lib/python3*/site-packages/torch; do
     [[ -n $folder && -d $folder ]] || continue
     [[ $folder != "$cache"/* || -e ${folder%/lib/python3*}/complete ]] || continue
     if usable_torch "$folder" "$need"; then

@@ -171,6 +171,7 @@ void CheckpointFolder::prune(std::int64_t step) const {
 }
 
 void CheckpointFolder::clean() const {
+  if (!fs::is_directory(path_)) return;
   for (const std::string& name : folders_with(path_, kTemporaryPrefix)) remove_folder(fs::path(path_) / name);
   for (const std::string& name : folders_with(path_, kReplacedPrefix)) {
     const fs::path replaced = fs::path(path_) / name;

@@ -163,6 +163,7 @@ TEST_F(Checkpoint, DamageIsNamedAndPassedOver) {
 
 TEST_F(Checkpoint, LeftoversOfAnInterruptedSaveAreCleaned) {
   CheckpointFolder folder(run_, 2);
+  folder.clean();  // nothing is there yet
   folder.save(1, snapshot_of(1));
   fs::create_directories(run_ + "/checkpoints/writing-step-00000002");
   fs::create_directories(step(3));  // renamed, not marked yet

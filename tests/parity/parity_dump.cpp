@@ -18,11 +18,11 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/run_app.h"
 #include "base/text.h"
 #include "config/command_line.h"
 #include "config/derive.h"
 #include "optim/schedule.h"
-#include "train/entry.h"
 #include "train/safetensors.h"
 #include "train/train_step.h"
 

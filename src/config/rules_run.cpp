@@ -46,6 +46,12 @@ void check_train(Rules& rules) {
     rules.warn(format("train.steps = %d decides; train.target_flops is set too and not used", t.steps));
   rules.warn_if_inert("train.target_param_data_ratio", t.steps == 0 && t.target_flops == 0,
                       "train.steps and train.target_flops both 0");
+  if (t.steps > 0 && t.profile_step > t.steps)
+    rules.warn(format("train.profile_step = %d is after the last step, train.steps = %d; nothing is recorded",
+                      t.profile_step, t.steps));
+  if (t.profile_step > 0 && t.profile_step < 4 && rules.config().device == "cuda" && t.cuda_graph != "false")
+    rules.warn(format("train.profile_step = %d: the first 3 steps record CUDA graphs and are slow; choose 4 or more",
+                      t.profile_step));
   const std::string& name = rules.config().name;
   if (name.find('/') != std::string::npos || name == "." || name == "..")
     rules.fail("name = \"" + name + "\" is the name of the run's folder; choose one without /, or give train.out");

@@ -11,6 +11,7 @@
 #include "train/device.h"
 #include "train/evaluate.h"
 #include "train/precision_policy.h"
+#include "train/profile.h"
 #include "train/run_state.h"
 #include "train/sinks.h"
 #include "train/train_step.h"

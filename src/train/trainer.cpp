@@ -93,6 +93,7 @@ void Trainer::train_step(std::int64_t step) {
 }
 
 int Trainer::run() {
+  if (state_.step >= steps_) return nothing_left();
   install_stop_signals();
   if (state_.step == 0) state_.first_bits_per_byte = evaluate_now(0);
   interval_start_ = Clock::now();

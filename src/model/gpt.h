@@ -33,6 +33,8 @@ class Gpt : public Layer {
   void prepare(at::Device device, at::ScalarType activation_dtype);
 
   // tokens, targets [T] int64, T a multiple of step.seq_len. In training adds this micro-batch to routing_totals().
+  // Mean cross entropy is over all T: an ignored target (-1) counts as 0. Training windows have none; evaluation, whose
+  // last window does, divides the sum of nll_T by the targets that count.
   ModelOutput forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step);
   // Soft-capped logits [T, V] fp32 of every position; no gradient.
   at::Tensor logits(const at::Tensor& tokens_T, const StepContext& step);

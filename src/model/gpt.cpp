@@ -69,12 +69,12 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, 
   if (step.first_position > 0)
     tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len),
               tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
-  at::Tensor x0 = ops::embedding(tokens_T, *embed_, step.deterministic);
+  const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
+  at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
   Stream stream{x0, at::Tensor()};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const at::Tensor value =
-        value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
+    const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
     BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
     if (report.count_E.defined()) reports.push_back(std::move(report));
   }

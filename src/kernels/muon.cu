@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(MuonScale a) {
 
 template <bool kVectors>
 __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matrix, std::int64_t size) {
-  const float lr = a.lr * *a.schedule, decay = *a.weight_decay;
+  const float lr = a.lr * *a.schedule, shrink = a.shrink * *a.shrink_schedule * *a.schedule;
   float w[kBatch][kPack], o[kBatch][kPack];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
@@ -124,8 +124,8 @@ __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matr
     const Reach<kVectors> reach(i, size);
 #pragma unroll
     for (int c = 0; c < kPack; ++c) {
-      const bool decays = !a.cautious || o[i][c] * w[i][c] >= 0.0f;
-      w[i][c] -= lr * fmaf(decays ? decay : 0.0f, w[i][c], o[i][c]);
+      const bool shrinks = !a.cautious || o[i][c] * w[i][c] >= 0.0f;
+      w[i][c] -= fmaf(shrinks ? shrink : 0.0f, w[i][c], lr * o[i][c]);
     }
     reach.store(matrix.weight, w[i]);
     if (matrix.copy) reach.store(matrix.copy, w[i]);

@@ -42,15 +42,16 @@ struct MuonScale {
   float safety, eps;
 };
 
-// weight -= lr * *schedule * (direction + decay * weight), decay = *weight_decay, with `cautious` only where
-// direction * weight >= 0. Nothing is stored while *apply is 0: a select, not a product, because 0 * NaN is NaN.
+// weight -= *schedule * (lr * direction + shrink * *shrink_schedule * weight), with `cautious` the second term only
+// where direction * weight >= 0. Nothing is stored while *apply is 0: a select, not a product, because 0 * NaN is NaN.
 struct MuonApply {
   MuonBatch batch;
-  const bf16* direction;      // [count, rows, cols] the orthogonalised update, 16-byte aligned
-  const float* schedule;      // one device value: factor on lr
-  const float* weight_decay;  // one device value
-  const int* apply;           // one device value
-  float lr;                   // with the matrix's shape factor, such as sqrt(max(1, rows / cols))
+  const bf16* direction;         // [count, rows, cols] the orthogonalised update, 16-byte aligned
+  const float* schedule;         // one device value: factor on both rates
+  const float* shrink_schedule;  // one device value: factor on shrink
+  const int* apply;              // one device value
+  float lr;                      // with the matrix's shape factor, such as sqrt(max(1, rows / cols))
+  float shrink;                  // learning rate times weight decay
   bool cautious;
 };
 

@@ -1,22 +1,13 @@
 #include "optim/muon.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "base/error.h"
+#include "optim/polar_express.h"
 
 namespace switchyard {
 namespace {
-
-// (a, b, c) of X <- a X + b (X X') X + c (X X')^2 X: degree 5, cushion 2, safety factor 1.02 folded in.
-constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
-    {8.156554524902461, -22.48329292557795, 15.878769915207462},
-    {4.042929935166739, -2.808917465908714, 0.5000178451051316},
-    {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
-    {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
-    {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
-}};
 
 constexpr std::int64_t kBatchElements = std::int64_t{1} << 26;  // bounds the scratch of one batch
 
@@ -35,21 +26,31 @@ void store(const at::Tensor& target, const at::Tensor& condition, const at::Tens
 
 }  // namespace
 
-at::Tensor polar_express(const at::Tensor& u, int iterations) {
-  const bool tall = u.size(1) > u.size(2);
-  at::Tensor x = u / (u.to(at::kFloat).square().sum({1, 2}, true).sqrt() * 1.02 + 1e-6).to(u.scalar_type());
-  for (int i = 0; i < iterations; ++i) {
-    const auto& [a, b, c] = kPolarExpress[std::min<std::size_t>(i, kPolarExpress.size() - 1)];
-    const at::Tensor gram = tall ? at::bmm(x.transpose(1, 2), x) : at::bmm(x, x.transpose(1, 2));
-    const at::Tensor poly = at::baddbmm(gram, gram, gram, b, c);
-    x = tall ? at::baddbmm(x, x, poly, a) : at::baddbmm(x, poly, x, a);
-  }
-  return x;
-}
-
-Muon::Muon(const std::vector<OwnedSlice>& slices, const MuonConfig& config, at::ScalarType product_dtype)
+Muon::Muon(const std::vector<OwnedSlice>& slices, const MuonConfig& config, at::ScalarType product_dtype,
+           bool reference)
     : config_(config), product_dtype_(product_dtype) {
   for (const OwnedSlice& slice : slices) add_slice(slice);
+  const bool on_gpu = !slices.empty() && slices[0].parameter->master.is_cuda();
+  if (on_gpu && product_dtype == at::kBFloat16 && !config.variance_reduction && !reference) use_kernels();
+}
+
+void Muon::use_kernels() {
+#ifdef SWITCHYARD_WITH_CUDA
+  for (const auto& [shape, batches] : batches_) {
+    std::vector<kernels::MuonMatrix> matrices;
+    for (const auto& chunks : batches)
+      for (const Chunk& chunk : chunks)
+        for (std::int64_t i = 0; i < chunk.weight.size(0); ++i) {
+          const at::Tensor weight = chunk.weight[i], copy = chunk.copy.defined() ? chunk.copy[i] : at::Tensor();
+          SWITCHYARD_ASSERT(weight.is_contiguous(), "a matrix lies in one piece");
+          matrices.push_back({weight.data_ptr<float>(), chunk.grad[i].data_ptr<float>(),
+                              chunk.momentum[i].data_ptr<float>(),
+                              copy.defined() ? static_cast<kernels::bf16*>(copy.data_ptr()) : nullptr});
+        }
+    kernels_.emplace_back(matrices, shape.first, shape.second, batches[0][0].weight.device());
+  }
+  batches_.clear();
+#endif
 }
 
 void Muon::add_slice(const OwnedSlice& slice) {
@@ -93,6 +94,9 @@ void Muon::step(const StepScalars& scalars) {
   at::NoGradGuard no_grad;
   for (const auto& [shape, batches] : batches_)
     for (const auto& chunks : batches) update(chunks, shape, scalars);
+#ifdef SWITCHYARD_WITH_CUDA
+  for (const MuonKernels& group : kernels_) group.step(scalars, config_);
+#endif
 }
 
 void Muon::update(const std::vector<Chunk>& chunks, Shape shape, const StepScalars& scalars) const {

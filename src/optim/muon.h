@@ -6,17 +6,18 @@
 #include <vector>
 
 #include "config/config.h"
+#include "optim/muon_kernels.h"
 #include "optim/owned.h"
 #include "optim/step_scalars.h"
 
 namespace switchyard {
 
-// The nearest semi-orthogonal matrix of each of a batch [n, r, c], in the tensor's type. A zero matrix stays zero.
-at::Tensor polar_express(const at::Tensor& u, int iterations);
-
 class Muon {
  public:
-  Muon(const std::vector<OwnedSlice>& slices, const MuonConfig& config, at::ScalarType product_dtype);
+  // bf16 products on a GPU without variance reduction run by kernels (muon_kernels.h), everything else, and all with
+  // `reference`, in plain ATen.
+  Muon(const std::vector<OwnedSlice>& slices, const MuonConfig& config, at::ScalarType product_dtype,
+       bool reference = false);
 
   // One update of every matrix from gradients times scalars.grad_factor; nothing is stored while scalars.apply is 0.
   void step(const StepScalars& scalars);
@@ -31,11 +32,13 @@ class Muon {
   };
   using Shape = std::pair<std::int64_t, std::int64_t>;
   void add_slice(const OwnedSlice& slice);
+  void use_kernels();
   void update(const std::vector<Chunk>& chunks, Shape shape, const StepScalars& scalars) const;
 
   const MuonConfig config_;
   const at::ScalarType product_dtype_;
   std::map<Shape, std::vector<std::vector<Chunk>>> batches_;  // by shape, in batches of bounded size
+  std::vector<MuonKernels> kernels_;                          // instead of batches_, where kernels serve
   std::vector<OptimizerState> states_;
 };
 

@@ -1,5 +1,8 @@
 #include "optim/step_scalars.h"
 
+#include "kernels/step_guard.h"
+#include "ops/launch.h"
+
 namespace switchyard {
 
 StepScalars::StepScalars(at::Device device) {
@@ -22,6 +25,16 @@ void StepScalars::set_schedule(std::int64_t step_number, double lr, double mu, d
 }
 
 void guard_step(StepScalars& scalars, const at::Tensor& sum_of_squares, const at::Tensor& loss, double clip_norm) {
+#ifdef SWITCHYARD_WITH_CUDA
+  if (scalars.apply.is_cuda()) {
+    kernels::step_guard({sum_of_squares.data_ptr<float>(), loss.data_ptr<float>(), scalars.grad_norm.data_ptr<float>(),
+                         scalars.grad_factor.data_ptr<float>(), scalars.apply.data_ptr<int>(),
+                         scalars.applied.data_ptr<std::int64_t>(), scalars.skipped.data_ptr<std::int64_t>(),
+                         scalars.skipped_in_a_row.data_ptr<std::int64_t>(), static_cast<float>(clip_norm)},
+                        ops::current_stream(scalars.apply));
+    return;
+  }
+#endif
   const at::Tensor norm = sum_of_squares.reshape({1}).to(at::kFloat).sqrt();
   const at::Tensor finite = norm.isfinite().logical_and(loss.reshape({1}).isfinite());
   scalars.grad_norm.copy_(norm);

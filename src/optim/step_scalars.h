@@ -22,7 +22,7 @@ struct StepScalars {
 // Decides whether this step's update is stored, and by what factor gradients are clipped (optim.clip_norm, 0: not).
 // sum_of_squares: of all gradients over all ranks; loss: any scalar that is not finite when the loss was not.
 //   grad_norm = sqrt(sum_of_squares);  apply = both finite;  grad_factor = min(1, clip / (grad_norm + 1e-6))
-// Nothing is read by the host.
+// Both fp32 [1]. Nothing is read by the host.
 void guard_step(StepScalars& scalars, const at::Tensor& sum_of_squares, const at::Tensor& loss, double clip_norm);
 
 }  // namespace switchyard

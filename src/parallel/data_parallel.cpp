@@ -1,6 +1,10 @@
 #include "parallel/data_parallel.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "base/error.h"
+#include "kernels/step_guard.h"
 #include "optim/parameter_groups.h"
 
 namespace switchyard {
@@ -64,6 +68,7 @@ std::vector<OwnedSlice> DataParallel::owned() const {
 }
 
 void DataParallel::attach() {
+  if (store_.flat_grad.is_cuda()) list_gradients();
   if (!collectives_) return;
   for (const auto& parameter : store_.all()) parameter->on_ready = [this](const Parameter& ready) { on_ready(ready); };
 }
@@ -107,7 +112,36 @@ void DataParallel::finish_reduction(CommStream stream) {
   armed_ = false;
 }
 
+// Each gradient is counted by one rank: by its owner, and where all hold the same sums, by every rank for itself.
+void DataParallel::list_gradients() {
+  std::vector<kernels::SquareRange> ranges;
+  const float* flat = store_.flat_grad.data_ptr<float>();
+  if (!collectives_ || !shard_)
+    ranges.push_back({flat, store_.flat_grad.numel()});
+  else
+    for (const Bucket& bucket : layout_.buckets())
+      ranges.push_back({flat + bucket.begin + bucket.share * collectives_->rank(), bucket.share});
+  for (const kernels::SquareRange& range : ranges) longest_range_ = std::max(longest_range_, range.count);
+  gradient_range_count_ = static_cast<int>(ranges.size());
+  const std::size_t bytes = ranges.size() * sizeof(kernels::SquareRange);
+  const at::Tensor host = at::empty({static_cast<std::int64_t>(bytes)}, at::kByte);
+  std::memcpy(host.data_ptr(), ranges.data(), bytes);
+  gradient_ranges_ = host.to(store_.flat_grad.device());
+}
+
 at::Tensor DataParallel::sum_of_squares(CommStream stream) {
+#ifdef SWITCHYARD_WITH_CUDA
+  if (gradient_ranges_.defined()) {
+    const auto parts = kernels::sum_of_squares_parts(gradient_range_count_, longest_range_);
+    const at::Tensor scratch = at::empty({parts}, store_.flat_grad.options());
+    const at::Tensor sum = at::empty({1}, store_.flat_grad.options());
+    kernels::sum_of_squares({static_cast<const kernels::SquareRange*>(gradient_ranges_.data_ptr()),
+                             gradient_range_count_, longest_range_, scratch.data_ptr<float>(), sum.data_ptr<float>()},
+                            static_cast<kernels::Stream>(stream));
+    if (shard_) all_reduce(sum, stream);
+    return sum;
+  }
+#endif
   if (!collectives_ || !shard_) return at::linalg_vector_norm(store_.flat_grad).square().reshape({1});
   at::Tensor sum = at::zeros({1}, store_.flat_grad.options());
   for (const Bucket& bucket : layout_.buckets()) {

@@ -20,7 +20,7 @@ class DataParallel {
   Placement placement() const;
   std::vector<OwnedSlice> owned() const;  // what this rank's optimizer updates
 
-  // After allocate. Reduction hooks into Parameter::on_ready; nothing happens until arm().
+  // After allocate, once. Reduction hooks into Parameter::on_ready; nothing happens until arm().
   void attach();
   // The next backward is the step's last: reduce each bucket when its gradients are complete.
   void arm(CommStream stream);
@@ -47,6 +47,7 @@ class DataParallel {
  private:
   void on_ready(const Parameter& parameter);
   void start_bucket(std::size_t bucket);
+  void list_gradients();
   void all_gather_flat(const at::Tensor& flat, CommStream stream);
 
   ParameterStore& store_;
@@ -60,6 +61,9 @@ class DataParallel {
   std::vector<int> missing_;     // parameters of a bucket whose gradient is not complete yet
   std::size_t next_bucket_ = 0;  // buckets start in order, the same on all ranks
   std::vector<Pending> pending_;
+  at::Tensor gradient_ranges_;  // on a GPU: kernels::SquareRange of what sum_of_squares adds up on this rank
+  int gradient_range_count_ = 0;
+  std::int64_t longest_range_ = 0;
 };
 
 }  // namespace switchyard

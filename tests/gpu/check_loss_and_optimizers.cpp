@@ -1,10 +1,11 @@
-// cross_entropy, adamw and Muon's elementwise parts.
+// cross_entropy, the guard of a step, adamw and Muon's elementwise parts.
 #include <algorithm>
 
 #include "harness.h"
 #include "kernels/adamw.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/muon.h"
+#include "kernels/step_guard.h"
 
 namespace switchyard::gpu_check {
 namespace {
@@ -71,6 +72,70 @@ void check_loss(Report& report, const LossCase& c) {
   report.compare(kernel, name + (c.gradient ? ": gradient" : ": logits untouched"), values_of(logits.device), want,
                  bound);
   report.expect(kernel, name + ": writes stay inside", logits.device.guard_intact() && nll.guard_intact());
+}
+
+// ---- sum_of_squares, step_guard ----
+
+struct GuardCase {
+  const char* name;
+  std::vector<std::int64_t> counts;  // of the ranges
+  int offset;                        // elements before each range: an odd address
+  double clip;
+  bool bad_gradient, bad_loss;
+};
+const std::vector<GuardCase> kGuardCases = {
+    {"one value", {1}, 0, 0, false, false},
+    {"one range", {3000001}, 0, 1, false, false},
+    {"many ranges", {5, 1, 100003, 64, 8192}, 0, 1e9, false, false},
+    {"odd address", {9001, 7}, 1, 0.5, false, false},
+    {"gradient not finite", {40, 70000}, 0, 1, true, false},
+    {"loss not finite", {40}, 0, 1, false, true},
+};
+
+void check_guard(Report& report, const GuardCase& c) {
+  Random random(61);
+  std::vector<std::unique_ptr<Input<float>>> data;
+  std::vector<kernels::SquareRange> list;
+  std::int64_t largest = 0;
+  double squares = 0;
+  for (const std::int64_t count : c.counts) {
+    data.push_back(std::make_unique<Input<float>>(random.normal(count + c.offset)));
+    list.push_back({data.back()->get() + c.offset, count});
+    largest = std::max(largest, count);
+    for (std::int64_t i = c.offset; i < count + c.offset; ++i) squares += std::pow((*data.back())[i], 2);
+  }
+  if (c.bad_gradient) {
+    std::vector<float> bad(c.counts[1] + c.offset, 1.0f);
+    bad.back() = INFINITY;
+    data[1]->device.upload(bad);
+  }
+  const Buffer<kernels::SquareRange> ranges(list);
+  const int range_count = static_cast<int>(list.size());
+  Buffer<float> parts(kernels::sum_of_squares_parts(range_count, largest)), sum(1), norm(1);
+  const Buffer<float> loss(std::vector<float>{c.bad_loss ? NAN : 2.5f}), factor(std::vector<float>{0.25f});
+  const Buffer<int> apply(1);
+  using Count = Buffer<std::int64_t>;
+  const Count applied(std::vector<std::int64_t>{5}), skipped(std::vector<std::int64_t>{3}),
+      in_a_row(std::vector<std::int64_t>{2});
+  run_captured([&](Stream s) {
+    kernels::sum_of_squares({ranges.get(), range_count, largest, parts.get(), sum.get()}, s);
+    kernels::step_guard({sum.get(), loss.get(), norm.get(), factor.get(), apply.get(), applied.get(), skipped.get(),
+                         in_a_row.get(), static_cast<float>(c.clip)},
+                        s);
+  });
+  const std::string name = c.name;
+  const bool good = !c.bad_gradient && !c.bad_loss;
+  if (!c.bad_gradient) {
+    report.compare("sum_of_squares", name, values_of(sum), {squares}, {1e-5, 0});
+    report.compare("step_guard", name + ": norm", values_of(norm), {std::sqrt(squares)}, {1e-5, 0});
+    const double clipped = std::min(1.0, c.clip / (std::sqrt(squares) + 1e-6));
+    report.compare("step_guard", name + ": factor", values_of(factor), {c.clip > 0 ? clipped : 0.25}, {1e-5, 0});
+  }
+  report.expect("sum_of_squares", name + ": writes stay inside", parts.guard_intact() && sum.guard_intact());
+  const std::int64_t counts[3] = {applied.download()[0], skipped.download()[0], in_a_row.download()[0]};
+  report.expect("step_guard", name + ": decision and counters",
+                apply.download()[0] == (good ? 1 : 0) && counts[0] == (good ? 6 : 5) && counts[1] == (good ? 3 : 4) &&
+                    counts[2] == (good ? 0 : 3));
 }
 
 // ---- adamw ----
@@ -197,14 +262,14 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   Buffer<bf16> update(size * c.count);
   Buffer<float> parts(kernels::muon_norm_parts(c.rows, c.cols) * c.count);
   const kernels::MuonBatch batch{matrices.get(), c.count, c.rows, c.cols};
-  const float safety = 1.02f, eps = 1e-6f, lr = 0.02f;
+  const float safety = 1.02f, eps = 1e-6f, lr = 0.02f, shrink = 0.03f;
   run_captured([&](Stream s) {
     kernels::muon_prepare({batch, update.get(), parts.get(), mu.get(), grad_factor.get(), flag.get(), c.nesterov}, s);
   });
   const Values prepared = values_of(update);
   run_captured([&](Stream s) {
     kernels::muon_scale({update.get(), parts.get(), c.count, c.rows, c.cols, safety, eps}, s);
-    kernels::muon_apply({batch, update.get(), schedule.get(), decay.get(), flag.get(), lr, c.cautious}, s);
+    kernels::muon_apply({batch, update.get(), schedule.get(), decay.get(), flag.get(), lr, shrink, c.cautious}, s);
   });
   const Values scaled = values_of(update);
 
@@ -223,7 +288,8 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
       want_scaled[j] = prepared[i * size + j] / (std::sqrt(squares) * safety + eps);
       double& weight = w[c.offset + j];
       const double o = scaled[i * size + j];
-      if (apply) weight -= lr * schedule[0] * (o + (!c.cautious || o * weight >= 0 ? decay[0] * weight : 0));
+      const double decays = !c.cautious || o * weight >= 0 ? shrink * decay[0] * weight : 0;
+      if (apply) weight -= schedule[0] * (lr * o + decays);
     }
     const std::string name = std::string(c.name) + ", matrix " + std::to_string(i) + (apply ? "" : ", not applied");
     auto part = [&](const Values& all) { return Values(all.begin() + i * size, all.begin() + (i + 1) * size); };
@@ -251,6 +317,7 @@ void check_loss_and_optimizers(Report& report) {
     check_loss<float>(report, c);
     check_loss<bf16>(report, c);
   }
+  for (const GuardCase& c : kGuardCases) check_guard(report, c);
   for (const bool apply : {true, false}) {
     check_adamw(report, apply);
     for (const MuonCase& c : kMuonCases) check_muon(report, c, apply);

@@ -16,6 +16,7 @@
 #include "kernels/muon.h"
 #include "kernels/qkv_rope.h"
 #include "kernels/router.h"
+#include "kernels/step_guard.h"
 
 namespace switchyard::gpu_check {
 namespace {
@@ -338,6 +339,13 @@ void time_optimizers(Clock& clock) {
                    s);
   });
 
+  const auto whole = static_cast<std::int64_t>(table);
+  const Buffer<kernels::SquareRange> ranges(std::vector<kernels::SquareRange>{{grad.get(), whole}});
+  Buffer<float> square_parts(kernels::sum_of_squares_parts(1, whole)), sum(1);
+  clock.time("sum_of_squares", 4.0 * table, [&](Stream s) {
+    kernels::sum_of_squares({ranges.get(), 1, whole, square_parts.get(), sum.get()}, s);
+  });
+
   const int count = 16, rows = 1536, cols = 768;
   const std::size_t size = static_cast<std::size_t>(rows) * cols;
   std::vector<kernels::MuonMatrix> matrices;
@@ -355,7 +363,7 @@ void time_optimizers(Clock& clock) {
     kernels::muon_scale({update.get(), parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
   });
   clock.time("muon_apply", 12 * elements, [&](Stream s) {
-    kernels::muon_apply({batch, update.get(), one.get(), one.get(), apply.get(), 1e-3f, true}, s);
+    kernels::muon_apply({batch, update.get(), one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
   });
 }
 

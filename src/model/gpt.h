@@ -47,10 +47,11 @@ class Gpt : public Layer {
   const Config& config() const { return config_; }
 
  private:
-  // The normalised output of the last block [T, D]; what the sparse layers report is appended to `reports`.
+  // The normalised output of the last block [T, D]; the routing of each sparse layer is appended to `layers`.
   at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
-                        std::vector<BlockReport>& reports);
-  void add_to_totals(const std::vector<BlockReport>& reports);
+                        std::vector<Routing>& layers);
+  // Auxiliary losses into `output`, counts into it (evaluation) or into the totals (training).
+  void add_routing(const std::vector<Routing>& layers, const StepContext& step, ModelOutput& output);
   const ops::RotaryTables& tables(const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
 

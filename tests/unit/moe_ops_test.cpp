@@ -88,6 +88,35 @@ TEST(RouterScores, EqualLogitsRotateOverAllExpertsOrGoToTheFirst) {
   }
 }
 
+// Beside the router, x is read by a product (whose gradient is added to in place) or a sum (whose gradient is not
+// ours).
+TEST(RouterLogits, MatchesReferenceBesideAnotherReader) {
+  for (const at::Device device : devices())
+    for (const int experts : {1, 8, 13, 64, 130})
+      for (const bool shared : {false, true}) {
+        const auto run = [&](bool fused) {
+          ParameterStore store;
+          Parameter& w = store.add("router", ParameterKind::kRouter, {experts, 72}, {Init::Kind::kNormal, 0.3});
+          store.allocate(device, at::kFloat, store.contiguous());
+          store.initialize(5);
+          const Tensor x = random({77, 72}, 1).to(device).requires_grad_(true),
+                       other = random({77, 72}, 2).to(device).requires_grad_(true);
+          RouterLogits out{Tensor(), x};
+          if (fused)
+            out = router_logits(x, w);
+          else
+            out.logits_TE = at::mm(x, attach(w).t());
+          const Tensor rest = shared ? out.x_TD + other : out.x_TD * other;
+          torch::autograd::backward({out.logits_TE, rest},
+                                    {random({77, experts}, 3).to(device), random({77, 72}, 4).to(device)});
+          return std::vector<Tensor>{out.logits_TE, x.grad(), other.grad(), w.grad};
+        };
+        const auto got = run(true), want = run(false);
+        for (std::size_t i = 0; i < got.size(); ++i)
+          EXPECT_LT(relative(got[i], want[i]), 1e-5) << experts << " experts, result " << i;
+      }
+}
+
 enum class Skew { kRandom, kSingle, kHalfEmpty };
 struct ExpertCase {
   const char* name;

@@ -70,11 +70,13 @@ void launch(const Maps& maps, const Problem& problem, Stream stream) {
   SWITCHYARD_CUDA(cudaLaunchKernelEx(&config, kernel, maps, problem));
 }
 
+int padded(int columns, int tile) { return ceil_div(columns, tile) * tile; }
+
 // 192 columns where they waste less: a width of 384 is two of them, but one and a half of 256.
-int tile_columns(int columns) {
-  const auto padded = [&](int tile) { return ceil_div(columns, tile) * tile; };
-  return padded(192) < padded(256) ? 192 : 256;
-}
+int tile_columns(int columns) { return padded(columns, 192) < padded(columns, 256) ? 192 : 256; }
+
+// With relu^2's backward also where they waste no more: the fourth stage that they leave room for is worth 12%.
+int relu2_backward_columns(int columns) { return padded(columns, 192) <= padded(columns, 256) ? 192 : 256; }
 
 // choose(Columns) with both numbers known to the compiler, from those that the problem has.
 template <class Run>
@@ -108,7 +110,7 @@ void launch_rows(const Description& a, Maps maps, const float* row_weight, float
   const RowGroups& g = a.groups;
   SWITCHYARD_ASSERT(a.inner % 8 == 0 && a.columns % 8 == 0, "grouped products need widths that are multiples of 8");
   if (g.row_capacity == 0) return;
-  const int tile = tile_columns(a.columns);
+  const int tile = E == Epilogue::kRelu2Backward ? relu2_backward_columns(a.columns) : tile_columns(a.columns);
   Problem p = problem_of(g);
   p.rows = a.rows, p.row_index = a.row_index, p.row_weight = row_weight, p.dot = dot;
   p.inner = a.inner;
@@ -137,7 +139,7 @@ bool grouped_gemm_supported(int capability_major, int capability_minor) {
 
 int grouped_alignment(std::int64_t assignments, int experts) { return assignments / experts >= 4096 ? 256 : 128; }
 
-int grouped_dot_parts(int columns) { return ceil_div(columns, tile_columns(columns)); }
+int grouped_dot_parts(int columns) { return ceil_div(columns, relu2_backward_columns(columns)); }
 
 void grouped_forward(const GroupedForward& a, Stream stream) {
   if (a.relu2)

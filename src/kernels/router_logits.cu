@@ -12,11 +12,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kBlock = 32;           // channels that the four lanes of a row cover with one pack each
-constexpr int kShared = 48 << 10;    // bytes of weights at once: what a block may have without asking
-constexpr int kGrid = 528;           // blocks that fill the GPU; results do not depend on it
-constexpr int kTokensAStep = 16;     // the summed dimension of one mma, in the weight gradient
-constexpr int kGroup = 8 * kPack;    // channels a warp of the weight gradient owns
+constexpr int kBlock = 32;            // channels that the four lanes of a row cover with one pack each
+constexpr int kShared = 48 << 10;     // bytes of weights at once: what a block may have without asking
+constexpr int kGrid = 528;            // blocks that fill the GPU; results do not depend on it
+constexpr int kTokensAStep = 16;      // the summed dimension of one mma, in the weight gradient
+constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient owns
 constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
 
 __host__ __device__ constexpr int blocks_of(int width) { return (width + kBlock - 1) / kBlock; }
@@ -43,8 +43,9 @@ __device__ __forceinline__ void stage_rows(const float* w, int width, int expert
 
 // A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
 template <class T, int kTiles, int kRows>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kTiles <= 2 ? 4 : 2)
-    router_logits_kernel(RouterLogits<T> a, int chunk) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
+                                            : kTiles <= 2  ? 4
+                                                           : 2) router_logits_kernel(RouterLogits<T> a, int chunk) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = (sizeof(T) == 2 ? 4 : 2) / kRows;
   constexpr int kTokens = kWarps * kRows * 16;
   extern __shared__ uint4 staged[];
@@ -74,14 +75,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kTiles <= 2 ? 4
             const std::int64_t t = token + 8 * i;
             x[u][i] = load_pack_if(b + u < blocks && channel < a.width && t < a.tokens, a.x + t * a.width + channel);
           }
+        unsigned pair[kUnroll][2 * kRows][4][kOwn];
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          if (b + u >= blocks) break;
-          unsigned pair[2 * kRows][4][kOwn];
+        for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
-          for (int i = 0; i < 2 * kRows; ++i) channel_pairs(x[u][i], pair[i]);
+          for (int i = 0; i < 2 * kRows; ++i) channel_pairs(x[u][i], pair[u][i]);
+            // The tensor cores cut off what they add; short sums, added up with rounding, keep that far below the
+            // bound.
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n)
+        for (int n = 0; n < kTiles; ++n) {
+          float part[kRows][4] = {};
+#pragma unroll
+          for (int u = 0; u < kUnroll; ++u) {
+            if (b + u >= blocks) break;
 #pragma unroll
             for (int j = 0; j < kOf; ++j) {
               const uint4 w = staged[(((b + u) * kTiles + n) * kOf + j) * kWarp + lane];
@@ -89,14 +95,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kTiles <= 2 ? 4
               for (int r = 0; r < kRows; ++r)
 #pragma unroll
                 for (int i = 0; i < kOwn && i + j < kOf; ++i) {
-                  const auto& low = pair[2 * r];
-                  const auto& high = pair[2 * r + 1];
+                  const auto& low = pair[u][2 * r];
+                  const auto& high = pair[u][2 * r + 1];
                   const unsigned front[4] = {low[0][i], high[0][i], low[1][i], high[1][i]};
                   const unsigned back[4] = {low[2][i], high[2][i], low[3][i], high[3][i]};
-                  mma(d[r][n], front, w.x, w.y);
-                  mma(d[r][n], back, w.z, w.w);
+                  mma(part[r], front, w.x, w.y);
+                  mma(part[r], back, w.z, w.w);
                 }
             }
+          }
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) d[r][n][i] += part[r][i];
         }
       }
     }
@@ -113,9 +124,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1 : kTiles <= 2 ? 4
   }
 }
 
-// W as the second operand of d_logits W: [block][step of 16 experts][term][half of the step][lane], the four words being
-// the mma's four columns of this lane's channels. Column n of mma j is channel 8 (n / 2) + 2 j + n mod 2 of the block, so
-// that a lane's results are the eight channels of a pack.
+// W as the second operand of d_logits W: [block][step of 16 experts][term][half of the step][lane], the four words
+// being the mma's four columns of this lane's channels. Column n of mma j is channel 8 (n / 2) + 2 j + n mod 2 of the
+// block, so that a lane's results are the eight channels of a pack.
 template <int kSteps, int kTerms>
 __device__ __forceinline__ void stage_columns(const float* w, int width, int experts, int expert0, int block0,
                                               int blocks, uint4* staged) {
@@ -292,7 +303,8 @@ __global__ void add_columns_kernel(const float* partial, int rows, int columns, 
   sum[column] += own;
 }
 
-// The weight gradient's grid: {partial sums, blocks over channels, passes over experts}, a function of the problem only.
+// The weight gradient's grid: {partial sums, blocks over channels, passes over experts}, a function of the problem
+// only.
 struct WeightGrid {
   int partials, over_channels, passes, warps;
   WeightGrid(std::int64_t tokens, int width, int experts) {
@@ -301,8 +313,8 @@ struct WeightGrid {
     warps = ceil_div(groups, over_channels);
     passes = ceil_div(experts, kExpertsAPass);
     const std::int64_t wanted = (experts <= 16 ? kGrid : kGrid / 2) / (over_channels * passes);
-    partials = static_cast<int>(
-        std::max<std::int64_t>(1, std::min(wanted, ceil_div<std::int64_t>(tokens, 2 * kTokensAStep))));
+    partials =
+        static_cast<int>(std::max<std::int64_t>(1, std::min(wanted, ceil_div<std::int64_t>(tokens, 2 * kTokensAStep))));
   }
 };
 
@@ -380,7 +392,7 @@ void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
   SWITCHYARD_CUDA_LAUNCHED();
   const int columns = a.experts * a.width;
   add_columns_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(a.scratch, grid.partials, columns,
-                                                                                   a.d_w);
+                                                                                  a.d_w);
   SWITCHYARD_CUDA_LAUNCHED();
   input_gradient(a, stream);
 }

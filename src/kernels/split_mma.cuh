@@ -1,4 +1,4 @@
-// kernels/split_mma.cuh: fp32 operands on the bf16 tensor cores. A float is the sum of two bf16 terms to 2^-18 of its
+// kernels/split_mma.cuh: fp32 operands on the bf16 tensor cores. A float is the sum of two bf16 terms to 2^-17 of its
 // size, of three to its last bit; a product is the sum over pairs of terms, summed in fp32.
 #pragma once
 

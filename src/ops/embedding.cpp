@@ -11,6 +11,26 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+Tensor rows_of(const Tensor& table, const Tensor& tokens) {
+#ifdef SWITCHYARD_WITH_CUDA
+  if (table.is_cuda() && table.size(1) % 8 == 0) {  // the kernel moves whole packs of channels
+    Tensor out = at::empty({tokens.numel(), table.size(1)}, table.options());
+    const auto run = [&](auto type) {
+      using T = typename decltype(type)::type;
+      kernels::embedding(kernels::Embedding<T>{pointer<T>(table), tokens.data_ptr<std::int64_t>(), pointer<T>(out),
+                                               tokens.numel(), static_cast<int>(table.size(1))},
+                         current_stream(table));
+    };
+    if (table.scalar_type() == at::kBFloat16)
+      run(Type<kernels::bf16>{});
+    else
+      run(Type<float>{});
+    return out;
+  }
+#endif
+  return at::index_select(table, 0, tokens);
+}
+
 #ifdef SWITCHYARD_WITH_CUDA
 void backward_on_cuda(const Tensor& d_out, const Tensor& tokens, const Tensor& order, const Parameter& table) {
   const int width = static_cast<int>(d_out.size(1));
@@ -37,7 +57,7 @@ class Embedding : public torch::autograd::Function<Embedding> {
                         const std::optional<Tensor>& order) {
     context->save_for_backward({tokens, order.value_or(Tensor())});
     context->saved_data["parameter"] = reinterpret_cast<std::int64_t>(parameter);
-    return at::index_select(table, 0, tokens);
+    return rows_of(table, tokens);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {

@@ -16,6 +16,7 @@
 #include "kernels/muon.h"
 #include "kernels/qkv_rope.h"
 #include "kernels/router.h"
+#include "kernels/router_logits.h"
 #include "kernels/step_guard.h"
 
 namespace switchyard::gpu_check {
@@ -115,6 +116,8 @@ void time_norm_and_rope(Clock& clock) {
   b.x = x.get(), b.delta = delta.get(), b.x0 = x0.get(), b.keep = scalars.get(), b.again = scalars.get() + 1;
   b.d_x0 = q.get(), b.d_keep = sums.get(), b.d_again = sums.get() + 1;
   clock.time("add_norm_backward with x0 and scalars", 8 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  b.add_d_x0 = true;
+  clock.time("add_norm_backward, adding to d_x0", 9 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
 
   kernels::QkvRope<bf16> r{qkv.get(), nullptr, nullptr, table.get(), table.get(), q.get(), k.get(), v.get(),
                            kT,        kS,      kH,      kH,          kC,          true,    1e-6f};
@@ -152,6 +155,25 @@ void time_activation(Clock& clock) {
       kR,        half,        ActivationKind::kSwiglu};
   clock.time("activation swiglu", 1.5 * bytes, [&](Stream s) { kernels::activation(a, s); });
   clock.time("activation_backward swiglu", 3 * bytes, [&](Stream s) { kernels::activation_backward(b, s); });
+}
+
+void time_router_logits(Clock& clock, int experts) {
+  const std::size_t size = static_cast<std::size_t>(kT) * kD;
+  const Filled<bf16> x(size), d_x(size);
+  const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
+      d_logits(static_cast<std::size_t>(kT) * experts);
+  Buffer<float> logits(static_cast<std::size_t>(kT) * experts),
+      scratch(kernels::router_logits_scratch(kT, kD, experts));
+  const double logit_bytes = 4.0 * kT * experts;
+  const std::string of = " E " + std::to_string(experts);
+  clock.time(("router_logits" + of).c_str(), kRow + logit_bytes, [&](Stream s) {
+    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts}, s);
+  });
+  clock.time(("router_logits_backward" + of).c_str(), 3 * kRow + 2 * logit_bytes, [&](Stream s) {
+    kernels::router_logits_backward(kernels::RouterLogitsBackward<bf16>{x.get(), w.get(), d_logits.get(), d_x.get(),
+                                                                        d_w.get(), scratch.get(), kT, kD, experts},
+                                    s);
+  });
 }
 
 void time_routing(Clock& clock, int experts, int top_k) {
@@ -373,6 +395,7 @@ void print_timings() {
   Clock clock;
   time_norm_and_rope(clock);
   time_activation(clock);
+  for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   time_routing(clock, kE, kK);
   time_routing(clock, 64, 8);
   for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},

@@ -83,6 +83,7 @@ int main(int argc, char** argv) {
   gpu_check::check_routing(report);
   gpu_check::check_dispatch(report);
   gpu_check::check_loss_and_optimizers(report);
+  gpu_check::check_products(report);
   const int status = report.finish();
   if (argc < 2 || std::string(argv[1]) != "--no-timings") gpu_check::print_timings();
   return status;

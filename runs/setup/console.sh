@@ -21,6 +21,8 @@ explain() {
   case $text in
     *"No space left on device"*) echo "the disk is full; free some space, or set SWITCHYARD_CACHE to a folder on a larger disk" ;;
     *"Could not get lock"* | *"is held by process"*) echo "another package manager is running; wait for it and try again" ;;
+    *"CERTIFICATE_VERIFY_FAILED"* | *"certificate verify failed"* | *"ertificate verification failed"* | *"SSL certificate problem"*)
+      echo "the server's certificate is not trusted, as behind a proxy that opens TLS; add the proxy's certificate to the system's (ca-certificates, update-ca-certificates) and set PIP_CERT to its file" ;;
     *"Temporary failure resolving"* | *"Could not resolve"* | *"Name or service not known"* | *"Temporary failure in name resolution"* | \
       *"Network is unreachable"* | *"Connection refused"* | *"Connection timed out"* | *"Failed to establish a new connection"* | \
       *"Read timed out"* | *"Could not connect to"* | *"ProxyError"*)

@@ -1,8 +1,11 @@
 // evaluate: a trained model on text: loss, bits per byte, perplexity, how its experts are used.
 #include "train/evaluate.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/run_app.h"
@@ -30,7 +33,7 @@ PreparedData text_for(const LoadedModel& loaded, const std::string& text) {
   options.vocab_size = model.vocab_size;
   options.tokenizer = tokenizer_path_of_run(run_of(loaded.checkpoint));
   options.holdout_fraction = 0;
-  PreparedData all = build_shards(open_corpus(text), options, data.cache + "/evaluate");
+  PreparedData all = build_shards(open_corpus(text), options, data.cache + "/evaluate." + std::to_string(::getpid()));
   all.heldout_shards = all.train_shards;
   return all;
 }
@@ -44,6 +47,7 @@ int evaluate_app(const CommandLine& line) {
         "data.tokenizer: the held-out text was cut by another tokenizer than this model's; give --text instead");
   const auto shards =
       std::make_shared<const ShardSet>(data.heldout_shards, data.tokenizer_hash, config.model.vocab_size);
+  if (!line.own.at("text").empty()) std::filesystem::remove_all(data.folder);  // mapped, and of no use to another
   const HeldOut text(shards, config.train.micro_batch, config.model.seq_len, loaded.tokenizer->bytes_of(),
                      loaded.tokenizer->bos());
   const auto world = World::join({});

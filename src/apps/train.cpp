@@ -22,7 +22,8 @@ namespace {
 constexpr const char* kPurpose = "trains GPT models with mixture-of-experts layers";
 
 int print(const std::string& text) {
-  std::fputs((text + "\n").c_str(), stdout);
+  std::fputs(text.c_str(), stdout);
+  if (text.empty() || text.back() != '\n') std::fputs("\n", stdout);
   return kExitOk;
 }
 

@@ -28,8 +28,6 @@ constexpr KnownFlag kKnownFlags[] = {
     {"help", "", "this text"},
 };
 
-bool is_truth_value(const std::string& text) { return text == "true" || text == "false" || text == "1" || text == "0"; }
-
 [[noreturn]] void unknown_option(const std::string& name, const std::vector<AppOption>& own_options) {
   std::vector<std::string> flags;
   for (const KnownFlag& flag : kKnownFlags) flags.emplace_back(flag.name);
@@ -54,7 +52,7 @@ Overrides read_overrides(const std::vector<std::string>& words, const std::vecto
     if (!field) unknown_option(key, own_options);
     if (equals != std::string::npos) {
       overrides.emplace_back(key, word.substr(equals + 1));
-    } else if (field->is_bool() && (i + 1 == words.size() || !is_truth_value(words[i + 1]))) {
+    } else if (field->is_bool() && (i + 1 == words.size() || words[i + 1].rfind("--", 0) == 0)) {
       overrides.emplace_back(key, "true");
     } else if (i + 1 < words.size()) {
       overrides.emplace_back(key, words[++i]);

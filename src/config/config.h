@@ -134,6 +134,7 @@ struct TrainConfig {
   std::string out = "";  // run folder; "" : runs/out/<name>
   std::int64_t seed = 1337;
   int nonfinite_limit = 20;  // skipped steps in a row after which the run stops
+  int profile_step = 0;      // 0: none
 };
 
 struct DataConfig {

@@ -54,6 +54,10 @@ void describe_loop(V& v, TrainConfig& c) {
   v.field("seed", c.seed, at_least(0), "Of initial values and dropout. Equal seeds give equal runs on a CPU.");
   v.field("nonfinite_limit", c.nonfinite_limit, at_least(1),
           "Steps with a non-finite loss or gradient are skipped and counted; so many in a row stop the run.");
+  v.field("profile_step", c.profile_step, at_least(0),
+          "Record this step, counted from 1, kernel by kernel: the run's folder gets profile.txt, a table by total "
+          "time, and profile.json, a trace for ui.perfetto.dev. On a GPU the first 3 steps record graphs; 8 is a good "
+          "choice. 0: none.");
 }
 
 template <class V>

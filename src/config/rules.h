@@ -18,6 +18,10 @@ struct Rules {
 
   const Config& config() const { return resolved.config; }
   bool set(const std::string& key) const { return resolved.was_set(key); }
+  // Set in the file, and superseded by another key on the command line: what a command line is for.
+  bool overridden(const std::string& key, const std::string& by) const {
+    return resolved.source(key) == Source::kFile && resolved.source(by) == Source::kCommandLine;
+  }
   void warn(const std::string& message) { messages.push_back(message); }
   // A key that was set although nothing reads its value.
   void warn_if_inert(const std::string& key, bool is_read, const std::string& what_it_needs) {

@@ -42,10 +42,18 @@ void check_train(Rules& rules) {
   if (t.resume && !t.init_from.empty())
     rules.fail("train.resume = true continues a run and train.init_from = \"" + t.init_from +
                "\" starts one; give one of them");
-  if (t.steps > 0 && t.target_flops > 0)
+  if (t.steps > 0 && t.target_flops > 0 && !rules.overridden("train.target_flops", "train.steps"))
     rules.warn(format("train.steps = %d decides; train.target_flops is set too and not used", t.steps));
-  rules.warn_if_inert("train.target_param_data_ratio", t.steps == 0 && t.target_flops == 0,
-                      "train.steps and train.target_flops both 0");
+  const char* length = t.steps > 0 ? "train.steps" : "train.target_flops";  // what decides in the ratio's place
+  if (!rules.overridden("train.target_param_data_ratio", length))
+    rules.warn_if_inert("train.target_param_data_ratio", t.steps == 0 && t.target_flops == 0,
+                        "train.steps and train.target_flops both 0");
+  if (t.steps > 0 && t.profile_step > t.steps)
+    rules.warn(format("train.profile_step = %d is after the last step, train.steps = %d; nothing is recorded",
+                      t.profile_step, t.steps));
+  if (t.profile_step > 0 && t.profile_step < 4 && rules.config().device == "cuda" && t.cuda_graph != "false")
+    rules.warn(format("train.profile_step = %d: the first 3 steps record CUDA graphs and are slow; choose 4 or more",
+                      t.profile_step));
   const std::string& name = rules.config().name;
   if (name.find('/') != std::string::npos || name == "." || name == "..")
     rules.fail("name = \"" + name + "\" is the name of the run's folder; choose one without /, or give train.out");

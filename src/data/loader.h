@@ -27,7 +27,7 @@ struct LoaderState {
 struct Batch {
   std::int64_t micro_batch = -1;      // its number m
   std::vector<std::int32_t> inputs;   // [B, S]
-  std::vector<std::int32_t> targets;  // [B, S]; -1: not to be counted (evaluation only)
+  std::vector<std::int32_t> targets;  // [B, S]; -1: not to be counted (evaluation only; training counts every one)
   std::vector<std::int64_t> windows;  // [B] number in the run, the same whatever the ranks; -1: an empty row
   std::int64_t source_bytes = 0;      // of the counted targets (evaluation only)
 };

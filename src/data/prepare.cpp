@@ -4,7 +4,10 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
@@ -88,8 +91,8 @@ void check_prepared(const PreparedData& data, int vocab_size, int seq_len, Shard
   if (!data.heldout_shards.empty()) check_split(data, data.heldout_shards, "held-out", vocab_size, seq_len, check);
 }
 
-// A cache folder that is complete and sound; a damaged one is made again rather than reported.
-bool open_cached(const std::string& folder, PreparedData& data) {
+// A cache folder that is complete and sound; else false, with what is wrong where there is one.
+bool open_cached(const std::string& folder, PreparedData& data, std::string& damage) {
   if (!has_prepared_manifest(folder)) return false;
   try {
     data = open_prepared(folder);
@@ -100,16 +103,54 @@ bool open_cached(const std::string& folder, PreparedData& data) {
     data.from_cache = true;
     return true;
   } catch (const std::exception& error) {
-    log::warn(format("the data cache is damaged and is made again: %s", error.what()));
+    damage = error.what();
     return false;
   }
 }
 
+std::string host_name() {
+  char name[256] = "";
+  ::gethostname(name, sizeof name - 1);
+  return name;
+}
+
+// Of one builder alone, because the lock may not reach over the hosts that share a cache. Those of killed processes of
+// this host go.
+std::string new_partial_folder(const std::string& folder) {
+  static std::atomic<int> number{0};
+  const std::string prefix = folder + ".partial." + host_name() + ".";
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(fs::path(folder).parent_path(), ignored)) {
+    const std::string path = entry.path().string();
+    if (path.rfind(prefix, 0) != 0) continue;
+    const int process = std::atoi(path.c_str() + prefix.size());
+    if (process > 0 && ::kill(process, 0) != 0 && errno == ESRCH) fs::remove_all(entry.path(), ignored);
+  }
+  return format("%s%d.%d", prefix.c_str(), static_cast<int>(::getpid()), ++number);
+}
+
+// Puts what was built in its place at once. Where another host was first, its folder is as good and this one goes.
+PreparedData publish(const std::string& partial, const std::string& folder) {
+  PreparedData data;
+  std::string damage;
+  std::error_code error;
+  fs::rename(partial, folder, error);
+  if (error && open_cached(folder, data, damage)) {
+    fs::remove_all(partial);
+    return data;
+  }
+  if (error) {  // what stands there is damaged
+    fs::rename(folder, partial + ".damaged");
+    fs::rename(partial, folder);
+    fs::remove_all(partial + ".damaged");
+  }
+  sync_folder(fs::path(folder).parent_path().string());
+  return open_prepared(folder);
+}
+
 PreparedData build_in_cache(const DataConfig& config, const Corpus& corpus, int vocab_size, int threads,
                             const std::string& folder) {
-  const std::string partial = folder + ".partial";
-  fs::remove_all(partial);
-  fs::remove_all(folder);
+  const std::string partial = new_partial_folder(folder);
   BuildOptions options;
   options.vocab_size = vocab_size;
   options.tokenizer = config.tokenizer;
@@ -117,9 +158,14 @@ PreparedData build_in_cache(const DataConfig& config, const Corpus& corpus, int 
   options.holdout_fraction = config.holdout_fraction;
   options.seed = static_cast<std::uint64_t>(config.seed);
   options.threads = threads;
-  build_shards(corpus, options, partial);
-  fs::rename(partial, folder);
-  return open_prepared(folder);
+  try {
+    build_shards(corpus, options, partial);
+    return publish(partial, folder);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove_all(partial, ignored);
+    throw;
+  }
 }
 
 }  // namespace
@@ -160,7 +206,11 @@ PreparedData prepare_data(const DataConfig& config, int vocab_size, int seq_len,
   PreparedData data;
   {
     const FolderLock lock(folder + ".lock");
-    if (!open_cached(folder, data)) data = build_in_cache(config, corpus, vocab_size, threads, folder);
+    std::string damage;
+    if (!open_cached(folder, data, damage)) {
+      if (!damage.empty()) log::warn("the data cache is damaged and is made again: " + damage);
+      data = build_in_cache(config, corpus, vocab_size, threads, folder);
+    }
   }
   check_prepared(data, vocab_size, seq_len, ShardCheck::kHeader);  // contents were checked, or just written
   return data;

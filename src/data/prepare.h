@@ -26,9 +26,10 @@ struct PreparedData {
 };
 
 // What train calls at start. Any number of processes of a host may call it at once: one prepares, the others wait and
-// open the result. data.corpus may also be a folder that `tokenize` wrote. The shards are fully checked here.
-// ConfigError or RunError when the corpus is empty, holds less than one window of seq_len + 1 tokens (in training or
-// held out), or the tokenizer has more pieces than vocab_size.
+// open the result. Hosts that share a cache without locks each build their own, and the first one's is kept.
+// data.corpus may also be a folder that `tokenize` wrote. The shards are fully checked here. ConfigError or RunError
+// when the corpus is empty, holds less than one window of seq_len + 1 tokens (in training or held out), or the
+// tokenizer has more pieces than vocab_size.
 PreparedData prepare_data(const DataConfig& config, int vocab_size, int seq_len, int threads = 0);
 
 // A folder that prepare_data or `tokenize` wrote; RunError when it is none.

@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
   constexpr int kRows = kBlockRows<kThreads>;
   const int lane = threadIdx.x % kThreads, group = threadIdx.x / kThreads, packs = a.width / kPack;
   const float keep = a.keep ? *a.keep : 1.0f, again = a.d_x0 && a.again ? *a.again : 0.0f;
+  const float share_of_x0 = a.d_x ? again : keep + again;
   float keep_sum = 0, again_sum = 0;
   float gain_sum[kGain ? kPacks : 1][kPack] = {};
 
@@ -134,6 +135,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
       if (p >= packs) break;
       const std::int64_t at = row + p * kPack;
       if constexpr (!kEarly) late.load(a, i, at, true);
+      const Pack<T> before = load_pack_if(a.add_d_x0, a.d_x0 + at);
       float total[kPack], f[kPack], g[kPack];
       unpack(late.d_residual[i], total);
       unpack(r[i], f);
@@ -164,12 +166,15 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
         for (int c = 0; c < kPack; ++c) again_sum = fmaf(total[c], x0[c], again_sum);
       }
       float out[kPack];
+      if (a.d_x) {
 #pragma unroll
-      for (int c = 0; c < kPack; ++c) out[c] = keep * total[c];
-      store_floats(a.d_x + at, out);
+        for (int c = 0; c < kPack; ++c) out[c] = keep * total[c];
+        store_floats(a.d_x + at, out);
+      }
       if (a.d_x0) {
+        unpack(before, out);
 #pragma unroll
-        for (int c = 0; c < kPack; ++c) out[c] = again * total[c];
+        for (int c = 0; c < kPack; ++c) out[c] = fmaf(share_of_x0, total[c], out[c]);
         store_floats(a.d_x0 + at, out);
       }
     }
@@ -258,6 +263,7 @@ void add_norm(const AddNorm<T>& a, Stream stream) {
 template <class T>
 void add_norm_backward(const AddNormBackward<T>& given, Stream stream) {
   if (given.tokens == 0) return;
+  SWITCHYARD_ASSERT(given.d_x0 || (given.d_x && !given.add_d_x0), "the gradient of x0 has no buffer");
   AddNormBackward<T> a = given;
   const bool sums = a.d_keep || a.d_again || a.d_gain;
   if (!sums) a.scratch = nullptr;

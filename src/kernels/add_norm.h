@@ -26,7 +26,8 @@ struct AddNorm {
 };
 
 // From d_residual (may be null) and d_normed (may be null), with total = d_residual + backward of the norm:
-//   d_x = keep * total (also the gradient of delta),  d_x0 = again * total (null: not wanted)
+//   d_x = keep * total (also the gradient of delta; null: x is x0, whose gradient takes both)
+//   d_x0 = again * total, or added to what is there (null: not wanted)
 //   d_keep += sum total * (x + delta),  d_again += sum total * x0,  d_gain[j] += sum_t d_normed * residual / rms
 // The three sums are accumulated in fp32, through partial sums that a second kernel adds in a fixed order.
 template <class T>
@@ -41,7 +42,7 @@ struct AddNormBackward {
   const float* keep;
   const float* again;
   const float* gain;  // [D] or null
-  T* d_x;             // [T, D]
+  T* d_x;             // [T, D] or null
   T* d_x0;            // [T, D] or null
   float* d_keep;      // one value, added to; null: not wanted
   float* d_again;     // one value, added to; null: not wanted
@@ -49,6 +50,7 @@ struct AddNormBackward {
   float* scratch;     // add_norm_scratch(tokens, width) floats, contents undefined
   std::int64_t tokens;
   int width;
+  bool add_d_x0 = false;  // d_x0 += instead of d_x0 =
 };
 
 template <class T>

@@ -47,7 +47,7 @@ void add_norm_cpu(const AddNorm<T>& p, Range tokens) {
 template <class T>
 void add_norm_backward_cpu(const AddNormBackward<T>& p, Range tokens, double* sums) {
   const T keep = p.keep ? static_cast<T>(*p.keep) : T(1);
-  const T again = p.x0 && p.again ? static_cast<T>(*p.again) : T(0);
+  const T again = p.x0 && p.again ? static_cast<T>(*p.again) : T(0), share_of_x0 = p.d_x ? again : keep + again;
   double d_keep = 0, d_again = 0;
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
     const std::int64_t first = t * p.width;
@@ -91,7 +91,10 @@ void add_norm_backward_cpu(const AddNormBackward<T>& p, Range tokens, double* su
     each<T>(p.width, [&](auto at) {
       const auto d = total(at);
       if (p.d_x) at.write(p.d_x + first, d * at.all(keep));
-      if (p.d_x0) at.write(p.d_x0 + first, d * at.all(again));
+      if (!p.d_x0) return;
+      auto d_x0 = d * at.all(share_of_x0);
+      if (p.add_d_x0) d_x0 += at(p.d_x0 + first);
+      at.write(p.d_x0 + first, d_x0);
     });
   }
   sums[0] += d_keep;

@@ -61,6 +61,21 @@ __device__ __forceinline__ int lane_prefix(int v) {  // inclusive
   return v;
 }
 
+// By rank: an expert goes behind those that have more rows, and behind equal ones of lower index.
+__device__ __forceinline__ void write_schedule(const Dispatch& a, const int* count) {
+  for (int e = threadIdx.x; a.longest_first && e < a.experts; e += kScanThreads) {
+    int rank = 0;
+    for (int other = 0; other < a.experts; ++other)
+      rank += count[other] > count[e] || (count[other] == count[e] && other < e);
+    a.longest_first[rank] = e;
+  }
+  for (int e = threadIdx.x / kWarp; a.tile_expert && e < a.experts; e += kScanThreads / kWarp) {
+    const int end = a.end[e] / a.alignment;
+    for (int tile = a.offset[e] / a.alignment + threadIdx.x % kWarp; tile < end; tile += kWarp) a.tile_expert[tile] = e;
+  }
+  if (a.scheduler && threadIdx.x < 2) a.scheduler[threadIdx.x] = 0;
+}
+
 // scratch[e][block] becomes the first row of that block's assignments to e.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(Dispatch a, int blocks) {
   constexpr int kPer = kMaxBlocks / kWarp;
@@ -94,6 +109,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(Dispatch a, int bloc
     if (lane == 0) a.offset[a.experts] = before;
   }
   __syncthreads();
+  write_schedule(a, total);
   for (int e = warp; e < a.experts; e += kScanThreads / kWarp) {
     int value[kPer], sum = 0;
 #pragma unroll

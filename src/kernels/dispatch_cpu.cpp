@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "base/error.h"
@@ -20,6 +21,17 @@ void dispatch_cpu(const Dispatch& p) {
   }
   SWITCHYARD_ASSERT(p.offset[p.experts] <= p.row_capacity, "dispatch: the padded rows exceed row_capacity");
 
+  if (p.tile_expert) {
+    for (int e = 0; e < p.experts; ++e)
+      std::fill(p.tile_expert + p.offset[e] / p.alignment, p.tile_expert + p.end[e] / p.alignment, e);
+  }
+  if (p.longest_first) {
+    std::iota(p.longest_first, p.longest_first + p.experts, 0);
+    std::stable_sort(p.longest_first, p.longest_first + p.experts,
+                     [&](int a, int b) { return p.count[a] > p.count[b]; });
+  }
+  if (p.scheduler) std::fill_n(p.scheduler, 2, 0);
+
   std::fill_n(p.token_of_row, p.row_capacity, -1);
   std::vector<int> next(p.offset, p.offset + p.experts);
   for (std::int64_t i = 0; i < assignments; ++i) {
@@ -30,16 +42,20 @@ void dispatch_cpu(const Dispatch& p) {
 }
 
 template <class T>
-void gather_rows_cpu(const GatherRows<T>& p, Range rows) {
-  const std::int64_t count = p.row_count ? *p.row_count : p.row_capacity;
+void permute_rows_cpu(const PermuteRows<T>& p, Range items) {
   const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(p.width);
-  for (std::int64_t r = rows.begin; r < std::min(rows.end, count); ++r) {
-    const std::int64_t token = p.token_of_row[r];
-    if (token < 0) {
-      std::memset(p.out + r * p.width, 0, bytes);
+  for (std::int64_t i = items.begin * p.top_k; i < std::min(items.end, p.tokens) * p.top_k; ++i) {
+    if (p.row_of[i] < 0) continue;
+    const T* in = p.rows + i / p.top_k * p.width;
+    T* out = p.out + static_cast<std::int64_t>(p.row_of[i]) * p.width;
+    if (p.weight) {
+      each<T>(p.width, [&](auto at) { at.write(out, at.all(static_cast<T>(p.weight[i])) * at(in)); });
     } else {
-      std::memcpy(p.out + r * p.width, p.rows + token * p.width, bytes);
+      std::memcpy(out, in, bytes);
     }
+  }
+  for (std::int64_t r = items.begin; r < std::min<std::int64_t>(items.end, *p.row_count); ++r) {
+    if (p.token_of_row[r] < 0) std::memset(p.out + r * p.width, 0, bytes);
   }
 }
 
@@ -74,11 +90,15 @@ void values_to_rows_cpu(const AssignmentValues& p) {
 }
 
 void values_from_rows_cpu(const AssignmentValues& p) {
-  for (std::int64_t i = 0; i < p.assignments; ++i) p.out[i] = p.row_of[i] < 0 ? 0.0f : p.values[p.row_of[i]];
+  for (std::int64_t i = 0; i < p.assignments; ++i) {
+    p.out[i] = 0;
+    for (int part = 0; part < p.parts && p.row_of[i] >= 0; ++part)
+      p.out[i] += p.values[part * p.row_capacity + p.row_of[i]];
+  }
 }
 
-template void gather_rows_cpu(const GatherRows<float>&, Range);
-template void gather_rows_cpu(const GatherRows<double>&, Range);
+template void permute_rows_cpu(const PermuteRows<float>&, Range);
+template void permute_rows_cpu(const PermuteRows<double>&, Range);
 template void combine_cpu(const Combine<float>&, Range);
 template void combine_cpu(const Combine<double>&, Range);
 

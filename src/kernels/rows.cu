@@ -13,23 +13,43 @@ constexpr int kThreads = kRows * kWarp;
 constexpr int kBatch = 3;  // packs in flight a lane and row: a width of 768 in one go
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_rows_kernel(GatherRows<T> a) {
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
-  if (row >= (a.row_count ? min(a.row_capacity, static_cast<std::int64_t>(*a.row_count)) : a.row_capacity)) return;
-  const int token = a.token_of_row[row], packs = a.width / kPack;
-  const T* from = a.rows + static_cast<std::int64_t>(token) * a.width;
-  T* to = a.out + row * a.width;
-  for (int base = threadIdx.x % kWarp; base < packs; base += kBatch * kWarp) {
+__device__ __forceinline__ Pack<T> scaled(const Pack<T>& v, float factor) {
+  float f[kPack];
+  unpack(v, f);
+#pragma unroll
+  for (int c = 0; c < kPack; ++c) f[c] *= factor;
+  Pack<T> out;
+  pack(f, out);
+  return out;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) permute_rows_kernel(PermuteRows<T> a) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
+  const int packs = a.width / kPack, lane = threadIdx.x % kWarp;
+  if (i < *a.row_count && a.token_of_row[i] < 0) {
+    Pack<T> zero;
+    set_zero(zero);
+    for (int p = lane; p < packs; p += kWarp) store_pack(a.out + i * a.width + p * kPack, zero);
+  }
+  if (i >= a.tokens) return;
+  for (int base = lane; base < packs; base += kBatch * kWarp) {
     Pack<T> v[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int p = base + i * kWarp;
-      v[i] = load_pack_if(token >= 0 && p < packs, from + p * kPack);
+    for (int j = 0; j < kBatch; ++j) {
+      const int p = base + j * kWarp;
+      v[j] = load_pack_if(p < packs, a.rows + i * a.width + p * kPack);
     }
+    for (int k = 0; k < a.top_k; ++k) {
+      const int row = a.row_of[i * a.top_k + k];
+      if (row < 0) continue;
+      T* to = a.out + static_cast<std::int64_t>(row) * a.width;
+      const float weight = a.weight ? a.weight[i * a.top_k + k] : 1.0f;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int p = base + i * kWarp;
-      if (p < packs) store_pack(to + p * kPack, v[i]);
+      for (int j = 0; j < kBatch; ++j) {
+        const int p = base + j * kWarp;
+        if (p < packs) store_pack(to + p * kPack, a.weight ? scaled(v[j], weight) : v[j]);
+      }
     }
   }
 }
@@ -88,7 +108,11 @@ __global__ void __launch_bounds__(kThreads) values_to_rows_kernel(AssignmentValu
 
 __global__ void __launch_bounds__(kThreads) values_from_rows_kernel(AssignmentValues a) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < a.assignments) a.out[i] = a.row_of[i] >= 0 ? a.values[a.row_of[i]] : 0.0f;
+  if (i >= a.assignments) return;
+  float sum = 0;
+  const int row = a.row_of[i];
+  for (int part = 0; part < a.parts && row >= 0; ++part) sum += a.values[part * a.row_capacity + row];
+  a.out[i] = sum;
 }
 
 unsigned blocks_for(std::int64_t items, int a_block) {
@@ -98,10 +122,10 @@ unsigned blocks_for(std::int64_t items, int a_block) {
 }  // namespace
 
 template <class T>
-void gather_rows(const GatherRows<T>& a, Stream stream) {
-  SWITCHYARD_ASSERT(a.width % kPack == 0, "gather_rows needs a width that is a multiple of 8");
-  if (a.row_capacity == 0) return;
-  gather_rows_kernel<T><<<blocks_for(a.row_capacity, kRows), kThreads, 0, stream>>>(a);
+void permute_rows(const PermuteRows<T>& a, Stream stream) {
+  SWITCHYARD_ASSERT(a.width % kPack == 0, "permute_rows needs a width that is a multiple of 8");
+  if (a.items() == 0) return;
+  permute_rows_kernel<T><<<blocks_for(a.items(), kRows), kThreads, 0, stream>>>(a);
   SWITCHYARD_CUDA_LAUNCHED();
 }
 
@@ -132,8 +156,8 @@ void values_from_rows(const AssignmentValues& a, Stream stream) {
   SWITCHYARD_CUDA_LAUNCHED();
 }
 
-template void gather_rows(const GatherRows<bf16>&, Stream);
-template void gather_rows(const GatherRows<float>&, Stream);
+template void permute_rows(const PermuteRows<bf16>&, Stream);
+template void permute_rows(const PermuteRows<float>&, Stream);
 template void combine(const Combine<bf16>&, Stream);
 template void combine(const Combine<float>&, Stream);
 

@@ -3,6 +3,7 @@
 #include "model/init_rules.h"
 #include "model/layer_rules.h"
 #include "ops/attention.h"
+#include "ops/value_gate.h"
 
 namespace switchyard {
 
@@ -13,7 +14,6 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
       kv_heads_(kv_head_count(config.model)),
       head_dim_(config.model.head_dim),
       window_(attention_window(config.model, layer)),
-      gate_channels_(config.model.value_gate_channels),
       norm_(config.model.qk_norm),
       eps_(config.model.norm_eps) {
   const ModelConfig& model = config.model;
@@ -24,7 +24,7 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
   if (has_value_embedding(model, layer))
     value_gate_ = register_module(
         "value_gate", std::make_shared<Linear>(store, name + ".value_gate", ParameterKind::kValueGate, kv_heads_,
-                                               gate_channels_, initial(Role::kValueGate, model), policy));
+                                               model.value_gate_channels, initial(Role::kValueGate, model), policy));
   if (model.qk_norm && model.qk_norm_weight) {
     q_norm_ = &declare(store, "q_norm.weight", ParameterKind::kNorm, {head_dim_}, {Init::Kind::kConstant, 1.0});
     k_norm_ = &declare(store, "k_norm.weight", ParameterKind::kNorm, {head_dim_}, {Init::Kind::kConstant, 1.0});
@@ -35,9 +35,9 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
 
 ops::Qkv Attention::project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                             const StepContext& step) const {
-  const at::Tensor gate =
-      value.defined() ? value_gate_->forward(n_TD.narrow(1, 0, gate_channels_), step) : at::Tensor();
-  return ops::qkv_rope(qkv_->forward(n_TD, step), value, gate, tables,
+  ops::GatedInput input{at::Tensor(), n_TD};
+  if (value.defined()) input = ops::value_gate(n_TD, value_gate_->weight());
+  return ops::qkv_rope(qkv_->forward(input.n_TD, step), value, input.gate_TK, tables,
                        {step.seq_len, heads_, kv_heads_, head_dim_, norm_, eps_, q_norm_, k_norm_});
 }
 

@@ -24,7 +24,7 @@ class Attention : public Layer {
   ops::Qkv project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                    const StepContext& step) const;
 
-  const int heads_, kv_heads_, head_dim_, window_, gate_channels_;
+  const int heads_, kv_heads_, head_dim_, window_;
   const bool norm_;
   const double eps_;
   std::shared_ptr<Linear> qkv_, out_, value_gate_;

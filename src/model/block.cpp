@@ -43,31 +43,30 @@ Block::Block(ParameterStore& store, const std::string& name, const Config& confi
 
 bool Block::sparse() const { return mlp_ == nullptr; }
 
-BlockReport Block::forward(Stream& stream, const at::Tensor& x0_TD, const at::Tensor& value,
-                           const ops::RotaryTables& tables, const StepContext& step, KvCache::LayerCache* cache) const {
+std::optional<Routing> Block::forward(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
+                                      const StepContext& step, KvCache::LayerCache* cache) const {
   const double dropout = step.training ? dropout_ : 0;
-  auto [x, n] = ops::add_norm(stream.x_TD, stream.delta_TD, x0_TD, before_attention_);
-  const at::Tensor attended =
-      cache ? attention_->forward_cached(n, value, tables, step, *cache) : attention_->forward(n, value, tables, step);
-  std::tie(x, n) =
-      ops::add_norm(x, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
+  const ops::Normed in = ops::add_norm(stream.x_TD, stream.delta_TD, stream.x0_TD, before_attention_);
+  const at::Tensor attended = cache ? attention_->forward_cached(in.n_TD, value, tables, step, *cache)
+                                    : attention_->forward(in.n_TD, value, tables, step);
+  const ops::Normed middle =
+      ops::add_norm(in.x_TD, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
   at::Tensor out;
-  BlockReport report = feed_forward(n, out, step);
-  stream = {x, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout)};
-  return report;
+  std::optional<Routing> routing = feed_forward(middle.n_TD, out, step);
+  stream = {middle.x_TD, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout), in.x0_TD};
+  return routing;
 }
 
-BlockReport Block::feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const {
+std::optional<Routing> Block::feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const {
 #ifdef SWITCHYARD_WITH_MOE
   if (moe_) {
-    const MoeOutput output = moe_->forward(n_TD, step);
+    MoeOutput output = moe_->forward(n_TD, step);
     out_TD = output.out_TD;
-    return {output.auxiliary, output.routing.count_E, output.routing.prob_E, output.routing.balance,
-            output.routing.z_loss};
+    return output.routing;
   }
 #endif
   out_TD = mlp_->forward(n_TD, step);
-  return {};
+  return std::nullopt;
 }
 
 }  // namespace switchyard

@@ -13,16 +13,15 @@
 
 namespace switchyard {
 
+#ifndef SWITCHYARD_WITH_MOE
+struct Routing {};  // no block of this build has any
+#endif
+
 // The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
-// with the norm that follows.
+// with the norm that follows. The first x travels along: each block hands it on to the next (ops/gradient.h).
 struct Stream {
   at::Tensor x_TD, delta_TD;  // delta undefined: nothing to add
-};
-
-// What a block's sparse layer reports; all undefined for a dense block.
-struct BlockReport {
-  at::Tensor auxiliary;  // weighted loss to add
-  at::Tensor count_E, prob_E, balance, z_loss;
+  at::Tensor x0_TD;
 };
 
 class Block : public Layer {
@@ -31,13 +30,13 @@ class Block : public Layer {
   Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
         const Parameter* again, const PrecisionPolicy& policy);
 
-  // cache null: training and evaluation over whole sequences.
-  BlockReport forward(Stream& stream, const at::Tensor& x0_TD, const at::Tensor& value, const ops::RotaryTables& tables,
-                      const StepContext& step, KvCache::LayerCache* cache) const;
+  // cache null: training and evaluation over whole sequences. Returns what a sparse block's router decided.
+  std::optional<Routing> forward(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
+                                 const StepContext& step, KvCache::LayerCache* cache) const;
   bool sparse() const;
 
  private:
-  BlockReport feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const;
+  std::optional<Routing> feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const;
 
   const int layer_;
   const double dropout_;

@@ -5,6 +5,10 @@
 #include "model/layer_rules.h"
 #include "ops/embedding.h"
 
+#ifdef SWITCHYARD_WITH_MOE
+#include "model/moe/balance.h"
+#endif
+
 namespace switchyard {
 
 void RoutingTotals::zero() {
@@ -64,37 +68,53 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
 }
 
 at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
-                           std::vector<BlockReport>& reports) {
+                           std::vector<Routing>& layers) {
   ops::RotaryTables tables = this->tables(step);
   if (step.first_position > 0)
     tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len),
               tables.sin_SC.narrow(0, step.first_position, step.seq_len)};
-  at::Tensor x0 = ops::embedding(tokens_T, *embed_, step.deterministic);
+  const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
+  at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
-  Stream stream{x0, at::Tensor()};
+  Stream stream{x0, at::Tensor(), x0};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const at::Tensor value =
-        value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], step.deterministic) : at::Tensor();
-    BlockReport report = blocks_[i]->forward(stream, x0, value, tables, step, cache ? &cache->layers[i] : nullptr);
-    if (report.count_E.defined()) reports.push_back(std::move(report));
+    const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
+    std::optional<Routing> routing =
+        blocks_[i]->forward(stream, value, tables, step, cache ? &cache->layers[i] : nullptr);
+    if (routing) layers.push_back(std::move(*routing));
   }
-  return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).second;
+  return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
 }
 
-void Gpt::add_to_totals(const std::vector<BlockReport>& reports) {
-  at::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < reports.size(); ++i) {
-    const auto layer = static_cast<std::int64_t>(i);
-    totals_.count_LE[layer].add_(reports[i].count_E);
-    totals_.prob_LE[layer].add_(reports[i].prob_E);
-    if (reports[i].balance.defined()) totals_.balance_L[layer].add_(reports[i].balance);
-    if (reports[i].z_loss.defined()) totals_.z_loss_L[layer].add_(reports[i].z_loss);
+void Gpt::add_routing([[maybe_unused]] const std::vector<Routing>& layers, [[maybe_unused]] const StepContext& step,
+                      [[maybe_unused]] ModelOutput& output) {
+#ifdef SWITCHYARD_WITH_MOE
+  if (layers.empty()) return;
+  const RoutingSums sums = stacked(layers);
+  const auto over_groups = [](const at::Tensor& all_LGE) {
+    return all_LGE.size(1) == 1 ? all_LGE.select(1, 0) : all_LGE.sum(1);
+  };
+  if (!step.training) {
+    output.count_LE = over_groups(sums.count_LGE).to(at::kLong);
+    return;
   }
+  const LayerLosses losses = layer_losses(sums, config_.router, step);
+  if (losses.weighted_L.defined() && config_.moe.aux_injection != "autograd") {
+    const at::Tensor auxiliary = losses.weighted_L.sum();
+    output.total = output.total + auxiliary * step.loss_scale;
+    output.auxiliary = auxiliary.detach();
+  }
+  at::NoGradGuard no_grad;
+  totals_.count_LE.add_(over_groups(sums.count_LGE));
+  totals_.prob_LE.add_(over_groups(sums.prob_LGE));
+  if (losses.balance_L.defined()) totals_.balance_L.add_(losses.balance_L);
+  totals_.z_loss_L.add_(losses.z_loss_L);
+#endif
 }
 
 ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {
-  std::vector<BlockReport> reports;
-  const at::Tensor n = run_blocks(tokens_T, step, nullptr, reports);
+  std::vector<Routing> layers;
+  const at::Tensor n = run_blocks(tokens_T, step, nullptr, layers);
   ops::HeadLossOptions options;
   options.softcap = config_.model.logit_softcap;
   options.grad_scale = step.loss_scale / static_cast<double>(tokens_T.numel());
@@ -102,34 +122,21 @@ ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T
   const auto [loss, nll] = ops::head_loss(n, head(), targets_T, options, products);
 
   ModelOutput output{loss, nll, at::zeros({}, nll.options()), at::Tensor()};
-  at::Tensor auxiliary;
-  std::vector<at::Tensor> counts;
-  for (const BlockReport& report : reports) {
-    counts.push_back(report.count_E);
-    if (report.auxiliary.defined()) auxiliary = auxiliary.defined() ? auxiliary + report.auxiliary : report.auxiliary;
-  }
-  if (auxiliary.defined()) {
-    output.total = loss + auxiliary * step.loss_scale;
-    output.auxiliary = auxiliary.detach();
-  }
-  if (step.training)
-    add_to_totals(reports);
-  else if (!counts.empty())
-    output.count_LE = at::stack(counts).to(at::kLong);
+  add_routing(layers, step, output);
   return output;
 }
 
 at::Tensor Gpt::logits(const at::Tensor& tokens_T, const StepContext& step) {
   at::NoGradGuard no_grad;
-  std::vector<BlockReport> reports;
-  return ops::capped_logits(run_blocks(tokens_T, step, nullptr, reports), head(), config_.model.logit_softcap);
+  std::vector<Routing> layers;
+  return ops::capped_logits(run_blocks(tokens_T, step, nullptr, layers), head(), config_.model.logit_softcap);
 }
 
 at::Tensor Gpt::logits_cached(const at::Tensor& tokens_T, StepContext step, KvCache& cache) {
   at::NoGradGuard no_grad;
   step.first_position = static_cast<int>(cache.length);
-  std::vector<BlockReport> reports;
-  const at::Tensor n = run_blocks(tokens_T, step, &cache, reports);
+  std::vector<Routing> layers;
+  const at::Tensor n = run_blocks(tokens_T, step, &cache, layers);
   cache.length += step.seq_len;
   const at::Tensor last = n.view({-1, step.seq_len, n.size(1)}).select(1, step.seq_len - 1).contiguous();
   return ops::capped_logits(last, head(), config_.model.logit_softcap);

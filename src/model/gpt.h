@@ -33,6 +33,8 @@ class Gpt : public Layer {
   void prepare(at::Device device, at::ScalarType activation_dtype);
 
   // tokens, targets [T] int64, T a multiple of step.seq_len. In training adds this micro-batch to routing_totals().
+  // Mean cross entropy is over all T: an ignored target (-1) counts as 0. Training windows have none; evaluation, whose
+  // last window does, divides the sum of nll_T by the targets that count.
   ModelOutput forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step);
   // Soft-capped logits [T, V] fp32 of every position; no gradient.
   at::Tensor logits(const at::Tensor& tokens_T, const StepContext& step);
@@ -45,10 +47,11 @@ class Gpt : public Layer {
   const Config& config() const { return config_; }
 
  private:
-  // The normalised output of the last block [T, D]; what the sparse layers report is appended to `reports`.
+  // The normalised output of the last block [T, D]; the routing of each sparse layer is appended to `layers`.
   at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
-                        std::vector<BlockReport>& reports);
-  void add_to_totals(const std::vector<BlockReport>& reports);
+                        std::vector<Routing>& layers);
+  // Auxiliary losses into `output`, counts into it (evaluation) or into the totals (training).
+  void add_routing(const std::vector<Routing>& layers, const StepContext& step, ModelOutput& output);
   const ops::RotaryTables& tables(const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
 

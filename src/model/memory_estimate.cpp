@@ -6,11 +6,10 @@
 #include "model/accounting.h"
 #include "model/layer_rules.h"
 #include "model/linear_layers.h"
+#include "ops/head_chunk.h"
 
 namespace switchyard {
 namespace {
-
-constexpr std::int64_t kHeadChunkTokens = 8192;  // logits exist for one chunk of tokens at a time
 
 std::int64_t compute_bytes(const Config& config) { return config.precision.mode == "fp32" ? 4 : 2; }
 std::int64_t micro_tokens(const Config& config) {
@@ -47,38 +46,59 @@ std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int w
   return config.parallel.shard_optimizer ? (bytes + world_size - 1) / world_size : bytes;
 }
 
+// Beside the layers: the embedding before its norm (which keeps its input), x0, the last residual, and the head's
+// gradient of its input, taken in forward.
 std::int64_t activation_bytes(const Config& config) {
-  std::int64_t elements = 2 * config.model.n_embd;  // x0, and the head's normalised input
+  std::int64_t elements = (config.model.embed_norm ? 4 : 3) * std::int64_t{config.model.n_embd};
   for (int layer = 0; layer < config.model.n_layer; ++layer) elements += activation_elements_per_token(config, layer);
   return micro_tokens(config) * elements * compute_bytes(config);
 }
 
+// What a feed-forward's backward has at once, for one of its rows: the gradient of the activation and of the
+// pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx.
+std::int64_t feed_forward_workspace(const Config& config) {
+  const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1, width = config.model.n_embd;
+  std::int64_t elements = 0;
+  for (int layer = 0; layer < config.model.n_layer; ++layer) {
+    const std::int64_t experts = config.router.top_k * ((inputs + 2) * expert_width(config) + 2 * width);
+    const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
+    elements = std::max(elements, is_moe_layer(config, layer) ? experts : dense);
+  }
+  return micro_tokens(config) * elements * compute_bytes(config);
+}
+
+// The head's turn or the feed-forward's, and with either the residual stream's gradients: of x, of x0, of n, and one
+// that is being added.
 std::int64_t workspace_bytes(const Config& config) {
-  const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config);
-  const std::int64_t logits = std::min(tokens, kHeadChunkTokens) * config.model.vocab_size * (4 + bytes);
-  if (moe_layer_count(config) == 0) return logits;
-  const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1;
-  const std::int64_t row = (inputs + 1) * expert_width(config) + config.model.n_embd;  // dH, weighted A, dx
-  return std::max(logits, tokens * config.router.top_k * row * bytes);
+  const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
+  const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
+  const std::int64_t head = chunk * (config.model.vocab_size + width) * bytes;
+  return std::max(head, feed_forward_workspace(config)) + 4 * tokens * width * bytes;
 }
 
 }  // namespace
 
-// attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head
-// residual      x' and its norm n, after attention and after the feed-forward
+// attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head; the value embedding and
+//               its gate where the layer has them; with weights on the norms of q and k also what they multiply
+// residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each; with residual
+//               scalars also what the layer before gave
 // dense mlp     the pre-activation (two when gated) and the activation
-// MoE           the pre-activation of the top_k rows; the gathered x and the experts' output are never kept.
-//               Router: fp32 logits and scores of every expert; shared experts as a dense mlp
+// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
+//               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
+//               row and token of each assignment. Shared experts as a dense mlp
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
   const std::int64_t words = 4 / compute_bytes(config);  // elements that one fp32 value takes
   const std::int64_t inputs = is_gated(model.mlp) ? 2 : 1;
   std::int64_t elements = 2 * (q_width(model) + 2 * kv_width(model)) + q_width(model) + head_count(model) * words;
-  elements += 4 * std::int64_t{model.n_embd};
+  if (has_value_embedding(model, layer)) elements += kv_width(model) + kv_head_count(model);
+  if (model.qk_norm_weight) elements += q_width(model) + kv_width(model);
+  elements += 4 * std::int64_t{model.n_embd} + 2 * words;
+  if (model.resid_scalars && layer > 0) elements += model.n_embd;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
   elements += config.router.top_k * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
-  elements += (2 * config.moe.n_experts + 3 * config.router.top_k) * words;
+  elements += (config.moe.n_experts + 4 * config.router.top_k) * words;
   return elements;
 }
 

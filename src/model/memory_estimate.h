@@ -14,7 +14,7 @@ struct MemoryEstimate {
   std::int64_t gradients = 0;       // fp32, one buffer
   std::int64_t optimizer = 0;       // Muon 4 B, AdamW 8 B a parameter, over the ranks if sharded
   std::int64_t activations = 0;     // what backward needs of one micro-batch
-  std::int64_t workspace = 0;       // the largest temporary: a chunk of logits, or one layer's row gradients
+  std::int64_t workspace = 0;       // temporaries at the peak: a chunk of logits, or one layer's row gradients
   std::int64_t total() const { return weights + compute_copies + gradients + optimizer + activations + workspace; }
 };
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/add_norm.h"
+#include "ops/gradient.h"
 #include "ops/launch.h"
 
 namespace switchyard::ops {
@@ -35,6 +36,7 @@ void backward_on_cpu(const kernels::AddNormBackward<T>& work) {
   }
 }
 
+// Outputs: n; x' where it is stored; x0 where there are scalars.
 class AddNorm : public torch::autograd::Function<AddNorm> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& maybe_delta,
@@ -73,9 +75,13 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     context->saved_data["gain"] = reinterpret_cast<std::int64_t>(r.gain);
     context->saved_data["index"] = static_cast<std::int64_t>(r.index);
     context->saved_data["delta"] = delta.defined();
+    // The first block's x is x0: one gradient takes both parts, and autograd adds nothing.
+    context->saved_data["x_is_x0"] = scalars && !delta.defined() && x.is_same(x0);
     context->set_materialize_grads(false);
-    if (!stored) return {normed};
-    return {residual, normed};
+    variable_list out{normed};
+    if (stored) out.push_back(residual);
+    if (scalars) out.push_back(x0);
+    return out;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -88,8 +94,10 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     const Tensor &residual = saved[0], &x0 = saved[4];
     const std::int64_t tokens = residual.size(0), width = residual.size(1);
     const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
-    const Tensor d_residual = grads.size() == 2 ? dense(grads[0]) : Tensor(), d_normed = dense(grads.back());
-    Tensor d_x = at::empty_like(residual), d_x0 = keep ? at::empty_like(residual) : Tensor();
+    const Tensor d_normed = dense(grads[0]), d_residual = grads.size() > 1 ? dense(grads[1]) : Tensor();
+    const bool x_is_x0 = context->saved_data["x_is_x0"].toBool(), add_d_x0 = keep && grads[2].defined();
+    Tensor d_x = x_is_x0 ? Tensor() : at::empty_like(residual), d_x0;
+    if (keep) d_x0 = add_d_x0 ? own_gradient(grads[2], residual) : at::empty_like(residual);
     Tensor scratch;
     if (residual.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
@@ -119,42 +127,42 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
                                              slice(gain, 0),
                                              pointer<float>(scratch),
                                              tokens,
-                                             static_cast<int>(width)};
+                                             static_cast<int>(width),
+                                             add_d_x0};
         },
         [](const auto& work, kernels::Stream stream) { kernels::add_norm_backward(work, stream); },
         [](const auto& work) { backward_on_cpu(work); });
     for (const Parameter* p : {keep, again, gain})
       if (p) p->grad_added();
+    // d_x goes out twice: neither of its two readers may write into it, and is_ours tells them so.
     return {d_x, context->saved_data["delta"].toBool() ? d_x : Tensor(), d_x0, Tensor()};
   }
 };
 
 }  // namespace
 
-std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
-                                   const Residual& residual) {
+Normed add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
   if (at::GradMode::is_enabled())
     for (const Parameter* p : {residual.keep, residual.again, residual.gain})
       if (p) p->use();
   const variable_list out =
       AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
-  return {out.size() == 2 ? out[0] : x_TD, out.back()};
+  return {out.size() > 1 ? out[1] : x_TD, out[0], out.size() > 2 ? out[2] : Tensor()};
 }
 
-std::pair<Tensor, Tensor> add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
-                                             const Residual& residual) {
+Normed add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
   Tensor x = delta_TD.defined() ? x_TD + delta_TD : x_TD;
   if (residual.keep) x = attach(*residual.keep)[residual.index] * x + attach(*residual.again)[residual.index] * x0_TD;
   Tensor normed = x * (x.pow(2).mean(-1, true) + residual.eps).rsqrt();
   if (residual.gain) normed = normed * attach(*residual.gain);
-  return {x, normed};
+  return {x, normed, x0_TD};
 }
 
 Tensor rms_norm(const Tensor& x_TD, const Parameter* gain, double eps) {
   Residual plain;
   plain.gain = gain;
   plain.eps = eps;
-  return add_norm(x_TD, Tensor(), Tensor(), plain).second;
+  return add_norm(x_TD, Tensor(), Tensor(), plain).n_TD;
 }
 
 }  // namespace switchyard::ops

@@ -1,8 +1,6 @@
 // ops/add_norm.h: the residual stream's add and the norm that follows.
 #pragma once
 
-#include <utility>
-
 #include "ops/parameter.h"
 
 namespace switchyard::ops {
@@ -17,14 +15,18 @@ struct Residual {
   double eps = 1e-6;
 };
 
-// Returns (x', n). delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.
+struct Normed {
+  Tensor x_TD;   // x'
+  Tensor n_TD;   // n
+  Tensor x0_TD;  // x0 itself, for its next reader: that one's gradient is added to in place (ops/gradient.h)
+};
+
+// delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.
 // Gradients for x, delta and x0 go to autograd, those of the scalars and the gain into their slices.
-std::pair<Tensor, Tensor> add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
-                                   const Residual& residual);
+Normed add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);
 
 // The same in plain ATen, slow and obvious; tests compare the two, forward and backward.
-std::pair<Tensor, Tensor> add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD,
-                                             const Residual& residual);
+Normed add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);
 
 // n = gain * x / rms(x) alone.
 Tensor rms_norm(const Tensor& x_TD, const Parameter* gain, double eps);

@@ -10,6 +10,14 @@ std::int64_t row_capacity(std::int64_t tokens, int top_k, int experts, int align
   return (bound + alignment - 1) / alignment * alignment;
 }
 
+DispatchPlan all_rows(std::int64_t tokens, int alignment) {
+  DispatchPlan plan;
+  plan.tokens = plan.row_capacity = tokens;
+  plan.top_k = plan.experts = 1;
+  plan.alignment = alignment;
+  return plan;
+}
+
 DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment) {
   DispatchPlan plan;
   plan.tokens = expert_TK.size(0);
@@ -23,6 +31,9 @@ DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment) {
   plan.end_E = at::empty({experts}, ints);
   plan.token_of_row_R = at::empty({plan.row_capacity}, ints);
   plan.row_of_TK = at::empty({plan.tokens, plan.top_k}, ints);
+  plan.tile_expert = at::empty({plan.row_capacity / alignment}, ints);
+  plan.longest_first_E = at::empty({experts}, ints);
+  plan.scheduler = at::empty({2}, ints);
   kernels::Dispatch work{expert_TK.data_ptr<int>(),
                          plan.count_E.data_ptr<int>(),
                          plan.offset_E1.data_ptr<int>(),
@@ -34,7 +45,10 @@ DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment) {
                          plan.top_k,
                          experts,
                          alignment,
-                         plan.row_capacity};
+                         plan.row_capacity,
+                         plan.tile_expert.data_ptr<int>(),
+                         plan.longest_first_E.data_ptr<int>(),
+                         plan.scheduler.data_ptr<int>()};
   if (!expert_TK.is_cuda()) {
     kernels::dispatch_cpu(work);
   } else {

@@ -14,6 +14,7 @@ struct DispatchPlan {
   Tensor end_E;           // offset_E1[1:], contiguous
   Tensor token_of_row_R;  // -1: padding
   Tensor row_of_TK;       // -1: the assignment was dropped
+  Tensor tile_expert, longest_first_E, scheduler;
   std::int64_t tokens = 0, row_capacity = 0;
   int top_k = 0, experts = 0, alignment = 1;
 
@@ -21,6 +22,9 @@ struct DispatchPlan {
 };
 
 std::int64_t row_capacity(std::int64_t tokens, int top_k, int experts, int alignment);
+
+// One expert that takes every token as it comes: no tables. tokens is a multiple of alignment.
+DispatchPlan all_rows(std::int64_t tokens, int alignment);
 
 // expert [T, K] int32, -1 for a dropped assignment.
 DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment = 1);

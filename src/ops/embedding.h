@@ -5,9 +5,12 @@
 
 namespace switchyard::ops {
 
-// tokens [T] int64, each < V (checked when the data is opened, not here); table [V, D]. Returns [T, D].
-// The gradient is summed in fp32 into the table's slice: with atomics on CUDA, in order of position with
-// `deterministic`.
-Tensor embedding(const Tensor& tokens_T, const Parameter& table_VD, bool deterministic = false);
+// Positions sorted by their token, for the backward of every table that the tokens look up; undefined on CPU, which
+// needs none.
+Tensor token_order(const Tensor& tokens_T);
+
+// tokens [T] int64, each < V (checked when the data is opened, not here); table [V, D]; order: token_order(tokens).
+// Returns [T, D]. The gradient is summed in fp32 into the table's slice, in a fixed order.
+Tensor embedding(const Tensor& tokens_T, const Parameter& table_VD, const Tensor& order);
 
 }  // namespace switchyard::ops

@@ -2,11 +2,10 @@
 
 #include <vector>
 
+#include "kernels/dispatch.h"
+#include "ops/hopper_products.h"
+#include "ops/launch.h"
 #include "ops/linear.h"
-
-#ifdef SWITCHYARD_WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
-#endif
 
 namespace switchyard::ops {
 namespace {
@@ -48,43 +47,49 @@ class ExpertLoop : public GroupedProducts {
   }
 };
 
-// torch's grouped product (CUTLASS): offsets stay on the device. Its weight gradients come in bf16 and an empty
-// expert's is whatever the memory held, so they are selected before they are added.
-class TorchGrouped : public GroupedProducts {
- public:
-  Tensor forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override {
-    return at::_grouped_mm(rows_RD, w_END.compute.detach().transpose(1, 2), plan.end_E);
-  }
-  Tensor dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const override {
-    return at::_grouped_mm(d_RN, w_END.compute.detach(), plan.end_E);
-  }
-  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
-             const DispatchPlan& plan) const override {
-    const Tensor product = at::_grouped_mm(d_RN.t(), rows_RD, plan.end_E);
-    const Tensor empty = plan.count_E.eq(0).view({plan.experts, 1, 1});
-    Tensor grad = w_END.grad;
-    grad.add_(product.masked_fill(empty, 0));
-  }
-};
-
-bool has_torch_grouped(at::Device device, at::ScalarType dtype) {
-#ifdef SWITCHYARD_WITH_CUDA
-  return device.is_cuda() && dtype == at::kBFloat16 && at::cuda::getDeviceProperties(device.index())->major == 9;
-#else
-  (void)device, (void)dtype;
-  return false;
-#endif
-}
-
 }  // namespace
 
 const GroupedProducts& GroupedProducts::choose(at::Device device, at::ScalarType dtype) {
+#ifdef SWITCHYARD_WITH_CUDA
+  static const HopperProducts hopper;
+  if (has_hopper_products(device, dtype)) return hopper;
+#endif
+  (void)device, (void)dtype;
   static const ExpertLoop loop;
-  static const TorchGrouped grouped;
-  if (has_torch_grouped(device, dtype)) return grouped;
   return loop;
 }
 
-bool GroupedProducts::capturable(at::Device device, at::ScalarType dtype) { return has_torch_grouped(device, dtype); }
+bool GroupedProducts::capturable(at::Device device, at::ScalarType dtype) {
+  return choose(device, dtype).alignment(1, 1) > 1;
+}
+
+Tensor GroupedProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const {
+  return forward(permute_rows(x_TD, plan), w_END, plan);
+}
+
+Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& weight_TK) {
+  Tensor rows = at::empty({plan.row_capacity, x_TD.size(1)}, x_TD.options());
+  const Tensor in_use = plan.rows_in_use();
+  launch(
+      x_TD,
+      [&](auto type) {
+        using T = typename decltype(type)::type;
+        return kernels::PermuteRows<T>{pointer<T>(x_TD),
+                                       pointer<float>(weight_TK),
+                                       plan.row_of_TK.data_ptr<int>(),
+                                       plan.token_of_row_R.data_ptr<int>(),
+                                       in_use.data_ptr<int>(),
+                                       pointer<T>(rows),
+                                       plan.tokens,
+                                       plan.top_k,
+                                       static_cast<int>(x_TD.size(1)),
+                                       plan.row_capacity};
+      },
+      [](const auto& work, kernels::Stream stream) { kernels::permute_rows(work, stream); },
+      [](const auto& work) {
+        parallel_ranges(work.items(), 64, [&](kernels::Range range) { kernels::permute_rows_cpu(work, range); });
+      });
+  return rows;
+}
 
 }  // namespace switchyard::ops

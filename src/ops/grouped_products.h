@@ -6,8 +6,23 @@
 
 namespace switchyard::ops {
 
+// relu^2 whose activation is part of the products. Rows are unweighted: the router's weight comes in when rows are
+// summed, and in backward here. With one expert the plan may be that of `all_rows`.
+class FusedRelu2 {
+ public:
+  virtual ~FusedRelu2() = default;
+  struct Backward {
+    Tensor d_pre_RN;  // weight * relu^2'(pre) * (dy W)
+    Tensor dot_PR;    // fp32; the sum over P is <dy W, active>, the gradient of the row's weight; undefined without
+  };
+  // relu^2(x W^T) of the tokens that the plan names.
+  virtual Tensor up(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const = 0;
+  virtual Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& active_RN,
+                                 const Tensor& weight_R, const DispatchPlan& plan) const = 0;  // weight or undefined
+};
+
 // Rows [offset_e, offset_e+1) of a row tensor belong to expert e; weights are stacks [E, N, D]. Rows past the last
-// offset are neither read nor defined; rows of padding must be zero on entry and are undefined in the result.
+// offset are neither read nor defined; rows of padding must be zero on entry and are zero in the result.
 class GroupedProducts {
  public:
   virtual ~GroupedProducts() = default;
@@ -16,11 +31,18 @@ class GroupedProducts {
   // w.grad[e] += d_e^T rows_e; an expert without rows leaves its slice bitwise as it was.
   virtual void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
                      const DispatchPlan& plan) const = 0;
+  // forward of the rows that the plan gathers from x [T, D].
+  virtual Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const;
+  virtual const FusedRelu2* relu2() const { return nullptr; }  // null: not fused
+  virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
 
-  // The products for a device and type: torch's grouped product on GPUs of capability 9.0 in bf16 (no host read,
-  // capturable); elsewhere one product an expert, with the offsets read by the host.
+  // The products for a device and type: our kernels on GPUs of capability 9.0 in bf16 (no host read, capturable);
+  // elsewhere one product an expert, with the offsets read by the host.
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
   static bool capturable(at::Device device, at::ScalarType dtype);
 };
+
+// Tokens into the plan's rows, each times the assignment's weight (fp32, or undefined: 1); zeros in padding. [R, D]
+Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& weight_TK = {});
 
 }  // namespace switchyard::ops

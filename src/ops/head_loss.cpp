@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cross_entropy.h"
+#include "ops/head_chunk.h"
 #include "ops/launch.h"
 
 namespace switchyard::ops {
@@ -35,9 +36,7 @@ void cross_entropy(const Tensor& logits, const Tensor& target, const Tensor& nll
 }
 
 std::int64_t chunk_of(const Tensor& x, const Parameter& w, const HeadLossOptions& options) {
-  if (options.chunk_tokens) return options.chunk_tokens;
-  const std::int64_t fit = (std::int64_t{1} << 30) / (w.shape[0] * static_cast<std::int64_t>(x.element_size()));
-  return std::max<std::int64_t>(256, fit / 256 * 256);
+  return options.chunk_tokens ? options.chunk_tokens : head_chunk_tokens(w.shape[0], x.element_size());
 }
 
 class HeadLoss : public torch::autograd::Function<HeadLoss> {

@@ -11,33 +11,20 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-Tensor gather_rows(const Tensor& x_TD, const DispatchPlan& plan) {
-  Tensor rows = at::empty({plan.row_capacity, x_TD.size(1)}, x_TD.options());
-  const Tensor in_use = plan.rows_in_use();
-  launch(
-      x_TD,
-      [&](auto type) {
-        using T = typename decltype(type)::type;
-        return kernels::GatherRows<T>{pointer<T>(x_TD),       plan.token_of_row_R.data_ptr<int>(),
-                                      in_use.data_ptr<int>(), pointer<T>(rows),
-                                      plan.row_capacity,      static_cast<int>(x_TD.size(1))};
-      },
-      [](const auto& work, kernels::Stream stream) { kernels::gather_rows(work, stream); },
-      [](const auto& work) {
-        parallel_ranges(work.row_capacity, 64, [&](kernels::Range range) { kernels::gather_rows_cpu(work, range); });
-      });
-  return rows;
-}
-
-// The sum of each token's rows; the weights are in the rows already.
-Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
+// The sum of each token's rows, weighted where the weights are not in the rows already.
+Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan, const Tensor& weight_TK = {}) {
   Tensor out = at::empty({plan.tokens, rows_RD.size(1)}, rows_RD.options());
   launch(
       rows_RD,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Combine<T>{pointer<T>(rows_RD), nullptr,    plan.row_of_TK.data_ptr<int>(),   pointer<T>(out),
-                                   plan.tokens,         plan.top_k, static_cast<int>(rows_RD.size(1))};
+        return kernels::Combine<T>{pointer<T>(rows_RD),
+                                   pointer<float>(weight_TK),
+                                   plan.row_of_TK.data_ptr<int>(),
+                                   pointer<T>(out),
+                                   plan.tokens,
+                                   plan.top_k,
+                                   static_cast<int>(rows_RD.size(1))};
       },
       [](const auto& work, kernels::Stream stream) { kernels::combine(work, stream); },
       [](const auto& work) {
@@ -48,13 +35,18 @@ Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
 
 enum class Direction { kToRows, kFromRows };
 
+// values [T, K] to rows [R], or the sum of values [P, R] from rows to [T, K].
 Tensor move_values(const Tensor& values, const DispatchPlan& plan, Direction direction) {
   const bool to_rows = direction == Direction::kToRows;
   Tensor out = to_rows ? at::empty({plan.row_capacity}, values.options())
                        : at::empty({plan.tokens, plan.top_k}, values.options());
-  const kernels::AssignmentValues work{
-      values.data_ptr<float>(), plan.row_of_TK.data_ptr<int>(), plan.token_of_row_R.data_ptr<int>(),
-      out.data_ptr<float>(),    plan.tokens * plan.top_k,       plan.row_capacity};
+  const kernels::AssignmentValues work{values.data_ptr<float>(),
+                                       plan.row_of_TK.data_ptr<int>(),
+                                       plan.token_of_row_R.data_ptr<int>(),
+                                       out.data_ptr<float>(),
+                                       plan.tokens * plan.top_k,
+                                       plan.row_capacity,
+                                       to_rows ? 1 : static_cast<int>(values.numel() / plan.row_capacity)};
   if (!values.is_cuda()) {
     if (to_rows)
       kernels::values_to_rows_cpu(work);
@@ -78,21 +70,36 @@ struct Call : torch::CustomClassHolder {
   const GroupedProducts* products;
 };
 
+const FusedRelu2* fused_of(const GroupedProducts& products, ActivationKind kind) {
+  return kind == ActivationKind::kRelu2 ? products.relu2() : nullptr;
+}
+
+struct Gradients {
+  Tensor d_pre_RN, d_weight_PR;
+};
+
 class MoeFfn : public torch::autograd::Function<MoeFfn> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight_TK, const Tensor& /*up: links*/,
-                        const ExpertWeights& experts, const DispatchPlan& plan, const GroupedProducts* products) {
-    const std::int64_t width = experts.down->shape[2];
-    const Tensor weight_R = move_values(weight_TK.to(at::kFloat).contiguous(), plan, Direction::kToRows);
-    const Tensor pre = products->forward(gather_rows(x, plan), *experts.up, plan);
-    Tensor active = at::empty({plan.row_capacity, width}, x.options());
-    activation_rows(pre, weight_R, plan.token_of_row_R, plan.rows_in_use(), experts.kind, active);
-    const Tensor out = sum_rows(products->forward(active, *experts.down, plan), plan);
-    context->save_for_backward({x, weight_R, pre});
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& given_weight,
+                        const Tensor& /*up: links*/, const ExpertWeights& experts, const DispatchPlan& plan,
+                        const GroupedProducts* products) {
+    const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
+    Tensor out, kept;  // kept for backward: the activation where products hold it, else what it is made of
+    if (const FusedRelu2* fused = fused_of(*products, experts.kind)) {
+      kept = fused->up(x, *experts.up, plan);
+      out = sum_rows(products->forward(kept, *experts.down, plan), plan, weight_TK);
+    } else {
+      kept = products->gathered_forward(x, *experts.up, plan);
+      Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
+      activation_rows(kept, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R, plan.rows_in_use(),
+                      experts.kind, active);
+      out = sum_rows(products->forward(active, *experts.down, plan), plan);
+    }
+    context->save_for_backward({x, weight_TK, kept});
     auto call = c10::make_intrusive<Call>();
     call->experts = experts, call->plan = plan, call->products = products;
     context->saved_data["call"] = c10::IValue::make_capsule(call);
-    context->saved_data["weight_type"] = static_cast<std::int64_t>(weight_TK.scalar_type());
+    context->saved_data["weight_type"] = static_cast<std::int64_t>(given_weight.scalar_type());
     return out;
   }
 
@@ -101,22 +108,43 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const auto capsule = context->saved_data["call"].toCapsule();
     const Call& call = static_cast<const Call&>(*capsule);
     const auto& [experts, plan, products] = std::tie(call.experts, call.plan, call.products);
-    const Tensor &x = saved[0], &weight_R = saved[1], &pre = saved[2];
+    const Tensor& x = saved[0];
+    const Tensor &weight_TK = saved[1], dy_TD = grads[0].contiguous();
 
-    const Tensor dy_RD = gather_rows(grads[0].contiguous(), plan);
-    const Tensor d_active = products->dgrad(dy_RD, *experts.down, plan);
-    Tensor d_pre = at::empty_like(pre), active = at::empty_like(d_active), d_weight_R = at::empty_like(weight_R);
-    activation_rows_backward(pre, d_active, weight_R, plan.token_of_row_R, plan.rows_in_use(), experts.kind, d_pre,
-                             active, d_weight_R);
-    products->wgrad(dy_RD, active, *experts.down, plan);
+    const FusedRelu2* fused = fused_of(*products, experts.kind);
+    const Gradients d = fused ? through_fused(*fused, call, dy_TD, weight_TK, saved[2])
+                              : through_activation(call, dy_TD, weight_TK, saved[2]);
     experts.down->grad_added();
-    products->wgrad(d_pre, gather_rows(x, plan), *experts.up, plan);
+    products->wgrad(d.d_pre_RN, permute_rows(x, plan), *experts.up, plan);
     experts.up->grad_added();
-    const Tensor dx = sum_rows(products->dgrad(d_pre, *experts.up, plan), plan);
-    const Tensor d_weight = move_values(d_weight_R, plan, Direction::kFromRows);
+    const Tensor dx = sum_rows(products->dgrad(d.d_pre_RN, *experts.up, plan), plan);
+    const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
     return {dx,       d_weight.to(static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt())),
             Tensor(), Tensor(),
             Tensor(), Tensor()};
+  }
+
+ private:
+  // Down to the pre-activation, with the down projection's weight gradient added.
+  static Gradients through_fused(const FusedRelu2& fused, const Call& call, const Tensor& dy_TD,
+                                 const Tensor& weight_TK, const Tensor& active) {
+    const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
+    const FusedRelu2::Backward d = fused.down_backward(dy_TD, *call.experts.down, active, weight_R, call.plan);
+    call.products->wgrad(permute_rows(dy_TD, call.plan, weight_TK), active, *call.experts.down, call.plan);
+    return {d.d_pre_RN, d.dot_PR};
+  }
+
+  static Gradients through_activation(const Call& call, const Tensor& dy_TD, const Tensor& weight_TK,
+                                      const Tensor& pre) {
+    const DispatchPlan& plan = call.plan;
+    const Tensor weight_R = move_values(weight_TK, plan, Direction::kToRows);
+    const Tensor dy_RD = permute_rows(dy_TD, plan);
+    const Tensor d_active = call.products->dgrad(dy_RD, *call.experts.down, plan);
+    Tensor d_pre = at::empty_like(pre), active = at::empty_like(d_active), d_weight_R = at::empty_like(weight_R);
+    activation_rows_backward(pre, d_active, weight_R, plan.token_of_row_R, plan.rows_in_use(), call.experts.kind, d_pre,
+                             active, d_weight_R);
+    call.products->wgrad(dy_RD, active, *call.experts.down, plan);
+    return {d_pre, d_weight_R};
   }
 };
 

@@ -14,8 +14,8 @@ struct ExpertWeights {
 };
 
 // out[t] = sum_k weight[t,k] * down_e act(up_e x[t]),  e = the expert of (t, k) in the plan.
-// x [T, D], weight [T, K] fp32. The weight multiplies the activation, which equals weighting the expert's output and
-// lets its gradient come from the activation: dw = <dA, A>, so neither the outputs nor the gathered x are kept.
+// x [T, D], weight [T, K] fp32. The weight's gradient comes from the activation A and its gradient, dw = <dA, A>, so
+// neither the experts' outputs nor the gathered x are kept: only x and the pre-activation, or A where that suffices.
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
                const GroupedProducts& products);
 

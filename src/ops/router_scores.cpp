@@ -2,6 +2,10 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#ifdef SWITCHYARD_WITH_CUDA
+#include "kernels/router_logits.h"
+#endif
+#include "ops/gradient.h"
 #include "ops/launch.h"
 #include "ops/linear.h"
 
@@ -28,10 +32,14 @@ class Scores : public torch::autograd::Function<Scores> {
     const std::int64_t tokens = logits.size(0), experts = logits.size(1);
     const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
     const auto ints = logits.options().dtype(at::kInt);
-    Tensor expert = at::empty({tokens, rule.top_k}, ints), count = at::zeros({groups, experts}, ints);
+    // The CPU kernel adds ranges of tokens to the sums, the CUDA kernel overwrites them.
+    const auto sums = [&](std::vector<std::int64_t> shape, const at::TensorOptions& options) {
+      return logits.is_cuda() ? at::empty(shape, options) : at::zeros(shape, options);
+    };
+    Tensor expert = at::empty({tokens, rule.top_k}, ints), count = sums({groups, experts}, ints);
     Tensor weight = at::empty({tokens, rule.top_k}, logits.options()),
-           prob_sum = at::zeros({groups, experts}, logits.options());
-    Tensor importance = at::zeros({experts}, logits.options()), z_sum = at::zeros({1}, logits.options()), scratch;
+           prob_sum = sums({groups, experts}, logits.options());
+    Tensor importance = sums({experts}, logits.options()), z_sum = sums({1}, logits.options()), scratch;
 #ifdef SWITCHYARD_WITH_CUDA
     if (logits.is_cuda())
       scratch = at::empty({kernels::router_scratch(tokens, group, static_cast<int>(experts))}, logits.options());
@@ -116,20 +124,74 @@ class Scores : public torch::autograd::Function<Scores> {
   }
 };
 
-class RouterLogits : public torch::autograd::Function<RouterLogits> {
+#ifdef SWITCHYARD_WITH_CUDA
+// Calls run(Type<T>) for the type of x.
+template <class Run>
+void with_type_of(const Tensor& x, Run run) {
+  if (x.scalar_type() == at::kBFloat16) return run(Type<kernels::bf16>{});
+  SWITCHYARD_ASSERT(x.scalar_type() == at::kFloat, "CUDA kernels take bf16 or fp32");
+  run(Type<float>{});
+}
+
+void logits_on_cuda(const Tensor& x, const Tensor& w, const Tensor& logits) {
+  with_type_of(x, [&](auto type) {
+    using T = typename decltype(type)::type;
+    kernels::router_logits(kernels::RouterLogits<T>{pointer<T>(x), pointer<float>(w), pointer<float>(logits), x.size(0),
+                                                    static_cast<int>(x.size(1)), static_cast<int>(w.size(0))},
+                           current_stream(x));
+  });
+}
+
+void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logits, const Tensor& d_x) {
+  const int width = static_cast<int>(x.size(1)), experts = static_cast<int>(d_logits.size(1));
+  const Tensor scratch =
+      at::empty({kernels::router_logits_scratch(x.size(0), width, experts)}, x.options().dtype(at::kFloat));
+  with_type_of(x, [&](auto type) {
+    using T = typename decltype(type)::type;
+    kernels::router_logits_backward(
+        kernels::RouterLogitsBackward<T>{pointer<T>(x), pointer<float>(w.compute), pointer<float>(d_logits),
+                                         pointer<T>(d_x), pointer<float>(w.grad), pointer<float>(scratch), x.size(0),
+                                         width, experts},
+        current_stream(x));
+  });
+}
+#endif
+
+class LogitsOp : public torch::autograd::Function<LogitsOp> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& w, const Parameter* parameter) {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& w, const Parameter* parameter) {
     context->save_for_backward({x});
     context->saved_data["parameter"] = reinterpret_cast<std::int64_t>(parameter);
-    return at::mm(x.to(w.scalar_type()), w.t());
+    context->set_materialize_grads(false);
+    Tensor logits;
+    if (x.is_cuda()) {
+#ifdef SWITCHYARD_WITH_CUDA
+      logits = at::empty({x.size(0), w.size(0)}, w.options());
+      logits_on_cuda(x, w, logits);
+#endif
+    } else {
+      logits = at::mm(x, w.t());
+    }
+    return {logits, x};
   }
+
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto* parameter = reinterpret_cast<const Parameter*>(context->saved_data["parameter"].toInt());
-    const Tensor x = context->get_saved_variables()[0], d_logits = grads[0].contiguous();
-    const Tensor weight = parameter->compute.detach();
-    add_product(parameter->grad, d_logits, x.to(d_logits.scalar_type()));
+    const Tensor x = context->get_saved_variables()[0];
+    Tensor d_x = own_gradient(grads[1], x);
+    if (grads[0].defined()) {
+      const Tensor d_logits = grads[0].contiguous();
+      if (x.is_cuda()) {
+#ifdef SWITCHYARD_WITH_CUDA
+        backward_on_cuda(x, *parameter, d_logits, d_x);
+#endif
+      } else {
+        d_x.addmm_(d_logits, parameter->compute.detach());
+        add_product(parameter->grad, d_logits, x);
+      }
+    }
     parameter->grad_added();
-    return {at::mm(d_logits, weight).to(x.scalar_type()), Tensor(), Tensor()};
+    return {d_x, Tensor(), Tensor()};
   }
 };
 
@@ -169,9 +231,10 @@ RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& sele
           z};
 }
 
-Tensor router_logits(const Tensor& x_TD, const Parameter& w_ED) {
+RouterLogits router_logits(const Tensor& x_TD, const Parameter& w_ED) {
   if (at::GradMode::is_enabled()) w_ED.use();
-  return RouterLogits::apply(x_TD, w_ED.compute, &w_ED);
+  const variable_list out = LogitsOp::apply(x_TD, w_ED.compute, &w_ED);
+  return {out[0], out[1]};
 }
 
 }  // namespace switchyard::ops

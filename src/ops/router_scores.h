@@ -34,7 +34,12 @@ struct RouterScores {
 RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
 RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
 
-// logits = x W^T in fp32 whatever the type of x (moe_spec R4).
-Tensor router_logits(const Tensor& x_TD, const Parameter& w_ED);
+struct RouterLogits {
+  Tensor logits_TE;
+  Tensor x_TD;  // x itself, for its other readers: their gradient is added to in place (ops/gradient.h)
+};
+
+// logits = x W^T in fp32 whatever the type of x (moe_spec R4). x [T, D], on CUDA with D a multiple of 8; W [E, D] fp32.
+RouterLogits router_logits(const Tensor& x_TD, const Parameter& w_ED);
 
 }  // namespace switchyard::ops

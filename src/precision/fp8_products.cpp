@@ -75,4 +75,8 @@ void Fp8Grouped::wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const 
   ops::GroupedProducts::choose(rows_RD.device(), rows_RD.scalar_type()).wgrad(d_RN, rows_RD, w_END, plan);
 }
 
+int Fp8Grouped::alignment(std::int64_t assignments, int experts) const {
+  return ops::GroupedProducts::choose(at::kCUDA, at::kBFloat16).alignment(assignments, experts);
+}
+
 }  // namespace switchyard

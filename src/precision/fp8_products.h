@@ -34,6 +34,7 @@ class Fp8Grouped : public ops::GroupedProducts {
   at::Tensor dgrad(const at::Tensor& d_RN, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
   void wgrad(const at::Tensor& d_RN, const at::Tensor& rows_RD, const Parameter& w_END,
              const ops::DispatchPlan& plan) const override;
+  int alignment(std::int64_t assignments, int experts) const override;
 };
 
 }  // namespace switchyard

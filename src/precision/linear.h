@@ -34,6 +34,7 @@ class Linear : public Layer {
     return step.training && fp8_ ? *fp8_ : ops::LinearProducts::plain();
   }
   const Parameter& weight() const { return weight_; }
+  bool plain(const StepContext& step) const { return &products(step) == &ops::LinearProducts::plain(); }
 
  private:
   Parameter& weight_;

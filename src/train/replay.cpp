@@ -4,10 +4,10 @@
 
 namespace switchyard {
 
-void Replay::run() {
+void Replay::run([[maybe_unused]] bool may_record) {
   ++calls_;
 #ifdef SWITCHYARD_WITH_CUDA
-  if (capture_ && calls_ > kEagerCalls) return replay();
+  if (graph_ || (capture_ && may_record && calls_ > kEagerCalls)) return replay();
 #endif
   work_();
 }

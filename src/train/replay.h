@@ -16,7 +16,9 @@ class Replay {
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
 
-  void run();
+  // may_record false: this call runs eagerly, and recording waits for a later one.
+  void run(bool may_record = true);
+  bool warm() const { return calls_ >= kEagerCalls; }  // its next call may record
   bool recorded() const { return graph_ != nullptr; }
 
  private:

@@ -2,6 +2,10 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+
+#include "base/error.h"
+
 namespace switchyard {
 namespace {
 
@@ -69,9 +73,14 @@ void TrainStep::load(const Batch& batch) {
 }
 
 void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
+  SWITCHYARD_ASSERT(*std::min_element(batch.targets.begin(), batch.targets.end()) >= 0,
+                    "a training target is to be ignored, but the loss is a mean over all");
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
-  (reduces ? last_ : inner_)->run();
+  if (reduces) return last_->run();
+  // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
+  // that one's activations would be held a second time beside it.
+  inner_->run(parallel_.ranks() == 1 || last_->warm());
 }
 
 void TrainStep::forward_backward() {

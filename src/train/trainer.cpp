@@ -93,14 +93,18 @@ void Trainer::train_step(std::int64_t step) {
 }
 
 int Trainer::run() {
+  if (state_.step >= steps_) return nothing_left();
   install_stop_signals();
   if (state_.step == 0) state_.first_bits_per_byte = evaluate_now(0);
   interval_start_ = Clock::now();
   interval_start_step_ = state_.step;
   const std::int64_t first = state_.step;
   bool stopped = false;
+  StepProfile profile(world_.is_main() ? config_.train.profile_step : 0, device_.index(), folder_);
   for (std::int64_t step = state_.step; step < steps_ && !stopped; ++step) {
+    profile.before(step + 1);
     train_step(step);
+    interval_start_ += profile.after(step + 1);
     if (step == first) {
       synchronize_device(device_.index());
       log::info(format("first step done %.1f s after the trainer started", seconds_since(started_)));

@@ -11,6 +11,7 @@
 #include "train/device.h"
 #include "train/evaluate.h"
 #include "train/precision_policy.h"
+#include "train/profile.h"
 #include "train/run_state.h"
 #include "train/sinks.h"
 #include "train/train_step.h"
@@ -46,6 +47,7 @@ class Trainer {
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics);
+  int nothing_left() const;  // the answer to --resume of a run that has done its steps
   void final_report(bool finished);
   std::vector<LayerRouting> layer_routing(const RoutingTotals& totals) const;
   bool due(std::int64_t done, int every) const { return every > 0 && done % every == 0; }

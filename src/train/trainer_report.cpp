@@ -106,6 +106,12 @@ void Trainer::stop_if_nonfinite(const StepMetrics& m) {
       config_.train.nonfinite_limit));
 }
 
+int Trainer::nothing_left() const {
+  log::info(format("nothing left to do: %s is at step %lld of %lld; a larger train.steps continues it", folder_.c_str(),
+                   static_cast<long long>(state_.step), static_cast<long long>(steps_)));
+  return 0;
+}
+
 void Trainer::final_report(bool finished) {
   for (const auto& sink : sinks_) sink->finish();
   if (!world_.is_main()) return;

@@ -39,7 +39,10 @@ tiny 'router.top_k|0' --router.top_k 0
 tiny 'model.dropout|1.5' --model.dropout 1.5
 tiny 'optim.muon.lr|-1' --optim.muon.lr -1
 tiny 'model.mlp|relu3|relu2' --model.mlp relu3
-tiny 'moe.use_moe|maybe' --moe.use_moe=maybe
+for form in '--moe.use_moe=maybe' '--moe.use_moe maybe'; do
+  # shellcheck disable=SC2086
+  tiny 'moe.use_moe = maybe|is neither true nor false; give true or false' $form
+done
 tiny 'train.steps|99999999999999999999' --train.steps 99999999999999999999
 tiny 'device|tpu|auto' --device tpu
 

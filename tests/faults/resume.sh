@@ -24,6 +24,19 @@ without_the_config() {
   passed "--resume needs no more than the run's folder"
 }
 
+# Asked to go on with what is done: it says so, and leaves every file as it was.
+finished() {
+  local before
+  before=$(cd straight && find . -type f -exec sha256sum {} + | sort)
+  "$bin/train" "${text[@]}" "${model[@]}" --train.out "$work/straight" --train.steps 12 --resume >finished.log 2>&1 ||
+    fail "--resume of a finished run ended with code $?" finished.log
+  grep -q 'nothing left to do: .*straight is at step 12 of 12' finished.log || fail "nothing says that the run is done" finished.log
+  [[ $(cd straight && find . -type f -exec sha256sum {} + | sort) == "$before" ]] || fail "a finished run was changed" finished.log
+  must_train straight "${model[@]}" --train.steps 14 --resume
+  [[ $(metrics last_step straight/metrics.jsonl) -eq 14 ]] || fail "more steps do not continue it" straight.log
+  passed "--resume of a finished run changes nothing, and more steps continue it"
+}
+
 long=(--train.steps 80 --train.checkpoint_every 5)
 
 # Killed three times, also while it saves: a checkpoint is written at every step here.
@@ -63,5 +76,6 @@ stopped() {
 
 from_a_checkpoint
 without_the_config
+finished
 killed
 stopped

@@ -62,6 +62,24 @@ void check_forward(Report& report, const NormCase& c, const Input<T>& x, const I
   report.expect(kernel, name + ": writes stay inside", normed.guard_intact() && residual.guard_intact());
 }
 
+// d_x0 as the gradient of other readers, to which the kernel adds; without d_x it takes the part of x too.
+template <class T>
+void check_sum_of_x0(Report& report, const std::string& what, kernels::AddNormBackward<T> b, const Values& want_x,
+                     const Values& want_x0) {
+  b.d_keep = b.d_again = b.d_gain = nullptr, b.add_d_x0 = true;
+  for (const bool x_is_x0 : {false, true}) {
+    const Input<T> sum(Random(13).normal(want_x0.size()));
+    b.d_x0 = sum.get();
+    if (x_is_x0) b.d_x = nullptr;
+    run_captured([&](Stream s) { kernels::add_norm_backward(b, s); });
+    Values want = sum.host;
+    for (std::size_t i = 0; i < want.size(); ++i) want[i] += want_x0[i] + (x_is_x0 ? want_x[i] : 0);
+    report.compare("add_norm_backward " + type_name<T>(), what + (x_is_x0 ? ": d_x0 and d_x added" : ": d_x0 added"),
+                   values_of(sum.device), want, bound_of<T>());
+    report.expect("add_norm_backward " + type_name<T>(), what + ": writes stay inside", sum.device.guard_intact());
+  }
+}
+
 template <class T>
 void check_backward(Report& report, const NormCase& c, const Input<T>& x, const Input<T>& delta, const Input<T>& x0,
                     const Input<float>& scalars, const Input<float>& gain, const Buffer<T>& residual,
@@ -122,6 +140,7 @@ void check_backward(Report& report, const NormCase& c, const Input<T>& x, const 
   report.compare(kernel, name + ": sums repeat bit for bit", values_of(again.device), values_of(sums.device), kExact);
   report.expect(kernel, name + ": writes stay inside",
                 d_x.guard_intact() && d_x0.guard_intact() && scratch.guard_intact());
+  if (c.x0) check_sum_of_x0(report, name, describe(nullptr), want_x, want_x0);
 }
 
 template <class T>

@@ -162,6 +162,7 @@ void check_norm_and_rope(Report&);
 void check_rows(Report&);
 void check_routing(Report&);
 void check_dispatch(Report&);
+void check_grouped_gemm(Report&);
 void check_loss_and_optimizers(Report&);
 void check_products(Report&);
 void print_timings();

@@ -6,6 +6,7 @@
 
 #include "harness.h"
 #include "kernels/device.h"
+#include "kernels/grouped_gemm.h"
 
 namespace switchyard::gpu_check {
 
@@ -82,6 +83,10 @@ int main(int argc, char** argv) {
   gpu_check::check_rows(report);
   gpu_check::check_routing(report);
   gpu_check::check_dispatch(report);
+  if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))
+    gpu_check::check_grouped_gemm(report);
+  else
+    std::printf("skipped: grouped products, which need capability 9.0\n");
   gpu_check::check_loss_and_optimizers(report);
   gpu_check::check_products(report);
   const int status = report.finish();

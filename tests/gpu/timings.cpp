@@ -1,6 +1,8 @@
 // Each kernel at the sizes of a d12 8x2 micro-batch of 65,536 tokens: time, bytes it must move a second, and that as a
 // fraction of what a device-to-device copy moves.
+#include <algorithm>
 #include <cstdio>
+#include <numeric>
 
 #include "harness.h"
 #include "kernels/activation.h"
@@ -10,9 +12,11 @@
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
+#include "kernels/grouped_gemm.h"
 #include "kernels/muon.h"
 #include "kernels/qkv_rope.h"
 #include "kernels/router.h"
+#include "kernels/router_logits.h"
 #include "kernels/step_guard.h"
 #include "kernels/symmetric_product.h"
 
@@ -58,6 +62,10 @@ class Clock {
     const double seconds = seconds_of(launch);
     std::printf("%-44s %9.1f %8.0f %7.0f%%\n", name, seconds * 1e6, bytes / seconds * 1e-9,
                 100 * bytes / seconds / copy_rate_);
+  }
+  void time_product(const std::string& name, double flops, const std::function<void(Stream)>& launch) {
+    const double seconds = seconds_of(launch);
+    std::printf("%-44s %9.1f %8.0f TFLOP/s\n", name.c_str(), seconds * 1e6, flops / seconds * 1e-12);
   }
 
   // flops: of the whole products, also where symmetry saves some
@@ -116,6 +124,8 @@ void time_norm_and_rope(Clock& clock) {
   b.x = x.get(), b.delta = delta.get(), b.x0 = x0.get(), b.keep = scalars.get(), b.again = scalars.get() + 1;
   b.d_x0 = q.get(), b.d_keep = sums.get(), b.d_again = sums.get() + 1;
   clock.time("add_norm_backward with x0 and scalars", 8 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  b.add_d_x0 = true;
+  clock.time("add_norm_backward, adding to d_x0", 9 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
 
   kernels::QkvRope<bf16> r{qkv.get(), nullptr, nullptr, table.get(), table.get(), q.get(), k.get(), v.get(),
                            kT,        kS,      kH,      kH,          kC,          true,    1e-6f};
@@ -153,6 +163,25 @@ void time_activation(Clock& clock) {
       kR,        half,        ActivationKind::kSwiglu};
   clock.time("activation swiglu", 1.5 * bytes, [&](Stream s) { kernels::activation(a, s); });
   clock.time("activation_backward swiglu", 3 * bytes, [&](Stream s) { kernels::activation_backward(b, s); });
+}
+
+void time_router_logits(Clock& clock, int experts) {
+  const std::size_t size = static_cast<std::size_t>(kT) * kD;
+  const Filled<bf16> x(size), d_x(size);
+  const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
+      d_logits(static_cast<std::size_t>(kT) * experts);
+  Buffer<float> logits(static_cast<std::size_t>(kT) * experts),
+      scratch(kernels::router_logits_scratch(kT, kD, experts));
+  const double logit_bytes = 4.0 * kT * experts;
+  const std::string of = " E " + std::to_string(experts);
+  clock.time(("router_logits" + of).c_str(), kRow + logit_bytes, [&](Stream s) {
+    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts}, s);
+  });
+  clock.time(("router_logits_backward" + of).c_str(), 3 * kRow + 2 * logit_bytes, [&](Stream s) {
+    kernels::router_logits_backward(kernels::RouterLogitsBackward<bf16>{x.get(), w.get(), d_logits.get(), d_x.get(),
+                                                                        d_w.get(), scratch.get(), kT, kD, experts},
+                                    s);
+  });
 }
 
 void time_routing(Clock& clock, int experts, int top_k) {
@@ -211,11 +240,79 @@ void time_routing(Clock& clock, int experts, int top_k) {
   Filled<bf16> rows(static_cast<std::size_t>(capacity) * kD);
   Buffer<bf16> out(static_cast<std::size_t>(T) * kD);
   const double row_bytes = 2.0 * R * kD;
-  const kernels::GatherRows<bf16> g{x.get(), token_of_row.get(), offset.get() + experts, rows.get(), capacity, kD};
+  const kernels::PermuteRows<bf16> g{
+      x.get(), weight.get(), row_of.get(), token_of_row.get(), offset.get() + experts, rows.get(), T,
+      top_k,   kD,           capacity};
   const kernels::Combine<bf16> c{rows.get(), weight.get(), row_of.get(), out.get(), T, top_k, kD};
-  clock.time(("gather_rows" + of + " (each token read once)").c_str(), row_bytes * (1 + 1.0 / top_k),
-             [&](Stream s) { kernels::gather_rows(g, s); });
+  clock.time(("permute_rows" + of).c_str(), row_bytes * (1 + 1.0 / top_k),
+             [&](Stream s) { kernels::permute_rows(g, s); });
   clock.time(("combine" + of).c_str(), row_bytes * (1 + 1.0 / top_k), [&](Stream s) { kernels::combine(c, s); });
+}
+
+struct LayerShape {
+  const char* name;
+  int tokens, width, hidden, experts, top_k;
+  double spread;  // of the experts' counts: 0 even, 1 from nothing to twice the mean
+};
+
+// The six products of a relu^2 layer.
+void time_grouped(Clock& clock, const LayerShape& c) {
+  const int R = c.tokens * c.top_k, A = kernels::grouped_alignment(R, c.experts), D = c.width, N = c.hidden;
+  const std::int64_t capacity = (static_cast<std::int64_t>(R) + c.experts * (A - 1) + A - 1) / A * A;
+  std::vector<int> choice(R);
+  std::vector<double> share(c.experts);
+  double all = 0;
+  for (int e = 0; e < c.experts; ++e) all += share[e] = 1 + c.spread * (2.0 * e / std::max(1, c.experts - 1) - 1);
+  std::uint32_t state = 1;
+  for (int& e : choice) {
+    state = state * 1664525u + 1013904223u;
+    double at = (state >> 8) / 16777216.0 * all;
+    for (e = 0; e + 1 < c.experts && at >= share[e]; ++e) at -= share[e];
+  }
+  const Buffer<int> expert(choice);
+  Buffer<int> count(c.experts), offset(c.experts + 1), end(c.experts), token_of_row(capacity), row_of(R),
+      scratch(kernels::dispatch_scratch(c.tokens, c.top_k, c.experts)), tiles(capacity / A), order(c.experts),
+      scheduler(2);
+  kernels::dispatch(
+      {expert.get(), count.get(), offset.get(), end.get(), token_of_row.get(), row_of.get(), scratch.get(), c.tokens,
+       c.top_k, c.experts, A, capacity, tiles.get(), order.get(), scheduler.get()},
+      nullptr);
+  const kernels::RowGroups groups{offset.get(),    count.get(), tiles.get(), order.get(),
+                                  scheduler.get(), c.experts,   A,           capacity};
+  const std::size_t matrix = static_cast<std::size_t>(c.experts) * D * N;
+  const Filled<bf16> x(static_cast<std::size_t>(c.tokens) * D), up(matrix), down(matrix);
+  Filled<bf16> wide(static_cast<std::size_t>(capacity) * N), active(wide.device.size()),
+      narrow(static_cast<std::size_t>(capacity) * D);
+  Filled<float> grad(matrix), weight(capacity);
+  Buffer<float> dot(static_cast<std::size_t>(kernels::grouped_dot_parts(N)) * capacity);
+  const double flops = 2.0 * R * D * N;
+  const auto time = [&](const char* what, auto call) {
+    clock.time_product(std::string(c.name) + ": " + what, flops, call);
+  };
+  const int* index = token_of_row.get();
+  time("up, gathered, relu2", [&](Stream s) {
+    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, true}, s);
+  });
+  time("up, gathered", [&](Stream s) {
+    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, false}, s);
+  });
+  time("down", [&](Stream s) {
+    kernels::grouped_forward({groups, wide.get(), nullptr, down.get(), narrow.get(), N, D, false}, s);
+  });
+  time("down dgrad, gathered, relu2 backward", [&](Stream s) {
+    kernels::grouped_dgrad(
+        {groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N}, s);
+  });
+  time("down dgrad, gathered", [&](Stream s) {
+    kernels::grouped_dgrad({groups, x.get(), index, down.get(), wide.get(), nullptr, nullptr, nullptr, D, N}, s);
+  });
+  time("up dgrad", [&](Stream s) {
+    kernels::grouped_dgrad({groups, wide.get(), nullptr, up.get(), narrow.get(), nullptr, nullptr, nullptr, N, D}, s);
+  });
+  time("up wgrad", [&](Stream s) { kernels::grouped_wgrad({groups, wide.get(), narrow.get(), grad.get(), N, D}, s); });
+  time("down wgrad", [&](Stream s) {
+    kernels::grouped_wgrad({groups, narrow.get(), active.get(), grad.get(), D, N}, s);
+  });
 }
 
 void time_loss_and_tables(Clock& clock) {
@@ -241,9 +338,14 @@ void time_loss_and_tables(Clock& clock) {
   clock.time("embedding", 2 * kRow, [&](Stream s) {
     kernels::embedding(kernels::Embedding<bf16>{table.get(), target.get(), out.get(), kT, kD}, s);
   });
-  clock.time("embedding_backward, atomic", kRow + 16.0 * kV * kD, [&](Stream s) {
-    kernels::embedding_backward(kernels::EmbeddingBackward<bf16>{x.get(), target.get(), nullptr, d_table.get(), kT, kD},
-                                s);
+  std::vector<std::int64_t> positions(kT);
+  std::iota(positions.begin(), positions.end(), 0);
+  std::stable_sort(positions.begin(), positions.end(), [&](auto a, auto b) { return targets[a] < targets[b]; });
+  const Buffer<std::int64_t> order(positions);
+  Buffer<float> scratch(kernels::embedding_scratch(kT, kD));
+  clock.time("embedding_backward", kRow + 8.0 * kV * kD, [&](Stream s) {
+    kernels::embedding_backward(
+        kernels::EmbeddingBackward<bf16>{x.get(), target.get(), order.get(), d_table.get(), scratch.get(), kT, kD}, s);
   });
   clock.time("dropout", 2 * kRow, [&](Stream s) {
     kernels::dropout(kernels::Dropout<bf16>{x.get(), out.get(), window.get(), step.get(), 1, 2, kT, kS, kD, 0.1f}, s);
@@ -326,8 +428,16 @@ void print_timings() {
   Clock clock;
   time_norm_and_rope(clock);
   time_activation(clock);
+  for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   time_routing(clock, kE, kK);
   time_routing(clock, 64, 8);
+  for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},
+                                  {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},
+                                  {"32x4", kT, kD, 768, 32, 4, 0.3},
+                                  {"64x8", kT, kD, 384, 64, 8, 0.3},
+                                  {"d20 8x2", 32768, 1280, 2560, 8, 2, 0.3},
+                                  {"dense", kT, kD, 4 * kD, 1, 1, 0}})
+    time_grouped(clock, shape);
   time_loss_and_tables(clock);
   time_optimizers(clock);
   time_products(clock);

@@ -93,6 +93,17 @@ different() {
   passed "ranks of different configs or texts stop, and say what differs"
 }
 
+# With nothing in the cache one rank prepares the text, the others wait for it.
+empty_cache() {
+  local text=(--data.corpus "$data/text" --data.holdout_fraction 0.1)
+  for n in 2 4; do
+    must_rank "$n" "empty_$n" "${model[@]}" --train.steps 1 --data.cache "$work/cache_$n"
+    [[ $(grep -c 'training a tokenizer' "empty_$n.log") -eq 1 ]] || fail "$n ranks: not one of them trained the tokenizer" "empty_$n.log"
+    [[ -z $(find "cache_$n" -name '*.partial*') ]] || fail "$n ranks left a folder half made" <(ls "cache_$n")
+  done
+  passed "2 and 4 ranks prepare an empty cache once"
+}
+
 without_mpirun() {
   RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29511 train lone "${model[@]}"
   local code=$?
@@ -109,4 +120,5 @@ resume_among
 stop_together
 one_dies
 different
+empty_cache
 without_mpirun

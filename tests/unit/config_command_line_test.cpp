@@ -23,6 +23,7 @@ TEST(CommandLineTest, KeysInEveryForm) {
            {{"--moe.use_moe"}, {{"moe.use_moe", "true"}}},
            {{"--moe.use_moe", "false"}, {{"moe.use_moe", "false"}}},
            {{"--moe.use_moe", "--device", "cpu"}, {{"moe.use_moe", "true"}, {"device", "cpu"}}},
+           {{"--moe.use_moe", "maybe"}, {{"moe.use_moe", "maybe"}}},
            {{"--train.seed", "-1"}, {{"train.seed", "-1"}}},
            {{"--train.sample_prompt", "a = b"}, {{"train.sample_prompt", "a = b"}}},
            {{"--train.sample_prompt=--x=1"}, {{"train.sample_prompt", "--x=1"}}},

@@ -16,10 +16,10 @@ struct Outcome {
   ResolvedConfig resolved;
 };
 
-Outcome check(const std::string& json, int world_size = 1, bool dry_run = false) {
+Outcome check(const std::string& json, int world_size = 1, bool dry_run = false, const Overrides& overrides = {}) {
   Outcome outcome;
   try {
-    outcome.resolved = parse_config(json, "a.json", {});
+    outcome.resolved = parse_config(json, "a.json", overrides);
     outcome.messages = validate(outcome.resolved, world_size, dry_run);
   } catch (const ConfigError& error) { outcome.error = error.what(); }
   return outcome;
@@ -174,6 +174,33 @@ TEST(ConfigRules, WhatHasNoEffectIsWarnedOf) {
   const Outcome dry = check(R"({"device": "cpu", "precision": {"mode": "fp8"}})", 1, true);
   EXPECT_EQ(dry.error, "") << "a dry run reports for a target that is not this machine";
   EXPECT_EQ(dry.messages.size(), 1u);
+}
+
+TEST(ConfigRules, ACommandLineOverridesAFilesLengthWithoutAWarning) {
+  struct Case {
+    const char* json;
+    Overrides overrides;
+    const char* warning;  // "": none
+  };
+  for (const Case& c : std::vector<Case>{
+           {R"({"train": {"target_param_data_ratio": 8}})", {{"train.steps", "10"}}, ""},
+           {R"({"train": {"target_param_data_ratio": 8}})", {{"train.target_flops", "1e15"}}, ""},
+           {R"({"train": {"target_flops": 1e15}})", {{"train.steps", "10"}}, ""},
+           {R"({"train": {"steps": 10}})",
+            {{"train.target_param_data_ratio", "8"}},
+            "train.target_param_data_ratio is set but has no effect"},
+           {"{}",
+            {{"train.steps", "10"}, {"train.target_param_data_ratio", "8"}},
+            "train.target_param_data_ratio is set but has no effect"},
+           {R"({"train": {"steps": 10}})", {{"train.target_flops", "1e15"}}, "train.steps = 10 decides"},
+           {"{}", {{"train.steps", "5"}, {"train.profile_step", "6"}}, "train.profile_step = 6 is after the last step"},
+           {R"({"device": "cuda"})", {{"train.profile_step", "3"}}, "the first 3 steps record CUDA graphs"},
+       }) {
+    const std::vector<std::string> messages = check(c.json, 1, false, c.overrides).messages;
+    EXPECT_EQ(messages.size(), *c.warning ? 1u : 0u) << c.json << "\n" << join(messages, "\n");
+    const std::string first = messages.empty() ? "" : messages[0];
+    EXPECT_NE(first.find(c.warning), std::string::npos) << c.json << "\n" << first;
+  }
 }
 
 TEST(ConfigRules, WhatIsAllowed) {

@@ -1,3 +1,6 @@
+#include <unistd.h>
+
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -172,6 +175,40 @@ TEST_F(Preparation, SeveralAtOncePrepareOnce) {
   int built = 0;
   for (const PreparedData& one : data) built += !one.from_cache;
   EXPECT_EQ(built, 1);
+}
+
+// Hosts that share a folder over a file system without locks: here the lock's file is taken away all the time.
+TEST_F(Preparation, SeveralWithoutALockDoNotDisturbEachOther) {
+  namespace fs = std::filesystem;
+  std::vector<PreparedData> data(6);
+  std::atomic<int> running{static_cast<int>(data.size())};
+  std::vector<std::thread> threads;
+  for (PreparedData& one : data)
+    threads.emplace_back([&] {
+      EXPECT_NO_THROW(one = prepare(600, 32, 1));
+      --running;
+    });
+  while (running > 0) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(config_.cache, ignored))
+      if (entry.path().extension() == ".lock") fs::remove(entry.path(), ignored);
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const PreparedData& one : data) EXPECT_EQ(one.train_tokens, data[0].train_tokens);
+  EXPECT_TRUE(prepare().from_cache);
+  for (const auto& entry : fs::directory_iterator(config_.cache))
+    EXPECT_EQ(entry.path().string().find(".partial"), std::string::npos) << entry.path();
+}
+
+TEST_F(Preparation, LeavesNothingOfAKilledOrFailedOne) {
+  const std::string folder = prepare().folder;
+  std::filesystem::remove_all(folder);
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  const std::string killed = folder + ".partial." + host + ".999999999.1";
+  std::filesystem::create_directories(killed);
+  prepare();
+  EXPECT_FALSE(std::filesystem::exists(killed));
 }
 
 TEST_F(Preparation, FolderOfShardsIsACorpus) {

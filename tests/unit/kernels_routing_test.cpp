@@ -298,10 +298,18 @@ void check_moves(const DispatchCase& c, int width) {
   const std::vector<T> x = normal<T>(c.tokens * width, 1);
   for (const bool split : {false, true}) {
     std::vector<T> rows = unwritten<T>(plan.row_capacity * width), out = unwritten<T>(c.tokens * width);
-    in_pieces(plan.row_capacity, split, [&](Range r) {
-      gather_rows_cpu(GatherRows<T>{x.data(), plan.token_of_row.data(), &used, rows.data(), plan.row_capacity, width},
-                      r);
-    });
+    std::vector<T> weighted = rows;
+    const std::vector<float> weight = normal<float>(plan.assignments, 2);
+    PermuteRows<T> permute{x.data(), nullptr,          plan.row_of.data(), plan.token_of_row.data(),
+                           &used,    rows.data(),      c.tokens,           c.top_k,
+                           width,    plan.row_capacity};
+    in_pieces(permute.items(), split, [&](Range r) { permute_rows_cpu(permute, r); });
+    permute.weight = weight.data(), permute.out = weighted.data();
+    in_pieces(permute.items(), split, [&](Range r) { permute_rows_cpu(permute, r); });
+    for (std::int64_t i = 0; i < plan.assignments; ++i) {
+      for (int j = 0; j < width && plan.row_of[i] >= 0; ++j)
+        ASSERT_EQ(weighted[plan.row_of[i] * width + j], static_cast<T>(weight[i]) * x[i / c.top_k * width + j]);
+    }
     for (std::int64_t i = 0; i < plan.row_capacity * width; ++i) {
       const std::int64_t token = plan.token_of_row[i / width];
       if (i >= static_cast<std::int64_t>(used) * width) {
@@ -310,7 +318,6 @@ void check_moves(const DispatchCase& c, int width) {
         ASSERT_EQ(rows[i], token < 0 ? T(0) : x[token * width + i % width]);
       }
     }
-    const std::vector<float> weight = normal<float>(plan.assignments, 2);
     for (const float* w : {weight.data(), static_cast<const float*>(nullptr)}) {
       in_pieces(c.tokens, split, [&](Range r) {
         combine_cpu(Combine<T>{rows.data(), w, plan.row_of.data(), out.data(), c.tokens, c.top_k, width}, r);

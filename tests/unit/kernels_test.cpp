@@ -91,6 +91,7 @@ struct NormRun {
   std::vector<float> keep = {0.75f}, again = {0.25f}, gain = normal<float>(c.width, 6),
                      inverse_rms = unwritten<float>(c.tokens);
   std::vector<double> sums = std::vector<double>(2 + c.width);
+  float wanted = 0;  // where a sum would go: tells the kernel to compute it
 
   void forward(bool split = false) {
     const AddNorm<T> p{x.data(),
@@ -108,8 +109,11 @@ struct NormRun {
     in_pieces(c.tokens, split, [&](Range r) { add_norm_cpu(p, r); });
   }
   void backward(bool split = false) {
+    const AddNormBackward<T> p = description();
+    in_pieces(c.tokens, split, [&](Range r) { add_norm_backward_cpu(p, r, sums.data()); });
+  }
+  AddNormBackward<T> description() {
     AddNormBackward<T> p{};
-    float wanted = 0;
     p.d_residual = c.d_residual ? d_residual.data() : nullptr;
     p.d_normed = c.d_normed ? d_normed.data() : nullptr;
     p.residual = residual.data(), p.inverse_rms = inverse_rms.data(), p.x = x.data();
@@ -118,7 +122,7 @@ struct NormRun {
     p.d_x = d_x.data(), p.d_x0 = c.x0 ? d_x0.data() : nullptr;
     p.d_keep = p.d_again = &wanted, p.d_gain = c.gain ? gain.data() : nullptr;
     p.tokens = c.tokens, p.width = c.width;
-    in_pieces(c.tokens, split, [&](Range r) { add_norm_backward_cpu(p, r, sums.data()); });
+    return p;
   }
   double loss() {
     forward();
@@ -171,6 +175,28 @@ TEST(AddNorm, BackwardIsTheGradient) {
     expect_gradient(run.keep, std::vector<double>{run.sums[0]}, loss, "keep");
     if (c.x0) expect_gradient(run.again, std::vector<double>{run.sums[1]}, loss, "again");
     if (c.gain) expect_gradient(run.gain, std::vector<double>(run.sums.begin() + 2, run.sums.end()), loss, "gain");
+  }
+}
+
+// d_x0 may hold the gradient of x0's other readers; without d_x it takes the part of x too.
+TEST(AddNorm, AddsToTheGradientOfX0) {
+  for (const NormCase& c : kNormCases) {
+    if (!c.x0) continue;
+    SCOPED_TRACE(c.name);
+    NormRun<double> run{c};
+    run.forward();
+    run.backward();
+    for (const bool x_is_x0 : {false, true}) {
+      const std::vector<double> before = normal<double>(run.n, 8);
+      std::vector<double> sum = before, want = before;
+      for (std::int64_t i = 0; i < run.n; ++i) want[i] += run.d_x0[i] + (x_is_x0 ? run.d_x[i] : 0);
+      AddNormBackward<double> p = run.description();
+      p.d_x = x_is_x0 ? nullptr : p.d_x, p.d_x0 = sum.data(), p.add_d_x0 = true;
+      std::vector<double> sums(2 + c.width);
+      add_norm_backward_cpu(p, {0, c.tokens}, sums.data());
+      EXPECT_CLOSE(sum, want, 1e-13);
+      EXPECT_CLOSE(sums, run.sums, 1e-13);
+    }
   }
 }
 

@@ -88,6 +88,35 @@ TEST(RouterScores, EqualLogitsRotateOverAllExpertsOrGoToTheFirst) {
   }
 }
 
+// Beside the router, x is read by a product (whose gradient is added to in place) or a sum (whose gradient is not
+// ours).
+TEST(RouterLogits, MatchesReferenceBesideAnotherReader) {
+  for (const at::Device device : devices())
+    for (const int experts : {1, 8, 13, 64, 130})
+      for (const bool shared : {false, true}) {
+        const auto run = [&](bool fused) {
+          ParameterStore store;
+          Parameter& w = store.add("router", ParameterKind::kRouter, {experts, 72}, {Init::Kind::kNormal, 0.3});
+          store.allocate(device, at::kFloat, store.contiguous());
+          store.initialize(5);
+          const Tensor x = random({77, 72}, 1).to(device).requires_grad_(true),
+                       other = random({77, 72}, 2).to(device).requires_grad_(true);
+          RouterLogits out{Tensor(), x};
+          if (fused)
+            out = router_logits(x, w);
+          else
+            out.logits_TE = at::mm(x, attach(w).t());
+          const Tensor rest = shared ? out.x_TD + other : out.x_TD * other;
+          torch::autograd::backward({out.logits_TE, rest},
+                                    {random({77, experts}, 3).to(device), random({77, 72}, 4).to(device)});
+          return std::vector<Tensor>{out.logits_TE, x.grad(), other.grad(), w.grad};
+        };
+        const auto got = run(true), want = run(false);
+        for (std::size_t i = 0; i < got.size(); ++i)
+          EXPECT_LT(relative(got[i], want[i]), 1e-5) << experts << " experts, result " << i;
+      }
+}
+
 enum class Skew { kRandom, kSingle, kHalfEmpty };
 struct ExpertCase {
   const char* name;
@@ -116,10 +145,27 @@ Tensor choices(const ExpertCase& c) {
       .contiguous();
 }
 
+struct Backend {
+  at::Device device;
+  at::ScalarType compute;
+  double tolerance;
+};
+// In bf16 each product rounds its result to 8 bits.
+std::vector<Backend> backends() {
+  std::vector<Backend> all;
+  for (const at::Device device : devices()) {
+    all.push_back({device, at::kFloat, 3e-5});
+    if (device.is_cuda()) all.push_back({device, at::kBFloat16, 2e-2});
+  }
+  return all;
+}
+
 TEST(MoeFfn, MatchesTheLoopOverExperts) {
-  for (const at::Device device : devices())
+  for (const Backend& backend : backends())
     for (const ExpertCase& c : kExperts) {
+      const at::Device device = backend.device;
       const Tensor expert = choices(c).to(device);
+      const GroupedProducts& products = GroupedProducts::choose(device, backend.compute);
       const auto run = [&](bool fused) {
         ParameterStore store;
         const std::int64_t up_rows = is_gated(c.kind) ? 2 * c.hidden : c.hidden;
@@ -127,20 +173,22 @@ TEST(MoeFfn, MatchesTheLoopOverExperts) {
             store.add("up", ParameterKind::kExpert, {c.experts, up_rows, c.width}, {Init::Kind::kNormal, 0.3});
         Parameter& down =
             store.add("down", ParameterKind::kExpert, {c.experts, c.width, c.hidden}, {Init::Kind::kNormal, 0.3});
-        store.allocate(device, at::kFloat, store.contiguous());
+        store.allocate(device, backend.compute, store.contiguous());
         store.initialize(5);
-        const Tensor x = random({c.tokens, c.width}, 1).to(device).requires_grad_(true);
+        const Tensor x = random({c.tokens, c.width}, 1).to(device, backend.compute).requires_grad_(true);
         const Tensor weight = random({c.tokens, c.top_k}, 2).to(device).requires_grad_(true);
         const ExpertWeights weights{&up, &down, c.kind};
-        const Tensor out = fused ? moe_ffn(x, weight, weights, dispatch(expert, c.experts),
-                                           GroupedProducts::choose(device, at::kFloat))
-                                 : moe_ffn_reference(x, weight, expert, weights);
-        torch::autograd::backward({out}, {random({c.tokens, c.width}, 9).to(device)});
+        const Tensor out =
+            fused ? moe_ffn(x, weight, weights,
+                            dispatch(expert, c.experts, products.alignment(expert.numel(), c.experts)), products)
+                  : moe_ffn_reference(x, weight, expert, weights);
+        torch::autograd::backward({out}, {random({c.tokens, c.width}, 9).to(device, backend.compute)});
         return std::vector<Tensor>{out, x.grad(), weight.grad(), up.grad, down.grad};
       };
       const auto got = run(true), want = run(false);
       for (std::size_t i = 0; i < got.size(); ++i)
-        EXPECT_LT(relative(got[i], want[i]), 3e-5) << c.name << " result " << i;
+        EXPECT_LT(relative(got[i].to(at::kFloat), want[i].to(at::kFloat)), backend.tolerance)
+            << c.name << " result " << i;
     }
 }
 

@@ -7,10 +7,12 @@
 #include "ops/add_norm.h"
 #include "ops/attention.h"
 #include "ops/dropout.h"
+#include "ops/gradient.h"
 #include "ops/head_loss.h"
 #include "ops/inject_loss.h"
 #include "ops/linear.h"
 #include "ops/qkv_rope.h"
+#include "ops/value_gate.h"
 
 namespace switchyard::ops {
 namespace {
@@ -87,12 +89,85 @@ TEST(AddNorm, MatchesReference) {
         const Tensor x = leaf(random({c.tokens, c.width}, 1), device),
                      delta = leaf(random({c.tokens, c.width}, 2), device),
                      x0 = leaf(random({c.tokens, c.width}, 3), device);
-        const auto [residual, normed] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
+        const auto [residual, normed, same] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
         std::vector<Tensor> outputs{normed};
         if (c.delta || c.scalars) outputs.push_back(residual);
         return differentiate(outputs, {x, delta, x0}, store);
       };
       expect_close(run(add_norm), run(add_norm_reference), 2e-5, c.name);
+    }
+}
+
+// Three blocks that hand x0 on; the first reads it as x too. x0's gradient is one buffer that each block adds to.
+TEST(AddNorm, TheGradientOfX0IsSummedAlongTheBlocks) {
+  for (const at::Device device : devices()) {
+    const auto run = [&](auto op) {
+      ParameterStore store;
+      Parameter& keep = store.add("keep", ParameterKind::kKeepScalar, {3}, {Init::Kind::kNormal, 1.0});
+      Parameter& again = store.add("again", ParameterKind::kAgainScalar, {3}, {Init::Kind::kNormal, 1.0});
+      store.allocate(device, at::kFloat, store.contiguous());
+      store.initialize(7);
+      const Tensor leaves = leaf(random({70, 64}, 1), device), delta = leaf(random({70, 64}, 2), device);
+      Normed block{leaves * 2, Tensor(), leaves * 2};
+      block.x0_TD = block.x_TD;
+      Tensor sum = at::zeros({70, 64}, device);
+      for (int i = 0; i < 3; ++i) {
+        block = op(block.x_TD, i > 0 ? delta : Tensor(), block.x0_TD, Residual{&keep, &again, i, nullptr, 1e-6});
+        sum = sum + block.n_TD * (i + 1);
+      }
+      return differentiate({sum, block.x_TD}, {leaves, delta}, store);
+    };
+    expect_close(run(add_norm), run(add_norm_reference), 2e-5, "three blocks");
+  }
+}
+
+// Doubles; says where its gradient came in, and whether it may be written to.
+struct Seen {
+  const void* buffer = nullptr;
+  bool ours = false;
+};
+Seen seen;
+class Watch : public torch::autograd::Function<Watch> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext*, const Tensor& x) { return x * 2; }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                 const torch::autograd::variable_list& grads) {
+    seen = {grads[0].data_ptr(), is_ours(grads[0])};
+    return {grads[0] * 2};
+  }
+};
+
+TEST(Gradient, OursOnlyWhereNobodyElseReadsIt) {
+  const Tensor x = leaf(random({8, 8}, 1), at::kCPU), other = leaf(random({8, 8}, 2), at::kCPU);
+  torch::autograd::backward({Watch::apply(x).square().sum()}, {});
+  EXPECT_TRUE(seen.ours);  // a product's gradient is its own tensor
+  const Tensor seed = at::ones({8, 8});
+  torch::autograd::backward({Watch::apply(x)}, {seed});
+  EXPECT_FALSE(seen.ours);  // the caller still has it
+  torch::autograd::backward({(Watch::apply(x) + other.square()).square().sum()}, {});
+  EXPECT_FALSE(seen.ours);  // a sum hands one tensor to both summands, and the other has not read it yet
+  torch::autograd::backward({Watch::apply(x).sum()}, {});
+  EXPECT_FALSE(seen.ours);  // one number, seen as a matrix
+}
+
+TEST(ValueGate, MatchesTheLinearMapOfTheFirstChannels) {
+  for (const at::Device device : devices())
+    for (const bool shared : {false, true}) {  // shared: the other reader's gradient is also somebody else's
+      const auto run = [&](bool fused) {
+        ParameterStore store;
+        Parameter& w = store.add("gate", ParameterKind::kValueGate, {5, 16}, {Init::Kind::kNormal, 1.0});
+        store.allocate(device, at::kFloat, store.contiguous());
+        store.initialize(7);
+        const Tensor n = leaf(random({33, 48}, 1), device), other = leaf(random({33, 48}, 2), device);
+        GatedInput out{Tensor(), n};
+        if (fused)
+          out = value_gate(n, w);
+        else
+          out.gate_TK = at::mm(n.narrow(1, 0, 16), attach(w).t());
+        const Tensor rest = shared ? out.n_TD + other : out.n_TD * other;
+        return differentiate({out.gate_TK, rest}, {n, other}, store);
+      };
+      expect_close(run(true), run(false), 1e-5, shared ? "a sum reads n" : "a product reads n");
     }
 }
 

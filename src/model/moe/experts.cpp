@@ -28,9 +28,10 @@ Experts::Experts(ParameterStore& store, const std::string& name, int experts, co
 at::Tensor Experts::forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const {
   const ops::RouterScores& scores = routing.scores;
   if (reference_) return ops::moe_ffn_reference(x_TD, scores.weight_TK, scores.expert_TK, weights_);
-  const ops::DispatchPlan plan = ops::dispatch(scores.expert_TK, experts_);
   const auto& products =
       step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
+  const ops::DispatchPlan plan =
+      ops::dispatch(scores.expert_TK, experts_, products.alignment(scores.expert_TK.numel(), experts_));
   return ops::moe_ffn(x_TD, scores.weight_TK, weights_, plan, products);
 }
 

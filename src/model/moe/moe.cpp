@@ -16,32 +16,15 @@ Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, 
     shared_ = register_module("shared", std::make_shared<SharedExperts>(store, name + ".shared", shape.shared, policy));
 }
 
-MoeOutput Moe::forward(const at::Tensor& x_TD, const StepContext& step) const {
-  const Routing routing = router_->route(x_TD, step);
-  MoeOutput output;
-  output.out_TD = experts_->forward(x_TD, routing, step);
-  if (shared_) output.out_TD = output.out_TD + shared_->forward(x_TD, step);
-  output.routing.count_E = routing.scores.count_GE.sum(0, false, at::kInt);
-  output.routing.prob_E = routing.scores.prob_sum_GE.detach().sum(0);
-  if (step.training) add_losses(output, routing, step);
-  return output;
-}
-
-void Moe::add_losses(MoeOutput& output, const Routing& routing, const StepContext& step) const {
-  const at::Tensor balance = balance_loss(routing, router_config_, step), z = z_loss(routing);
-  output.routing.balance = balance.defined() ? balance.detach() : at::Tensor();
-  output.routing.z_loss = z.detach();
-  at::Tensor weighted;
-  if (balance.defined() && router_config_.balance_coef > 0) weighted = balance * router_config_.balance_coef;
-  if (router_config_.z_loss_coef > 0) {
-    const at::Tensor term = z * router_config_.z_loss_coef;
-    weighted = weighted.defined() ? weighted + term : term;
+MoeOutput Moe::forward(const at::Tensor& given_TD, const StepContext& step) const {
+  const auto [routing, x_TD] = router_->route(given_TD, step);
+  at::Tensor out_TD = experts_->forward(x_TD, routing, step);
+  if (shared_) out_TD = out_TD + shared_->forward(x_TD, step);
+  if (inject_ && step.training) {
+    const at::Tensor weighted_L = layer_losses(stacked({routing}), router_config_, step).weighted_L;
+    if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);
   }
-  if (!weighted.defined()) return;
-  if (inject_)
-    output.out_TD = ops::inject_loss(output.out_TD, weighted, step.loss_scale);
-  else
-    output.auxiliary = weighted;
+  return {out_TD, routing};
 }
 
 }  // namespace switchyard

@@ -15,8 +15,7 @@ struct MoeShape {
 
 struct MoeOutput {
   at::Tensor out_TD;
-  at::Tensor auxiliary;  // coefficient-weighted scalar to add to the loss; undefined when there is none to add
-  RoutingReport routing;
+  Routing routing;  // the caller adds its losses to the total, except where they were injected (moe_spec E15)
 };
 
 class Moe : public Layer {
@@ -26,9 +25,6 @@ class Moe : public Layer {
   MoeOutput forward(const at::Tensor& x_TD, const StepContext& step) const;
 
  private:
-  // Adds balance and z-loss to the output: as a scalar, or injected into the gradient of `out` (moe_spec E15).
-  void add_losses(MoeOutput& output, const Routing& routing, const StepContext& step) const;
-
   const RouterConfig router_config_;
   const bool inject_;
   std::shared_ptr<TopkRouter> router_;

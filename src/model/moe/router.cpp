@@ -25,7 +25,7 @@ TopkRouter::TopkRouter(ParameterStore& store, const std::string& name, std::int6
       config_(config),
       experts_(experts) {}
 
-Routing TopkRouter::route(const at::Tensor& x_TD, const StepContext& step) const {
+TopkRouter::Routed TopkRouter::route(const at::Tensor& x_TD, const StepContext& step) const {
   ops::RoutingRule rule;
   rule.top_k = config_.top_k;
   rule.seq_len = step.seq_len;
@@ -36,13 +36,14 @@ Routing TopkRouter::route(const at::Tensor& x_TD, const StepContext& step) const
   rule.rotate_ties = config_.tie_break == "rotate";
   rule.scale = config_.routed_scaling_factor;
 
+  const ops::RouterLogits logits = ops::router_logits(x_TD, weight_ED_);
   Routing routing;
-  routing.scores = ops::router_scores(ops::router_logits(x_TD, weight_ED_), at::Tensor(), rule);
+  routing.scores = ops::router_scores(logits.logits_TE, at::Tensor(), rule);
   routing.tokens = x_TD.size(0);
   routing.group_size = rule.group_size ? rule.group_size : routing.tokens;
   routing.experts = experts_;
   routing.top_k = config_.top_k;
-  return routing;
+  return {routing, logits.x_TD};
 }
 
 }  // namespace switchyard

@@ -14,8 +14,12 @@ class TopkRouter : public Layer {
   TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts,
              const RouterConfig& config);
 
+  struct Routed {
+    Routing routing;
+    at::Tensor x_TD;  // x itself: what the experts must read, so that their gradient passes through the router's op
+  };
   // x [T, D] normalised input of the layer, T a multiple of step.seq_len. Logits and scores in fp32.
-  Routing route(const at::Tensor& x_TD, const StepContext& step) const;
+  Routed route(const at::Tensor& x_TD, const StepContext& step) const;
 
  private:
   Parameter& weight_ED_;

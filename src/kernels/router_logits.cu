@@ -1,0 +1,405 @@
+// Bound by reading x once (forward), by reading and writing d_x and reading x (backward), also with many experts: the
+// products run on the tensor cores. Fragments are laid out so that every lane moves whole packs of eight channels;
+// which channel stands where in the summed dimension is free as long as both operands agree.
+#include <algorithm>
+
+#include "kernels/cuda_check.h"
+#include "kernels/router_logits.h"
+#include "kernels/split_mma.cuh"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kBlock = 32;            // channels that the four lanes of a row cover with one pack each
+constexpr int kShared = 48 << 10;     // bytes of weights at once: what a block may have without asking
+constexpr int kGrid = 528;            // blocks that fill the GPU; results do not depend on it
+constexpr int kTokensAStep = 16;      // the summed dimension of one mma, in the weight gradient
+constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient owns
+constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
+
+__host__ __device__ constexpr int blocks_of(int width) { return (width + kBlock - 1) / kBlock; }
+
+// W[expert0.., 32 block0..] as terms, in the order in which lanes take it as the second operand:
+// [block][tile of 8 experts][term][lane], a lane's eight channels being those that it loads of x.
+template <int kTiles, int kTerms>
+__device__ __forceinline__ void stage_rows(const float* w, int width, int experts, int expert0, int block0, int blocks,
+                                           uint4* staged) {
+  for (int i = threadIdx.x; i < blocks * kTiles * kWarp; i += kThreads) {
+    const int lane = i % kWarp, tile = i / kWarp % kTiles, block = i / (kWarp * kTiles);
+    const int e = expert0 + tile * 8 + lane / 4, channel = (block0 + block) * kBlock + lane % 4 * kPack;
+    float f[kPack];
+    unpack(load_pack_if(e < experts && channel < width, w + static_cast<std::int64_t>(e) * width + channel), f);
+    unsigned pair[4][kTerms];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) split(f[2 * p], f[2 * p + 1], pair[p]);
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t)
+      staged[((block * kTiles + tile) * kTerms + t) * kWarp + lane] =
+          make_uint4(pair[0][t], pair[1][t], pair[2][t], pair[3][t]);
+  }
+}
+
+// A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
+template <class T, int kTiles, int kRows>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
+                                            : kTiles <= 2  ? 4
+                                                           : 2) router_logits_kernel(RouterLogits<T> a, int chunk) {
+  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = (sizeof(T) == 2 ? 4 : 2) / kRows;
+  constexpr int kTokens = kWarps * kRows * 16;
+  extern __shared__ uint4 staged[];
+  const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
+  const int all = blocks_of(a.width), expert0 = blockIdx.y * kTiles * 8;
+  bool ready = false;
+
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
+    const std::int64_t token = first + threadIdx.x / kWarp * kRows * 16 + g;
+    float d[kRows][kTiles][4] = {};
+    for (int block0 = 0; block0 < all; block0 += chunk) {
+      const int blocks = min(chunk, all - block0);
+      if (!ready || chunk < all) {
+        __syncthreads();  // the previous weights are no longer read
+        stage_rows<kTiles, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+        __syncthreads();
+        ready = true;
+      }
+      for (int b = 0; b < blocks; b += kUnroll) {
+        Pack<T> x[kUnroll][2 * kRows];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+          for (int i = 0; i < 2 * kRows; ++i) {
+            const int channel = (block0 + b + u) * kBlock + q * kPack;
+            const std::int64_t t = token + 8 * i;
+            x[u][i] = load_pack_if(b + u < blocks && channel < a.width && t < a.tokens, a.x + t * a.width + channel);
+          }
+        unsigned pair[kUnroll][2 * kRows][4][kOwn];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+          for (int i = 0; i < 2 * kRows; ++i) channel_pairs(x[u][i], pair[u][i]);
+            // The tensor cores cut off what they add; short sums, added up with rounding, keep that far below the
+            // bound.
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          float part[kRows][4] = {};
+#pragma unroll
+          for (int u = 0; u < kUnroll; ++u) {
+            if (b + u >= blocks) break;
+#pragma unroll
+            for (int j = 0; j < kOf; ++j) {
+              const uint4 w = staged[(((b + u) * kTiles + n) * kOf + j) * kWarp + lane];
+#pragma unroll
+              for (int r = 0; r < kRows; ++r)
+#pragma unroll
+                for (int i = 0; i < kOwn && i + j < kOf; ++i) {
+                  const auto& low = pair[u][2 * r];
+                  const auto& high = pair[u][2 * r + 1];
+                  const unsigned front[4] = {low[0][i], high[0][i], low[1][i], high[1][i]};
+                  const unsigned back[4] = {low[2][i], high[2][i], low[3][i], high[3][i]};
+                  mma(part[r], front, w.x, w.y);
+                  mma(part[r], back, w.z, w.w);
+                }
+            }
+          }
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) d[r][n][i] += part[r][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const std::int64_t t = token + 16 * r + 8 * (i / 2);
+          const int e = expert0 + 8 * n + 2 * q + i % 2;
+          if (t < a.tokens && e < a.experts) a.logits[t * a.experts + e] = d[r][n][i];
+        }
+  }
+}
+
+// W as the second operand of d_logits W: [block][step of 16 experts][term][half of the step][lane], the four words
+// being the mma's four columns of this lane's channels. Column n of mma j is channel 8 (n / 2) + 2 j + n mod 2 of the
+// block, so that a lane's results are the eight channels of a pack.
+template <int kSteps, int kTerms>
+__device__ __forceinline__ void stage_columns(const float* w, int width, int experts, int expert0, int block0,
+                                              int blocks, uint4* staged) {
+  for (int i = threadIdx.x; i < blocks * kSteps * 2 * kWarp; i += kThreads) {
+    const int lane = i % kWarp, half = i / kWarp % 2, step = i / (2 * kWarp) % kSteps, block = i / (2 * kWarp * kSteps);
+    const int e = expert0 + step * 16 + half * 8 + lane % 4 * 2, column = lane / 4;
+    unsigned pair[4][kTerms];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int channel = (block0 + block) * kBlock + column / 2 * kPack + 2 * j + column % 2;
+      const float* from = w + static_cast<std::int64_t>(e) * width + channel;
+      split(e < experts && channel < width ? from[0] : 0.0f, e + 1 < experts && channel < width ? from[width] : 0.0f,
+            pair[j]);
+    }
+#pragma unroll
+    for (int t = 0; t < kTerms; ++t)
+      staged[(((block * kSteps + step) * kTerms + t) * 2 + half) * kWarp + lane] =
+          make_uint4(pair[0][t], pair[1][t], pair[2][t], pair[3][t]);
+  }
+}
+
+// d_x += d_logits W for the channels of chunk blockIdx.y; a warp takes 16 tokens, whose d_logits stay in registers.
+template <class T, int kSteps>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 2)
+    input_gradient_kernel(RouterLogitsBackward<T> a, int expert0, int chunk) {
+  constexpr int kOf = kTerms<T>, kUnroll = sizeof(T) == 2 ? 4 : 2, kTokens = kWarps * 16;
+  extern __shared__ uint4 staged[];
+  const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
+  const int block0 = blockIdx.y * chunk, blocks = min(chunk, blocks_of(a.width) - block0);
+  stage_columns<kSteps, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+  __syncthreads();
+
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
+    const std::int64_t token = first + threadIdx.x / kWarp * 16 + g;
+    unsigned given[kSteps][kOf][4];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t t = token + 8 * (i % 2);
+        const int e = expert0 + step * 16 + 8 * (i / 2) + 2 * q;
+        const float* from = a.d_logits + t * a.experts + e;
+        unsigned term[kOf];
+        split(t < a.tokens && e < a.experts ? from[0] : 0.0f, t < a.tokens && e + 1 < a.experts ? from[1] : 0.0f, term);
+#pragma unroll
+        for (int j = 0; j < kOf; ++j) given[step][j][i] = term[j];
+      }
+
+    for (int b = 0; b < blocks; b += kUnroll) {
+      Pack<T> x[kUnroll][2];
+      bool there[kUnroll][2];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int channel = (block0 + b + u) * kBlock + q * kPack;
+          const std::int64_t t = token + 8 * i;
+          there[u][i] = b + u < blocks && channel < a.width && t < a.tokens;
+          x[u][i] = load_pack_if(there[u][i], a.d_x + t * a.width + channel);
+        }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (b + u >= blocks) break;
+        float d[4][4] = {};
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int j = 0; j < kOf; ++j) {
+            const uint4* at = staged + (((b + u) * kSteps + step) * kOf + j) * 2 * kWarp + lane;
+            const uint4 front = at[0], back = at[kWarp];
+#pragma unroll
+            for (int i = 0; i + j < kOf; ++i) {
+              mma(d[0], given[step][i], front.x, back.x);
+              mma(d[1], given[step][i], front.y, back.y);
+              mma(d[2], given[step][i], front.z, back.z);
+              mma(d[3], given[step][i], front.w, back.w);
+            }
+          }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (!there[u][i]) continue;
+          float f[kPack];
+          unpack(x[u][i], f);
+#pragma unroll
+          for (int c = 0; c < kPack; ++c) f[c] += d[c / 2][2 * i + c % 2];
+          store_floats(a.d_x + (token + 8 * i) * a.width + (block0 + b + u) * kBlock + q * kPack, f);
+        }
+      }
+    }
+  }
+}
+
+// Partial sums of d_w over the tokens 32 (blockIdx.x + i gridDim.x)...: a warp owns 64 channels and up to 64 experts.
+// The summed dimension is the tokens: lane q's four places of an mma are four neighbouring tokens.
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kTiles <= 2 ? 2 : 1)
+    weight_gradient_kernel(RouterLogitsBackward<T> a) {
+  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = 2, kTokens = kUnroll * kTokensAStep;
+  const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4, warps = blockDim.x / kWarp;
+  const int channel = (blockIdx.y * warps + threadIdx.x / kWarp) * kGroup + g * kPack;
+  const int expert0 = blockIdx.z * kExpertsAPass;
+  float d[4][kTiles][4] = {};
+
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
+    Pack<T> x[kUnroll][4];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const std::int64_t t = first + u * kTokensAStep + 4 * q + r;
+        x[u][r] = load_pack_if(t < a.tokens && channel < a.width, a.x + t * a.width + channel);
+      }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const std::int64_t token = first + u * kTokensAStep + 4 * q;
+      unsigned front[kPack][kOwn], back[kPack][kOwn];
+      row_pairs(x[u][0], x[u][1], front);
+      row_pairs(x[u][2], x[u][3], back);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const int e = expert0 + 8 * n + g;
+        float v[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          v[r] = token + r < a.tokens && e < a.experts ? a.d_logits[(token + r) * a.experts + e] : 0.0f;
+        unsigned low[kOf], high[kOf];
+        split(v[0], v[1], low);
+        split(v[2], v[3], high);
+#pragma unroll
+        for (int j = 0; j < kOf; ++j)
+#pragma unroll
+          for (int i = 0; i < kOwn && i + j < kOf; ++i)
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+              const unsigned rows[4] = {front[2 * m][i], front[2 * m + 1][i], back[2 * m][i], back[2 * m + 1][i]};
+              mma(d[m][n], rows, low[j], high[j]);
+            }
+      }
+    }
+  }
+
+  if (channel >= a.width) return;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int e = expert0 + 8 * n + 2 * q + i;
+      if (e >= a.experts) continue;
+      float f[kPack];
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) f[c] = d[c / 2][n][2 * (c % 2) + i];
+      store_floats(a.scratch + (static_cast<std::int64_t>(blockIdx.x) * a.experts + e) * a.width + channel, f);
+    }
+}
+
+// sum[column] += the column of `partial` [rows, columns]; 32 columns a block, 32 rows at a time.
+__global__ void add_columns_kernel(const float* partial, int rows, int columns, float* sum) {
+  __shared__ float shared[kWarp][kWarp + 1];
+  const int column = blockIdx.x * kWarp + threadIdx.x;
+  float own = 0;
+  if (column < columns) {
+#pragma unroll 4
+    for (int row = threadIdx.y; row < rows; row += kWarp)
+      own += partial[static_cast<std::int64_t>(row) * columns + column];
+  }
+  shared[threadIdx.y][threadIdx.x] = own;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= columns) return;
+  own = 0;
+#pragma unroll
+  for (int row = 0; row < kWarp; ++row) own += shared[row][threadIdx.x];
+  sum[column] += own;
+}
+
+// The weight gradient's grid: {partial sums, blocks over channels, passes over experts}, a function of the problem
+// only.
+struct WeightGrid {
+  int partials, over_channels, passes, warps;
+  WeightGrid(std::int64_t tokens, int width, int experts) {
+    const int groups = ceil_div(width, kGroup);
+    over_channels = ceil_div(groups, kWarps);
+    warps = ceil_div(groups, over_channels);
+    passes = ceil_div(experts, kExpertsAPass);
+    const std::int64_t wanted = (experts <= 16 ? kGrid : kGrid / 2) / (over_channels * passes);
+    partials =
+        static_cast<int>(std::max<std::int64_t>(1, std::min(wanted, ceil_div<std::int64_t>(tokens, 2 * kTokensAStep))));
+  }
+};
+
+// Calls run(pieces) with the smallest power of two that covers `experts` in pieces of `size`, at most kMost.
+template <int kMost, class Run>
+void with_pieces(int experts, int size, Run run) {
+  using std::integral_constant;
+  if (experts <= size) return run(integral_constant<int, 1>());
+  if (experts <= 2 * size) return run(integral_constant<int, 2>());
+  if (experts <= 4 * size) return run(integral_constant<int, 4>());
+  if constexpr (kMost == 8) {
+    run(integral_constant<int, 8>());
+  } else {
+    if (experts <= 8 * size) return run(integral_constant<int, 8>());
+    run(integral_constant<int, 16>());
+  }
+}
+
+unsigned blocks_for(std::int64_t tokens, int a_block, int times) {
+  return static_cast<unsigned>(
+      std::max<std::int64_t>(1, std::min<std::int64_t>(ceil_div<std::int64_t>(tokens, a_block), kGrid / times)));
+}
+
+template <class T>
+void check(const T& a) {
+  SWITCHYARD_ASSERT(a.width % kPack == 0 && a.width > 0 && a.experts > 0,
+                    "the router needs a width that is a multiple of 8");
+}
+
+template <class T>
+void input_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
+  constexpr int kMost = 128;  // experts whose gradients fit in registers; more of them take more passes
+  const int all = blocks_of(a.width);
+  for (int expert0 = 0; expert0 < a.experts; expert0 += kMost) {
+    with_pieces<8>(a.experts - expert0, 16, [&](auto steps) {
+      constexpr int kSteps = decltype(steps)::value, kBytes = kSteps * kTerms<T> * 2 * kWarp * sizeof(uint4);
+      const int chunks = ceil_div(all, kShared / kBytes), chunk = ceil_div(all, chunks);
+      const dim3 grid(blocks_for(a.tokens, kWarps * 16, 1), ceil_div(all, chunk));
+      input_gradient_kernel<T, kSteps><<<grid, kThreads, chunk * kBytes, stream>>>(a, expert0, chunk);
+    });
+    SWITCHYARD_CUDA_LAUNCHED();
+  }
+}
+
+}  // namespace
+
+template <class T>
+void router_logits(const RouterLogits<T>& a, Stream stream) {
+  check(a);
+  if (a.tokens == 0) return;
+  const int all = blocks_of(a.width);
+  with_pieces<16>(a.experts, 8, [&](auto tiles) {
+    constexpr int kTiles = decltype(tiles)::value, kRows = sizeof(T) == 2 && (kTiles == 4 || kTiles == 8) ? 2 : 1;
+    constexpr int kBytes = kTiles * kTerms<T> * kWarp * sizeof(uint4);
+    const int chunk = std::min(all, kShared / kBytes), passes = ceil_div(a.experts, kTiles * 8);
+    const dim3 grid(blocks_for(a.tokens, kWarps * kRows * 16, 1), passes);
+    router_logits_kernel<T, kTiles, kRows><<<grid, kThreads, chunk * kBytes, stream>>>(a, chunk);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
+std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts) {
+  return static_cast<std::int64_t>(WeightGrid(tokens, width, experts).partials) * experts * width;
+}
+
+template <class T>
+void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
+  check(a);
+  if (a.tokens == 0) return;
+  const WeightGrid grid(a.tokens, a.width, a.experts);
+  with_pieces<8>(a.experts, 8, [&](auto tiles) {
+    weight_gradient_kernel<T, decltype(tiles)::value>
+        <<<dim3(grid.partials, grid.over_channels, grid.passes), grid.warps * kWarp, 0, stream>>>(a);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+  const int columns = a.experts * a.width;
+  add_columns_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(a.scratch, grid.partials, columns,
+                                                                                  a.d_w);
+  SWITCHYARD_CUDA_LAUNCHED();
+  input_gradient(a, stream);
+}
+
+template void router_logits(const RouterLogits<bf16>&, Stream);
+template void router_logits(const RouterLogits<float>&, Stream);
+template void router_logits_backward(const RouterLogitsBackward<bf16>&, Stream);
+template void router_logits_backward(const RouterLogitsBackward<float>&, Stream);
+
+}  // namespace switchyard::kernels

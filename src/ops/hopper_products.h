@@ -1,0 +1,21 @@
+// ops/hopper_products.h: grouped products by our own kernels on GPUs of capability 9.0, in bf16.
+#pragma once
+
+#include "ops/grouped_products.h"
+
+namespace switchyard::ops {
+
+class HopperProducts : public GroupedProducts {
+ public:
+  Tensor forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override;
+  Tensor dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const override;
+  void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
+             const DispatchPlan& plan) const override;
+  Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override;
+  const FusedRelu2* relu2() const override;
+  int alignment(std::int64_t assignments, int experts) const override;
+};
+
+bool has_hopper_products(at::Device device, at::ScalarType dtype);
+
+}  // namespace switchyard::ops

@@ -1,0 +1,244 @@
+// Grouped products on Hopper against loops over the host's copies.
+#include <algorithm>
+
+#include "harness.h"
+#include "kernels/dispatch.h"
+#include "kernels/grouped_gemm.h"
+
+namespace switchyard::gpu_check {
+namespace {
+
+enum class Skew { kEven, kSingle, kHalfEmpty, kSomeDropped };
+
+struct GroupedCase {
+  const char* name;
+  int tokens, experts, top_k, width, hidden, alignment;
+  Skew skew = Skew::kEven;
+};
+const std::vector<GroupedCase> kCases = {
+    {"whole tiles", 512, 4, 2, 256, 512, 128},
+    {"pairs of blocks", 1024, 4, 2, 256, 512, 256},
+    {"odd widths and rows", 301, 3, 2, 200, 328, 128},
+    {"odd widths, pairs", 301, 3, 2, 136, 72, 256},
+    {"tiles of 192", 640, 4, 2, 192, 384, 128},
+    {"tiles of 192, pairs", 1300, 2, 2, 384, 192, 256},
+    {"one token", 1, 8, 2, 64, 64, 128},
+    {"all on one expert", 700, 8, 1, 128, 256, 128, Skew::kSingle},
+    {"all on one expert, pairs", 700, 8, 1, 128, 256, 256, Skew::kSingle},
+    {"half the experts empty", 900, 16, 2, 128, 192, 128, Skew::kHalfEmpty},
+    {"half empty, pairs", 900, 16, 2, 128, 192, 256, Skew::kHalfEmpty},
+    {"some dropped", 500, 4, 2, 128, 128, 128, Skew::kSomeDropped},
+    {"more tiles than blocks", 3000, 8, 2, 64, 1024, 128},
+    {"deep", 512, 2, 1, 2048, 128, 128},
+};
+
+struct Plan {
+  Buffer<int> count, offset, end, token_of_row, row_of, scratch, tile_expert, longest_first, scheduler;
+  std::vector<int> host_count, host_offset, host_token;
+  std::int64_t capacity;
+  kernels::RowGroups groups;
+
+  Plan(const GroupedCase& c, std::int64_t rows)
+      : count(c.experts),
+        offset(c.experts + 1),
+        end(c.experts),
+        token_of_row(rows),
+        row_of(static_cast<std::size_t>(c.tokens) * c.top_k),
+        scratch(kernels::dispatch_scratch(c.tokens, c.top_k, c.experts)),
+        tile_expert(rows / c.alignment),
+        longest_first(c.experts),
+        scheduler(2),
+        capacity(rows),
+        groups{offset.get(),    count.get(), tile_expert.get(), longest_first.get(),
+               scheduler.get(), c.experts,   c.alignment,       rows} {
+    std::vector<int> expert(row_of.size());
+    for (std::size_t i = 0; i < expert.size(); ++i) {
+      const int even = static_cast<int>((i / c.top_k * 7 + i / 5 % 3 + i % c.top_k) % c.experts);
+      expert[i] = c.skew == Skew::kSingle                      ? c.experts / 2
+                  : c.skew == Skew::kSomeDropped && i % 5 == 0 ? -1
+                  : c.skew == Skew::kHalfEmpty                 ? even / 2 * 2
+                                                               : even;
+    }
+    const Buffer<int> device(expert);
+    run_captured([&](Stream s) {
+      kernels::dispatch({device.get(), count.get(), offset.get(), end.get(), token_of_row.get(), row_of.get(),
+                         scratch.get(), c.tokens, c.top_k, c.experts, c.alignment, capacity, tile_expert.get(),
+                         longest_first.get(), scheduler.get()},
+                        s);
+    });
+    host_count = count.download(), host_offset = offset.download(), host_token = token_of_row.download();
+  }
+  bool scheduler_at_rest() const {
+    const std::vector<int> words = scheduler.download();
+    return words[0] == 0 && words[1] == 0;
+  }
+};
+
+// call(expert, row) for every row in use, padding included.
+template <class Call>
+void each_row(const Plan& plan, Call call) {
+  for (std::size_t e = 0; e + 1 < plan.host_offset.size(); ++e)
+    for (int row = plan.host_offset[e]; row < plan.host_offset[e + 1]; ++row) call(static_cast<int>(e), row);
+}
+
+// Rows past the last offset are neither defined nor compared.
+Values in_use(const Plan& plan, Values values, int width) {
+  values.resize(static_cast<std::size_t>(plan.host_offset.back()) * width);
+  return values;
+}
+
+// Values of a row tensor with zeros in the padding and NaN behind the last offset.
+Values row_values(Random& random, const Plan& plan, int width, bool positive = false) {
+  Values values = random.normal(static_cast<std::size_t>(plan.capacity) * width);
+  for (std::int64_t row = 0; row < plan.capacity; ++row)
+    for (int j = 0; j < width; ++j) {
+      double& v = values[row * width + j];
+      if (positive) v = v > 0 ? v * v : 0;
+      if (row >= plan.host_offset.back())
+        v = std::nan("");
+      else if (plan.host_token[row] < 0)
+        v = 0;
+    }
+  return values;
+}
+
+struct Check {
+  Report& report;
+  const GroupedCase& c;
+  Plan plan;
+  Random random{7};
+  std::string name;
+
+  Check(Report& to, const GroupedCase& given)
+      : report(to),
+        c(given),
+        plan(given, (static_cast<std::int64_t>(given.tokens) * given.top_k + given.experts * (given.alignment - 1) +
+                     given.alignment - 1) /
+                        given.alignment * given.alignment),
+        name(std::string(given.name) + " E " + std::to_string(given.experts)) {}
+
+  void forward(bool gather, bool relu2) {
+    const int K = c.width, N = c.hidden;
+    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K) : row_values(random, plan, K));
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
+    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    run_captured([&](Stream s) {
+      kernels::grouped_forward({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
+                                out.get(), K, N, relu2},
+                               s);
+    });
+    Values want(static_cast<std::size_t>(plan.host_offset.back()) * N);
+    each_row(plan, [&](int e, int row) {
+      const int source = gather ? plan.host_token[row] : row;
+      for (int n = 0; n < N && source >= 0; ++n) {
+        double sum = 0;
+        for (int k = 0; k < K; ++k) sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(N) + n) * K + k];
+        want[row * static_cast<std::size_t>(N) + n] = relu2 ? std::pow(std::max(sum, 0.0), 2) : sum;
+      }
+    });
+    const std::string kernel = std::string("grouped_forward") + (gather ? " gather" : "") + (relu2 ? " relu2" : "");
+    report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 250, 2e-4});
+    report.expect(kernel, name + ": writes stay inside", out.guard_intact());
+  }
+
+  void dgrad(bool gather, bool relu2) {
+    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N);
+    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K) : row_values(random, plan, K));
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
+        active(row_values(random, plan, N, true));
+    const Input<float> row_weight(random.normal(plan.capacity));
+    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
+    run_captured([&](Stream s) {
+      kernels::grouped_dgrad({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
+                              out.get(), relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K,
+                              N},
+                             s);
+    });
+    const auto used = static_cast<std::size_t>(plan.host_offset.back());
+    Values want(used * N), want_dot(used), got_dot(used);
+    each_row(plan, [&](int e, int row) {
+      const int source = gather ? plan.host_token[row] : row;
+      for (int n = 0; n < N && source >= 0; ++n) {
+        double sum = 0;
+        for (int k = 0; k < K; ++k) sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(K) + k) * N + n];
+        const std::size_t at = row * static_cast<std::size_t>(N) + n;
+        if (relu2) want_dot[row] += sum * active[at];
+        want[at] = relu2 ? row_weight[row] * 2 * std::sqrt(active[at]) * sum : sum;
+      }
+    });
+    const std::string kernel = std::string("grouped_dgrad") + (gather ? " gather" : "") + (relu2 ? " relu2" : "");
+    report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 200, 2e-4});
+    report.expect(kernel, name + ": writes stay inside", out.guard_intact() && dot.guard_intact());
+    if (!relu2) return;
+    const Values part = values_of(dot);
+    for (int p = 0; p < parts; ++p)
+      for (std::size_t row = 0; row < used; ++row) got_dot[row] += part[p * static_cast<std::size_t>(plan.capacity) + row];
+    report.compare(kernel + " dot", name, got_dot, want_dot, {1e-4, 2e-4 * N});
+  }
+
+  void wgrad() {
+    const int M = c.hidden, N = c.width;
+    const Input<bf16> a(row_values(random, plan, M)), b(row_values(random, plan, N));
+    const Values before = random.normal(static_cast<std::size_t>(c.experts) * M * N);
+    const Input<float> grad(before), once(before);
+    const auto product = [&](float* to) {
+      run_captured([&](Stream s) { kernels::grouped_wgrad({plan.groups, a.get(), b.get(), to, M, N}, s); });
+    };
+    product(grad.get()), product(once.get());
+    Values want = once.host, absolute(want.size());
+    each_row(plan, [&](int e, int row) {
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n)
+          want[(e * static_cast<std::size_t>(M) + m) * N + n] +=
+              a[row * static_cast<std::size_t>(M) + m] * b[row * static_cast<std::size_t>(N) + n];
+    });
+    const Values got = values_of(grad.device);
+    report.compare("grouped_wgrad", name, got, want, {1e-4, 2e-3});
+    report.compare("grouped_wgrad", name + ": again", values_of(once.device), got, kExact);
+    bool untouched = true;
+    for (int e = 0; e < c.experts; ++e)
+      for (std::size_t i = 0; plan.host_count[e] == 0 && i < static_cast<std::size_t>(M) * N; ++i)
+        untouched &= got[e * static_cast<std::size_t>(M) * N + i] == grad.host[e * static_cast<std::size_t>(M) * N + i];
+    report.expect("grouped_wgrad", name + ": an empty expert's gradient stays", untouched);
+    report.expect("grouped_wgrad", name + ": the scheduler is left at rest", plan.scheduler_at_rest());
+  }
+};
+
+void check_plain(Report& report) {  // null tables: one expert, all rows
+  const int R = 384, K = 192, N = 520;
+  Random random(3);
+  const Input<bf16> rows(random.normal(static_cast<std::size_t>(R) * K)), weight(random.normal(static_cast<std::size_t>(N) * K, 0.1));
+  Buffer<bf16> out(static_cast<std::size_t>(R) * N);
+  Buffer<int> scheduler(std::vector<int>{0, 0});
+  const kernels::RowGroups groups{nullptr, nullptr, nullptr, nullptr, scheduler.get(), 1, 128, R};
+  const Input<float> grad(Values(static_cast<std::size_t>(N) * K, 1.0));
+  const Input<bf16> d(random.normal(static_cast<std::size_t>(R) * N));
+  run_captured([&](Stream s) {
+    kernels::grouped_forward({groups, rows.get(), nullptr, weight.get(), out.get(), K, N, false}, s);
+    kernels::grouped_wgrad({groups, d.get(), rows.get(), grad.get(), N, K}, s);
+  });
+  Values want(static_cast<std::size_t>(R) * N), want_grad(static_cast<std::size_t>(N) * K, 1.0);
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n)
+      for (int k = 0; k < K; ++k) {
+        want[r * N + n] += rows[r * K + k] * weight[n * K + k];
+        want_grad[n * K + k] += d[r * N + n] * rows[r * K + k];
+      }
+  report.compare("grouped_forward", "one expert, no tables", values_of(out), want, {1.0 / 250, 2e-4});
+  report.compare("grouped_wgrad", "one expert, no tables", values_of(grad.device), want_grad, {1e-4, 2e-3});
+}
+
+}  // namespace
+
+void check_grouped_gemm(Report& report) {
+  for (const GroupedCase& c : kCases) {
+    Check check(report, c);
+    for (const bool gather : {false, true})
+      for (const bool relu2 : {false, true}) check.forward(gather, relu2), check.dgrad(gather, relu2);
+    check.wgrad();
+  }
+  check_plain(report);
+}
+
+}  // namespace switchyard::gpu_check

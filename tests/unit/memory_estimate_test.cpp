@@ -1,0 +1,104 @@
+// The estimate of memory beside what the allocator counts, and beside the peaks measured on a GPU.
+#include "model/memory_estimate.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+
+#include "config/load.h"
+#include "model/gpt.h"
+
+namespace switchyard {
+namespace {
+
+// Bytes that torch's CPU allocator has given out and not taken back, from this object's making on.
+class LiveBytes : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, std::int64_t change, std::size_t, std::size_t, c10::Device) override {
+    now += change;
+    peak = std::max(peak, now);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::int64_t now = 0, peak = 0;
+};
+
+struct MemoryCase {
+  const char* name;
+  Overrides overrides;
+};
+
+TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
+  at::set_num_threads(1);  // seconds are lost where cores are shared
+  const Overrides base = {{"device", "cpu"},           {"precision.mode", "fp32"}, {"model.n_layer", "4"},
+                          {"model.n_embd", "128"},     {"model.head_dim", "32"},   {"model.seq_len", "256"},
+                          {"model.vocab_size", "512"}, {"train.micro_batch", "8"}, {"train.batch_tokens", "2048"}};
+  const std::vector<MemoryCase> cases = {
+      {"dense", {}},
+      {"llama, grouped queries",
+       {{"model.mlp", "swiglu"},
+        {"model.n_kv_head", "2"},
+        {"model.norm_weight", "true"},
+        {"model.qk_norm_weight", "true"},
+        {"model.tie_head", "true"},
+        {"model.value_embeds", "false"},
+        {"model.resid_scalars", "false"},
+        {"model.embed_norm", "false"}}},
+#ifdef SWITCHYARD_WITH_MOE
+      {"8 experts", {{"moe.use_moe", "true"}, {"moe.expert_hidden_mult", "2"}}},
+      {"32 small experts, shared ones, dense layers first",
+       {{"moe.use_moe", "true"},
+        {"moe.n_experts", "32"},
+        {"moe.d_expert", "64"},
+        {"router.top_k", "4"},
+        {"moe.n_shared_experts", "1"},
+        {"moe.first_dense", "1"}}},
+      {"gated experts", {{"moe.use_moe", "true"}, {"model.mlp", "swiglu"}, {"moe.d_expert", "96"}}},
+#endif
+  };
+  for (const MemoryCase& c : cases) {
+    Overrides overrides = base;
+    overrides.insert(overrides.end(), c.overrides.begin(), c.overrides.end());
+    const Config config = parse_config("{}", "", overrides).config;
+    Gpt model(config);
+    ParameterStore& store = model.store();
+    store.allocate(at::kCPU, at::kFloat, store.contiguous());
+    store.initialize(1);
+    model.prepare(at::kCPU, at::kFloat);
+    StepContext step;
+    step.training = true;
+    step.seq_len = config.model.seq_len;
+    const at::Tensor tokens = at::randint(config.model.vocab_size, {8 * 256}, at::kLong);
+    torch::autograd::backward({model.forward(tokens, tokens, step).total}, {});  // makes what stays
+
+    const auto live = std::make_shared<LiveBytes>();
+    const c10::DebugInfoGuard counting(c10::DebugInfoKind::PROFILER_STATE, live);
+    const MemoryEstimate estimate = estimate_memory(config, 1);
+    {
+      const ModelOutput output = model.forward(tokens, tokens, step);
+      EXPECT_NEAR(1.0, static_cast<double>(live->now) / static_cast<double>(estimate.activations), 0.01) << c.name;
+      torch::autograd::backward({output.total}, {});
+    }
+    EXPECT_NEAR(1.0, static_cast<double>(live->peak) / static_cast<double>(estimate.activations + estimate.workspace),
+                0.1)
+        << c.name;
+  }
+}
+
+// runs/LOG.md, one H100: the allocator's reserved peak of training, which holds its gaps too.
+TEST(MemoryEstimateTest, IsNearWhatAGpuReserved) {
+  struct Measured {
+    const char* config;
+    double gib;
+  };
+  for (const Measured& m : std::vector<Measured>{{"moe_8x2", 28.7}, {"dense_d12", 29.6}}) {
+    const Config config =
+        load_config(m.config, {{"device", "cuda"}, {"train.micro_batch", "64"}}, SWITCHYARD_SOURCE_DIR).config;
+    const double gib = static_cast<double>(estimate_memory(config, 1).total()) / static_cast<double>(1 << 30);
+    EXPECT_GT(gib, 0.9 * m.gib) << m.config;
+    EXPECT_LT(gib, 1.05 * m.gib) << m.config;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

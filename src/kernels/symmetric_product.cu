@@ -1,11 +1,10 @@
 // A block computes tiles of 128 x 128 with two warpgroups of 64 rows each, fed by one warp through TMA. Two blocks
 // share a multiprocessor: while one writes its tile out, the tensor cores work for the other. Square tiles of 128
 // because only 58% of them lie on or below the diagonal of a 768 x 768 result; wider ones would compute two thirds.
-#include <cuda.h>
-
 #include <algorithm>
 
 #include "kernels/cuda_check.h"
+#include "kernels/hopper.cuh"
 #include "kernels/symmetric_product.h"
 #include "kernels/vector.cuh"
 
@@ -23,69 +22,17 @@ constexpr int kStagedAt = kStages * 2 * kOperand, kBarriersAt = kStagedAt + 2 * 
 constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
 static_assert(2 * (kSharedBytes + 1024) <= 228 * 1024, "two blocks share a multiprocessor");
 
-// ---- instructions without a CUDA C++ form ----
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void barrier_init(unsigned barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
-}
-__device__ __forceinline__ void barrier_expect(unsigned barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\n"
-      "bra again;\nover:\n}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void load_block(unsigned to, const CUtensorMap& map, unsigned barrier, int x, int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
-          "r"(to),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-__device__ __forceinline__ void store_block(const CUtensorMap& map, unsigned from, int x, int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\ncp.async.bulk.commit_group;" ::
-          "l"(&map),
-      "r"(from), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-// Four 8 x 8 matrices of 16-bit values from the registers of a warp to the rows that its lanes name; turned:
-// transposed.
-template <bool kTurned>
-__device__ __forceinline__ void store_matrices(unsigned row, const unsigned (&v)[4]) {
-  if constexpr (kTurned)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(v[0]),
-                 "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
-  else
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(v[0]), "r"(v[1]),
-                 "r"(v[2]), "r"(v[3])
-                 : "memory");
-}
-
-// Where wgmma finds an operand in shared memory, 128-byte swizzle, groups of 8 rows 1024 bytes apart. Along k: rows of
-// the matrix hold k. Across k: rows are steps of k and hold 64 rows (columns) of the matrix, the next 64 one kBlock on.
-__device__ __forceinline__ std::uint64_t describe_along_k(unsigned address) {
-  return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-}
-__device__ __forceinline__ std::uint64_t describe_across_k(unsigned address) {
-  return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | std::uint64_t{kBlock / 16} << 16 | 64ull << 32 |
-         1ull << 62;
+// As hopper::store_matrices, each 8 x 8 matrix transposed.
+__device__ __forceinline__ void store_matrices_turned(std::uint32_t address, const std::uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 #define EIGHT(i)                                                                                              \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
-// d += A B, A 64 x 16, B 16 x 128; asynchronous
+// d += A B in fp16, A 64 x 16, B 16 x 128; asynchronous. Across: rows are steps of k.
 template <bool kAcrossA, bool kAcrossB>
 __device__ __forceinline__ void multiply(float (&d)[64], std::uint64_t a, std::uint64_t b) {
   asm volatile(
@@ -100,12 +47,6 @@ __device__ __forceinline__ void multiply(float (&d)[64], std::uint64_t a, std::u
       : "l"(a), "l"(b), "r"(1), "n"(kAcrossA ? 1 : 0), "n"(kAcrossB ? 1 : 0));
 }
 #undef EIGHT
-__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void multiply_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
 
 // ---- the kernel ----
 
@@ -150,10 +91,10 @@ template <bool kAcross>
 __device__ __forceinline__ void load_operand(unsigned to, const CUtensorMap& map, unsigned barrier, int k, int row,
                                              int matrix) {
   if constexpr (kAcross) {
-    load_block(to, map, barrier, row, k, matrix);
-    load_block(to + kBlock, map, barrier, row + 64, k, matrix);
+    hopper::load_box<1>(to, &map, barrier, row, k, matrix);
+    hopper::load_box<1>(to + kBlock, &map, barrier, row + 64, k, matrix);
   } else {
-    load_block(to, map, barrier, k, row, matrix);
+    hopper::load_box<1>(to, &map, barrier, k, row, matrix);
   }
 }
 
@@ -164,9 +105,9 @@ __device__ __forceinline__ void load_tiles(const Stages& stages, const CUtensorM
   for (int tile = blockIdx.x; tile < shape.total; tile += gridDim.x) {
     const TilePlace at = place_of(shape, tile);
     for (int block = 0; block < shape.depth_blocks; ++block, turn.next()) {
-      barrier_wait(stages.empty(turn.stage), (turn.round & 1) ^ 1);
+      hopper::barrier_wait(stages.empty(turn.stage), (turn.round & 1) ^ 1);
       const unsigned full = stages.full(turn.stage);
-      barrier_expect(full, 2 * kOperand);
+      hopper::barrier_expect(full, 2 * kOperand);
       load_operand<kAcrossA>(stages.a(turn.stage), map_a, full, block * kDepth, at.m, at.matrix);
       load_operand<kAcrossB>(stages.b(turn.stage), map_b, full, block * kDepth, at.n, at.matrix);
     }
@@ -179,23 +120,24 @@ __device__ __forceinline__ void multiply_tile(const Stages& stages, Turn& turn, 
                                               float (&d)[64]) {
   int before = 0;
   for (int block = 0; block < depth_blocks; ++block, turn.next()) {
-    barrier_wait(stages.full(turn.stage), turn.round & 1);
+    hopper::barrier_wait(stages.full(turn.stage), turn.round & 1);
     const unsigned rows = stages.a(turn.stage) + group * kBlock;
-    const std::uint64_t a = kAcrossA ? describe_across_k(rows) : describe_along_k(rows);
-    const std::uint64_t b = kAcrossB ? describe_across_k(stages.b(turn.stage)) : describe_along_k(stages.b(turn.stage));
-    multiply_begin();
+    const std::uint64_t a = kAcrossA ? hopper::operand_mn_major(rows) : hopper::operand_k_major(rows);
+    const std::uint64_t b =
+        kAcrossB ? hopper::operand_mn_major(stages.b(turn.stage)) : hopper::operand_k_major(stages.b(turn.stage));
+    hopper::products_begin();
 #pragma unroll
     for (int k = 0; k < kDepth / 16; ++k)  // 16 steps of k: 32 bytes along, 16 rows of 128 bytes across
       multiply<kAcrossA, kAcrossB>(d, a + k * (kAcrossA ? 128 : 2), b + k * (kAcrossB ? 128 : 2));
-    multiply_commit();
+    hopper::products_commit();
     if (block > 0) {
-      multiply_wait<1>();
-      if (thread == 0) barrier_arrive(stages.empty(before));
+      hopper::products_wait<1>();
+      if (thread == 0) hopper::barrier_arrive(stages.empty(before));
     }
     before = turn.stage;
   }
-  multiply_wait<0>();
-  if (thread == 0) barrier_arrive(stages.empty(before));
+  hopper::products_wait<0>();
+  if (thread == 0) hopper::barrier_arrive(stages.empty(before));
 #pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before the wait
 }
@@ -238,18 +180,20 @@ __device__ __forceinline__ void write_half(const unsigned (&packed)[32], unsigne
   const unsigned row = kTurned ? of / 2 * 8 + within : warp * 16 + of % 2 * 8 + within;
   const unsigned chunk = (kTurned ? warp * 2 + of % 2 : of / 2) ^ within;
   const unsigned place = staged + row * 128 + chunk * 16;
-  const auto together = [&] { asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kGroup) : "memory"); };
-  if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");  // the last block has left the memory
-  together();
+  if (thread == 0) hopper::wait_stores_read<0>();  // the last block has left the memory
+  hopper::warpgroup_sync(group + 1);
 #pragma unroll
   for (int q = 0; q < 4; ++q) {  // 16 columns: upper and lower rows of the first eight, then of the others
     const unsigned* v = packed + (8 * kHalf + 2 * q) * 2;
     const unsigned four[4] = {v[0], v[1], v[2], v[3]};
-    store_matrices<kTurned>(kTurned ? place + q * 16 * 128 : place ^ (q * 2 * 16), four);
+    if constexpr (kTurned)
+      store_matrices_turned(place + q * 16 * 128, four);
+    else
+      hopper::store_matrices(place ^ (q * 2 * 16), four);
   }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  together();
-  if (thread == 0) store_block(out, staged, x, y, matrix);
+  hopper::async_proxy_fence();
+  hopper::warpgroup_sync(group + 1);
+  if (thread == 0) hopper::store_box(&out, staged, x, y, matrix);
 }
 
 template <bool kAcrossA, bool kAcrossB>
@@ -257,11 +201,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     product_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                    const __grid_constant__ CUtensorMap map_out, const Shape shape) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  const Stages stages{shared_address(memory)};
+  const Stages stages{hopper::smem_address(memory)};
   if (threadIdx.x == 0) {
     if (stages.base % 1024 != 0) __trap();  // the swizzle goes by address
-    for (int i = 0; i < kStages; ++i) barrier_init(stages.full(i), 1), barrier_init(stages.empty(i), 2);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    for (int i = 0; i < kStages; ++i) hopper::barrier_init(stages.full(i), 1), hopper::barrier_init(stages.empty(i), 2);
+    hopper::barrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x >= 2 * kGroup) {
@@ -287,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       write_half<1, true>(packed, staged, group, thread, map_out, m, at.n + 64, at.matrix);
     }
   }
-  if (thread == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  if (thread == 0) hopper::wait_stores_complete();
 }
 
 // ---- launch ----
@@ -346,6 +290,10 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
 }
 
 }  // namespace
+
+bool symmetric_product_supported(int capability_major, int capability_minor) {
+  return capability_major == 9 && capability_minor == 0;
+}
 
 void symmetric_product(const SymmetricProduct& a, Stream stream) {
   if (a.count == 0) return;

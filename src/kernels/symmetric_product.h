@@ -24,6 +24,7 @@ struct SymmetricProduct {
 
 inline constexpr int kProductTile = 128;
 
+bool symmetric_product_supported(int capability_major, int capability_minor);
 void symmetric_product(const SymmetricProduct&, Stream);
 
 }  // namespace switchyard::kernels

@@ -18,8 +18,7 @@ class PolarBatch {
   PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device);
   static std::int64_t bytes_of_one(std::int64_t rows, std::int64_t columns);
 
-  // The matrices: fill them, each with a norm of at most 1; after run() they are orthogonal. [count, rows, columns]
-  // fp16
+  // [count, rows, columns] fp16: fill them, each with a norm of at most 1. Ask anew after run(), which may move them.
   void* data() const { return x_.data_ptr(); }
   // The first `count` matrices become their polar factors. Same operations whatever the values; may be captured.
   void run(std::int64_t count, int iterations);
@@ -31,6 +30,7 @@ class PolarBatch {
   static constexpr int kSegment = 3;
   const bool tall_;
   const int segment_;
+  bool supported_;                         // by our own kernel; else torch's products
   at::Tensor x_, next_;                    // [count, rows, columns]; an iteration writes the other
   at::Tensor gram_, power_, all_, spare_;  // [count, side, side]: G, P, Q; the last two only for segments
 };

@@ -1,3 +1,5 @@
+#include <ATen/cuda/CUDAContext.h>
+
 #include <algorithm>
 
 #include "kernels/symmetric_product.h"
@@ -28,6 +30,8 @@ struct PolarBatch::Product {
 
 PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
     : tall_(rows > columns), segment_(takes_segments(rows, columns) ? kSegment : 1) {
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
+  supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
   const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
   const std::int64_t side = short_side(rows, columns);
   x_ = at::empty({count, rows, columns}, options);
@@ -73,7 +77,7 @@ void PolarBatch::run(std::int64_t count, int iterations) {
 
 void PolarBatch::multiply(std::int64_t count, const Product& p) const {
   const std::int64_t m = p.out.size(1), n = p.out.size(2), k = p.a.size(p.a_turned ? 1 : 2);
-  if (m % 8 == 0 && n % 8 == 0 && k % 8 == 0) {
+  if (supported_ && m % 8 == 0 && n % 8 == 0 && k % 8 == 0) {
     using kernels::fp16;
     kernels::symmetric_product(
         {ops::pointer<fp16>(p.a), ops::pointer<fp16>(p.b), ops::pointer<fp16>(p.c), ops::pointer<fp16>(p.out),

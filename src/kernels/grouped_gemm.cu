@@ -120,9 +120,8 @@ void launch_rows(const Description& a, Maps maps, const float* row_weight, float
   maps.out = tensor_map(a.out, a.columns, g.row_capacity, 1, 64);
   with_blocks(g, [&](auto blocks) {
     with_columns(tile, [&](auto columns) {
-      maps.columns = F == Form::kForward
-                         ? tensor_map(a.weight, a.inner, a.columns, g.experts, columns() / blocks())
-                         : tensor_map(a.weight, a.columns, a.inner, g.experts, 64);
+      maps.columns = F == Form::kForward ? tensor_map(a.weight, a.inner, a.columns, g.experts, columns() / blocks())
+                                         : tensor_map(a.weight, a.columns, a.inner, g.experts, 64);
       if (a.row_index)
         launch<Kind<F, true, blocks(), E, columns()>>(maps, p, stream);
       else

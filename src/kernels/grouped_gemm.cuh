@@ -13,17 +13,17 @@ namespace switchyard::kernels::grouped {
 enum class Form { kForward, kDgrad, kWgrad };  // rows W^T, rows W, a^T b
 enum class Epilogue { kStore, kRelu2, kRelu2Backward, kAdd };
 
-constexpr int kTileRows = 128, kDepth = 64;    // depth: of K, a stage
+constexpr int kTileRows = 128, kDepth = 64;        // depth: of K, a stage
 constexpr int kRowBytes = kTileRows * kDepth * 2;  // the left operand of a stage
-constexpr int kBox = 64 * 64 * 2;              // bytes of a finished piece: 64 rows of 64 bf16 or 32 floats
+constexpr int kBox = 64 * 64 * 2;                  // bytes of a finished piece: 64 rows of 64 bf16 or 32 floats
 constexpr int kThreads = 384;
 
 template <Form F, bool Gather, int Blocks, Epilogue E, int Columns>
 struct Kind {
   static constexpr Form kForm = F;
   static constexpr Epilogue kEpilogue = E;
-  static constexpr bool kGather = Gather;     // the left operand comes row by row through an index
-  static constexpr int kBlocks = Blocks;      // of a cluster
+  static constexpr bool kGather = Gather;  // the left operand comes row by row through an index
+  static constexpr int kBlocks = Blocks;   // of a cluster
   static constexpr int kColumns = Columns;
   static constexpr int kPieces = Columns / 64;
   static constexpr int kColumnBytes = Columns * kDepth * 2;
@@ -119,7 +119,8 @@ struct Ring {
   }
 };
 
-// The tile after the n-th. Static: a fixed stride. Dynamic: block 0's producer draws it and publishes it to the cluster.
+// The tile after the n-th. Static: a fixed stride. Dynamic: block 0's producer draws it and publishes it to the
+// cluster.
 template <class K>
 __device__ __forceinline__ int next_tile(const Shared<K>& shared, int index, int clusters, int n, bool whole_warp) {
   if constexpr (!K::kDynamic) return index + clusters;
@@ -142,7 +143,8 @@ __device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int
   if (block == 0) {
     hopper::barrier_wait(shared.next_empty + 8 * slot, ((n >> 1) & 1) ^ 1);
 #pragma unroll
-    for (int b = 0; b < K::kBlocks; ++b) hopper::store_at(shared.next + 4 * slot, value, shared.next_full + 8 * slot, b);
+    for (int b = 0; b < K::kBlocks; ++b)
+      hopper::store_at(shared.next + 4 * slot, value, shared.next_full + 8 * slot, b);
   }
   hopper::barrier_expect(shared.next_full + 8 * slot, 4);
 }
@@ -218,7 +220,8 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
     index = next_tile<K>(shared, index, clusters, n, false);
   }
   // The last cluster to finish leaves the scheduler as it found it.
-  if (K::kDynamic && block == 0 && atomicInc(reinterpret_cast<unsigned*>(p.scheduler) + 1, clusters - 1) == clusters - 1)
+  if (K::kDynamic && block == 0 &&
+      atomicInc(reinterpret_cast<unsigned*>(p.scheduler) + 1, clusters - 1) == clusters - 1)
     *static_cast<volatile int*>(p.scheduler) = 0;
   if (K::kGather) hopper::wait_copies();
 }
@@ -260,7 +263,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
   }
   hopper::products_wait<0>();
   if (tile.steps > 0) release(previous);
-  // The sums are in their registers only now.
+    // The sums are in their registers only now.
 #pragma unroll
   for (int i = 0; i < K::kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }

@@ -88,10 +88,10 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(MuonPrepare a) {
 
 template <bool kVectors>
 __device__ __forceinline__ void scale(const MuonScale& a, std::int64_t size) {
-  bf16* update = a.update + blockIdx.y * size;
+  const std::int64_t matrix = blockIdx.y * size;
   float u[kBatch][kPack];
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) Reach<kVectors>(i, size).load(update, u[i]);
+  for (int i = 0; i < kBatch; ++i) Reach<kVectors>(i, size).load(a.update + matrix, u[i]);
   const float* parts = a.norm_parts + static_cast<std::int64_t>(blockIdx.y) * gridDim.x;
   float squares = 0;
   for (int part = threadIdx.x; part < static_cast<int>(gridDim.x); part += kThreads) squares += parts[part];
@@ -100,7 +100,7 @@ __device__ __forceinline__ void scale(const MuonScale& a, std::int64_t size) {
   for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
     for (int c = 0; c < kPack; ++c) u[i][c] *= factor;
-    Reach<kVectors>(i, size).store(update, u[i]);
+    Reach<kVectors>(i, size).store(a.scaled + matrix, u[i]);
   }
 }
 

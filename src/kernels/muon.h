@@ -33,9 +33,11 @@ struct MuonPrepare {
   bool nesterov;
 };
 
-// update /= norm * safety + eps, per matrix: a matrix of zeros stays zero. Polar Express wants safety 1.02, eps 1e-6.
+// scaled = update / (norm * safety + eps), per matrix: a matrix of zeros stays zero. Polar Express wants safety 1.02,
+// eps 1e-6. The norm is then below 1, where fp16 holds a matrix eight times finer than bf16.
 struct MuonScale {
-  bf16* update;             // [count, rows, cols] in place
+  const bf16* update;       // [count, rows, cols] 16-byte aligned
+  fp16* scaled;             // the same shape and alignment, or the same memory
   const float* norm_parts;  // as MuonPrepare wrote them
   int count;
   std::int64_t rows, cols;
@@ -46,7 +48,7 @@ struct MuonScale {
 // where direction * weight >= 0. Nothing is stored while *apply is 0: a select, not a product, because 0 * NaN is NaN.
 struct MuonApply {
   MuonBatch batch;
-  const bf16* direction;         // [count, rows, cols] the orthogonalised update, 16-byte aligned
+  const fp16* direction;         // [count, rows, cols] the orthogonalised update, 16-byte aligned
   const float* schedule;         // one device value: factor on both rates
   const float* shrink_schedule;  // one device value: factor on shrink
   const int* apply;              // one device value

@@ -16,7 +16,8 @@ struct RouterLogits {
   int width, experts;  // width: a multiple of 8
 };
 
-// d_x[t] += sum_e d_logits[t, e] w[e]       in place: the buffer holds the gradient of the other readers of x
+// d_x[t] += sum_e d_logits[t, e] w[e]       in place: the buffer holds the gradient of the other readers of x. Beyond
+//                                           128 experts the sum is rounded to T after every 128.
 // d_w[e] += sum_t d_logits[t, e] x[t]       through partial sums that a second kernel adds in a fixed order
 template <class T>
 struct RouterLogitsBackward {

@@ -18,6 +18,11 @@ struct bf16 {
   std::uint16_t bits;
 };
 
+// IEEE half precision.
+struct fp16 {
+  std::uint16_t bits;
+};
+
 using Stream = CUstream_st*;
 
 struct Range {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include "kernels/types.h"
 
@@ -19,22 +20,29 @@ struct Pack<bf16> {
   uint4 raw;
 };
 template <>
+struct Pack<fp16> {
+  uint4 raw;
+};
+template <>
 struct Pack<float> {
   float4 low, high;
 };
 
 // Plain loads, not the read-only path: several kernels may be given the same buffer for input and output.
 __device__ __forceinline__ Pack<bf16> load_pack(const bf16* p) { return {*reinterpret_cast<const uint4*>(p)}; }
+__device__ __forceinline__ Pack<fp16> load_pack(const fp16* p) { return {*reinterpret_cast<const uint4*>(p)}; }
 __device__ __forceinline__ Pack<float> load_pack(const float* p) {
   return {reinterpret_cast<const float4*>(p)[0], reinterpret_cast<const float4*>(p)[1]};
 }
 __device__ __forceinline__ void store_pack(bf16* p, const Pack<bf16>& v) { *reinterpret_cast<uint4*>(p) = v.raw; }
+__device__ __forceinline__ void store_pack(fp16* p, const Pack<fp16>& v) { *reinterpret_cast<uint4*>(p) = v.raw; }
 __device__ __forceinline__ void store_pack(float* p, const Pack<float>& v) {
   reinterpret_cast<float4*>(p)[0] = v.low;
   reinterpret_cast<float4*>(p)[1] = v.high;
 }
 
 __device__ __forceinline__ void set_zero(Pack<bf16>& v) { v.raw = make_uint4(0, 0, 0, 0); }
+__device__ __forceinline__ void set_zero(Pack<fp16>& v) { v.raw = make_uint4(0, 0, 0, 0); }
 __device__ __forceinline__ void set_zero(Pack<float>& v) { v.low = v.high = make_float4(0, 0, 0, 0); }
 
 // The pack at p where `there`, else zeros.
@@ -55,11 +63,27 @@ __device__ __forceinline__ unsigned pack_two(float low, float high) {
   return *reinterpret_cast<const unsigned*>(&both);
 }
 
+__device__ __forceinline__ unsigned pack_halves(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&both);
+}
+__device__ __forceinline__ float2 unpack_halves(unsigned raw) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&raw));
+}
+
 __device__ __forceinline__ void unpack(const Pack<bf16>& v, float (&f)[kPack]) {
   unpack_two(v.raw.x, f[0], f[1]);
   unpack_two(v.raw.y, f[2], f[3]);
   unpack_two(v.raw.z, f[4], f[5]);
   unpack_two(v.raw.w, f[6], f[7]);
+}
+__device__ __forceinline__ void unpack(const Pack<fp16>& v, float (&f)[kPack]) {
+  const unsigned raw[4] = {v.raw.x, v.raw.y, v.raw.z, v.raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 two = unpack_halves(raw[i]);
+    f[2 * i] = two.x, f[2 * i + 1] = two.y;
+  }
 }
 __device__ __forceinline__ void unpack(const Pack<float>& v, float (&f)[kPack]) {
   f[0] = v.low.x, f[1] = v.low.y, f[2] = v.low.z, f[3] = v.low.w;
@@ -67,6 +91,10 @@ __device__ __forceinline__ void unpack(const Pack<float>& v, float (&f)[kPack]) 
 }
 __device__ __forceinline__ void pack(const float (&f)[kPack], Pack<bf16>& v) {
   v.raw = make_uint4(pack_two(f[0], f[1]), pack_two(f[2], f[3]), pack_two(f[4], f[5]), pack_two(f[6], f[7]));
+}
+__device__ __forceinline__ void pack(const float (&f)[kPack], Pack<fp16>& v) {
+  v.raw =
+      make_uint4(pack_halves(f[0], f[1]), pack_halves(f[2], f[3]), pack_halves(f[4], f[5]), pack_halves(f[6], f[7]));
 }
 __device__ __forceinline__ void pack(const float (&f)[kPack], Pack<float>& v) {
   v.low = make_float4(f[0], f[1], f[2], f[3]);
@@ -80,8 +108,10 @@ __device__ __forceinline__ void store_floats(T* p, const float (&f)[kPack]) {
 }
 
 __device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
+__device__ __forceinline__ float to_float(fp16 v) { return __half2float(__ushort_as_half(v.bits)); }
 __device__ __forceinline__ float to_float(float v) { return v; }
 __device__ __forceinline__ void from_float(float f, bf16& v) { v.bits = __bfloat16_as_ushort(__float2bfloat16_rn(f)); }
+__device__ __forceinline__ void from_float(float f, fp16& v) { v.bits = __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ void from_float(float f, float& v) { v = f; }
 
 // Sum over groups of kLanes neighbouring lanes (a power of two), the same in each of them; all 32 lanes call it.

@@ -7,7 +7,7 @@ namespace switchyard::kernels::hopper {
 
 // d[4i + j] of a thread: row 16 warp + lane / 4 (+8 for j >= 2), column 8i + 2 (lane % 4) + j % 2.
 // kMnMajorA, kMnMajorB: 1 where the operand lies M- or N-major, else K-major. accumulate 0: d is overwritten.
-#define SWITCHYARD_SUMS_8(d, i)                                                                                    \
+#define SWITCHYARD_SUMS_8(d, i)                                                                               \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define SWITCHYARD_SUMS_32(d, i) \

@@ -20,10 +20,12 @@ kernels::RowGroups groups_of(const DispatchPlan& plan) {
           plan.row_capacity};
 }
 
-int width_of(const Parameter& w_END, int dimension) { return static_cast<int>(w_END.shape[dimension]); }
+// N and D of a stack [E, N, D], or of one matrix [N, D].
+int rows_of(const Parameter& w) { return static_cast<int>(w.shape[w.shape.size() - 2]); }
+int columns_of(const Parameter& w) { return static_cast<int>(w.shape.back()); }
 
 Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan, bool relu2) {
-  const int inner = width_of(w, 2), columns = width_of(w, 1);
+  const int inner = columns_of(w), columns = rows_of(w);
   Tensor out = at::empty({plan.row_capacity, columns}, rows.options());
   kernels::grouped_forward({groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out),
                             inner, columns, relu2},
@@ -38,7 +40,7 @@ class HopperRelu2 : public FusedRelu2 {
   }
   Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& active_RN, const Tensor& weight_R,
                          const DispatchPlan& plan) const override {
-    const int inner = width_of(w_EDN, 1), columns = width_of(w_EDN, 2);
+    const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
     Backward out{at::empty({plan.row_capacity, columns}, dy_TD.options()), Tensor()};
     if (weight_R.defined())
       out.dot_PR = at::empty({kernels::grouped_dot_parts(columns), plan.row_capacity}, weight_R.options());
@@ -61,7 +63,7 @@ Tensor HopperProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_E
 }
 
 Tensor HopperProducts::dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const {
-  const int inner = width_of(w_END, 1), columns = width_of(w_END, 2);
+  const int inner = rows_of(w_END), columns = columns_of(w_END);
   Tensor out = at::empty({plan.row_capacity, columns}, d_RN.options());
   kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(d_RN), nullptr, pointer<bf16>(w_END.compute),
                           pointer<bf16>(out), nullptr, nullptr, nullptr, inner, columns},
@@ -72,7 +74,7 @@ Tensor HopperProducts::dgrad(const Tensor& d_RN, const Parameter& w_END, const D
 void HopperProducts::wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
                            const DispatchPlan& plan) const {
   kernels::grouped_wgrad({groups_of(plan), pointer<bf16>(d_RN), pointer<bf16>(rows_RD), pointer<float>(w_END.grad),
-                          width_of(w_END, 1), width_of(w_END, 2)},
+                          rows_of(w_END), columns_of(w_END)},
                          current_stream(d_RN));
 }
 

@@ -6,6 +6,7 @@
 
 #include "config/config.h"
 #include "kernels/muon.h"
+#include "optim/polar_batch.h"
 #include "optim/step_scalars.h"
 
 namespace switchyard {
@@ -21,8 +22,7 @@ class MuonKernels {
   void step(const StepScalars& scalars, const MuonConfig& config) const;
 
  private:
-  struct Scratch;
-  void update(std::int64_t first, std::int64_t count, Scratch& scratch, const StepScalars& scalars,
+  void update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts, const StepScalars& scalars,
               const MuonConfig& config) const;
 
   std::int64_t count_, rows_, columns_;

@@ -6,19 +6,23 @@
 
 namespace switchyard {
 
-struct Replay::Graph {
-  at::cuda::CUDAGraph graph;
-};
-
 namespace {
 
-// All graphs of a process share one memory pool: they never run at the same time.
-at::cuda::MempoolId_t shared_pool() {
-  static const at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+// All graphs that live at one time share one memory pool: they never run at the same time. A pool ends with its last
+// graph, and cannot be taken again.
+std::shared_ptr<at::cuda::MempoolId_t> shared_pool() {
+  static std::weak_ptr<at::cuda::MempoolId_t> current;
+  auto pool = current.lock();
+  if (!pool) current = pool = std::make_shared<at::cuda::MempoolId_t>(at::cuda::graph_pool_handle());
   return pool;
 }
 
 }  // namespace
+
+struct Replay::Graph {
+  std::shared_ptr<at::cuda::MempoolId_t> pool = shared_pool();
+  at::cuda::CUDAGraph graph;
+};
 
 Replay::Replay(std::function<void()> work, bool capture) : work_(std::move(work)), capture_(capture) {}
 Replay::~Replay() = default;
@@ -28,7 +32,7 @@ void Replay::replay() {
     c10::cuda::getCurrentCUDAStream().synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();  // what the eager calls held is room for the graph's pool
     graph_ = std::make_unique<Graph>();
-    graph_->graph.capture_begin(shared_pool(), cudaStreamCaptureModeThreadLocal);
+    graph_->graph.capture_begin(*graph_->pool, cudaStreamCaptureModeThreadLocal);
     work_();
     graph_->graph.capture_end();
   }

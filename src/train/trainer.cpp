@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "comm/stop_signal.h"
@@ -16,8 +17,23 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// What keeps the step out of a CUDA graph; empty: nothing does.
+std::string eager_reason(const Config& config, const ComputeDevice& device) {
+  if (!config.moe.use_moe) return "";
+  if (config.moe.backend == "reference") return "moe.backend = reference reads counts on the host";
+  if (!ops::GroupedProducts::capturable(device.device, device.activation_dtype))
+    return "expert products other than bf16 on a GPU of capability 9.0 read offsets on the host";
+  return "";
+}
+
 bool captures(const Config& config, const ComputeDevice& device) {
-  return device.device.is_cuda() && config.train.cuda_graph != "false";
+  if (!device.device.is_cuda() || config.train.cuda_graph == "false") return false;
+  const std::string reason = eager_reason(config, device);
+  if (reason.empty()) return true;
+  if (config.train.cuda_graph == "true")
+    throw ConfigError("train.cuda_graph = true cannot be kept: " + reason + "; choose auto or false");
+  log::info("the step runs without CUDA graphs: " + reason);
+  return false;
 }
 
 }  // namespace

@@ -119,20 +119,22 @@ struct Check {
 
   void forward(bool gather, bool relu2) {
     const int K = c.width, N = c.hidden;
-    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K) : row_values(random, plan, K));
+    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
+                                  : row_values(random, plan, K));
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
     Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
     run_captured([&](Stream s) {
-      kernels::grouped_forward({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
-                                out.get(), K, N, relu2},
-                               s);
+      kernels::grouped_forward(
+          {plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(), out.get(), K, N, relu2},
+          s);
     });
     Values want(static_cast<std::size_t>(plan.host_offset.back()) * N);
     each_row(plan, [&](int e, int row) {
       const int source = gather ? plan.host_token[row] : row;
       for (int n = 0; n < N && source >= 0; ++n) {
         double sum = 0;
-        for (int k = 0; k < K; ++k) sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(N) + n) * K + k];
+        for (int k = 0; k < K; ++k)
+          sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(N) + n) * K + k];
         want[row * static_cast<std::size_t>(N) + n] = relu2 ? std::pow(std::max(sum, 0.0), 2) : sum;
       }
     });
@@ -143,17 +145,18 @@ struct Check {
 
   void dgrad(bool gather, bool relu2) {
     const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N);
-    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K) : row_values(random, plan, K));
+    const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
+                                  : row_values(random, plan, K));
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
         active(row_values(random, plan, N, true));
     const Input<float> row_weight(random.normal(plan.capacity));
     Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
     Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
     run_captured([&](Stream s) {
-      kernels::grouped_dgrad({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
-                              out.get(), relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K,
-                              N},
-                             s);
+      kernels::grouped_dgrad(
+          {plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(), out.get(),
+           relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K, N},
+          s);
     });
     const auto used = static_cast<std::size_t>(plan.host_offset.back());
     Values want(used * N), want_dot(used), got_dot(used);
@@ -161,7 +164,8 @@ struct Check {
       const int source = gather ? plan.host_token[row] : row;
       for (int n = 0; n < N && source >= 0; ++n) {
         double sum = 0;
-        for (int k = 0; k < K; ++k) sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(K) + k) * N + n];
+        for (int k = 0; k < K; ++k)
+          sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(K) + k) * N + n];
         const std::size_t at = row * static_cast<std::size_t>(N) + n;
         if (relu2) want_dot[row] += sum * active[at];
         want[at] = relu2 ? row_weight[row] * 2 * std::sqrt(active[at]) * sum : sum;
@@ -173,7 +177,8 @@ struct Check {
     if (!relu2) return;
     const Values part = values_of(dot);
     for (int p = 0; p < parts; ++p)
-      for (std::size_t row = 0; row < used; ++row) got_dot[row] += part[p * static_cast<std::size_t>(plan.capacity) + row];
+      for (std::size_t row = 0; row < used; ++row)
+        got_dot[row] += part[p * static_cast<std::size_t>(plan.capacity) + row];
     report.compare(kernel + " dot", name, got_dot, want_dot, {1e-4, 2e-4 * N});
   }
 
@@ -208,7 +213,8 @@ struct Check {
 void check_plain(Report& report) {  // null tables: one expert, all rows
   const int R = 384, K = 192, N = 520;
   Random random(3);
-  const Input<bf16> rows(random.normal(static_cast<std::size_t>(R) * K)), weight(random.normal(static_cast<std::size_t>(N) * K, 0.1));
+  const Input<bf16> rows(random.normal(static_cast<std::size_t>(R) * K)),
+      weight(random.normal(static_cast<std::size_t>(N) * K, 0.1));
   Buffer<bf16> out(static_cast<std::size_t>(R) * N);
   Buffer<int> scheduler(std::vector<int>{0, 0});
   const kernels::RowGroups groups{nullptr, nullptr, nullptr, nullptr, scheduler.get(), 1, 128, R};

@@ -260,6 +260,7 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   const Input<float> mu(Values{0.95}), grad_factor(Values{0.5}), schedule(Values{0.7}), decay(Values{0.2});
   const Buffer<int> flag(std::vector<int>{apply});
   Buffer<bf16> update(size * c.count);
+  Buffer<fp16> direction(size * c.count);
   Buffer<float> parts(kernels::muon_norm_parts(c.rows, c.cols) * c.count);
   const kernels::MuonBatch batch{matrices.get(), c.count, c.rows, c.cols};
   const float safety = 1.02f, eps = 1e-6f, lr = 0.02f, shrink = 0.03f;
@@ -268,10 +269,10 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   });
   const Values prepared = values_of(update);
   run_captured([&](Stream s) {
-    kernels::muon_scale({update.get(), parts.get(), c.count, c.rows, c.cols, safety, eps}, s);
-    kernels::muon_apply({batch, update.get(), schedule.get(), decay.get(), flag.get(), lr, shrink, c.cautious}, s);
+    kernels::muon_scale({update.get(), direction.get(), parts.get(), c.count, c.rows, c.cols, safety, eps}, s);
+    kernels::muon_apply({batch, direction.get(), schedule.get(), decay.get(), flag.get(), lr, shrink, c.cautious}, s);
   });
-  const Values scaled = values_of(update);
+  const Values scaled = values_of(direction);
 
   for (int i = 0; i < c.count; ++i) {
     Values m = data.momentum[i]->host, w = data.weight[i]->host, want_update(size), want_scaled(size);
@@ -296,7 +297,7 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
     const Bound bound = apply ? Bound{1e-5, 1e-6} : kExact;
     report.compare("muon_prepare", name + ": update", part(prepared), want_update, {1.0 / 250, 1e-5});
     report.compare("muon_prepare", name + ": momentum", values_of(data.momentum[i]->device), m, bound);
-    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 250, 0});
+    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 1000, 1e-7});
     report.compare("muon_apply", name + ": weight", values_of(data.weight[i]->device), w, bound);
     Values copy = values_of(*data.copy[i]);
     if (apply && c.copies)
@@ -307,7 +308,7 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
                     std::all_of(copy.begin(), copy.end(), [](double x) { return std::isnan(x); }));
   }
   report.expect("muon_prepare", std::string(c.name) + ": writes stay inside",
-                update.guard_intact() && parts.guard_intact());
+                update.guard_intact() && direction.guard_intact() && parts.guard_intact());
 }
 
 }  // namespace

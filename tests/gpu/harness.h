@@ -2,6 +2,7 @@
 // host results in double, and the table of what was compared. No torch, no test framework.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -20,6 +21,7 @@
 namespace switchyard::gpu_check {
 
 using kernels::bf16;
+using kernels::fp16;
 using kernels::Stream;
 using Values = std::vector<double>;
 
@@ -31,6 +33,8 @@ inline double to_double(bf16 v) {
   std::memcpy(&f, &bits, sizeof f);
   return f;
 }
+inline double to_double(fp16 v) { return __half2float(__half(__half_raw{v.bits})); }
+inline void from_double(double d, fp16& v) { v.bits = __half_raw(__float2half_rn(static_cast<float>(d))).x; }
 inline void from_double(double d, float& v) { v = static_cast<float>(d); }
 inline void from_double(double d, int& v) { v = static_cast<int>(d); }
 inline void from_double(double d, bf16& v) {  // to nearest, ties to even; finite values
@@ -160,6 +164,7 @@ void check_routing(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
 void check_loss_and_optimizers(Report&);
+void check_products(Report&);
 void print_timings();
 
 }  // namespace switchyard::gpu_check

@@ -7,6 +7,7 @@
 #include "harness.h"
 #include "kernels/device.h"
 #include "kernels/grouped_gemm.h"
+#include "kernels/symmetric_product.h"
 
 namespace switchyard::gpu_check {
 
@@ -88,6 +89,10 @@ int main(int argc, char** argv) {
   else
     std::printf("skipped: grouped products, which need capability 9.0\n");
   gpu_check::check_loss_and_optimizers(report);
+  if (kernels::symmetric_product_supported(device.capability_major, device.capability_minor))
+    gpu_check::check_products(report);
+  else
+    std::printf("skipped: symmetric products, which need capability 9.0\n");
   const int status = report.finish();
   if (argc < 2 || std::string(argv[1]) != "--no-timings") gpu_check::print_timings();
   return status;

@@ -18,6 +18,7 @@
 #include "kernels/router.h"
 #include "kernels/router_logits.h"
 #include "kernels/step_guard.h"
+#include "kernels/symmetric_product.h"
 
 namespace switchyard::gpu_check {
 namespace {
@@ -376,17 +377,42 @@ void time_optimizers(Clock& clock) {
   const Buffer<kernels::MuonMatrix> device_matrices(matrices);
   Buffer<bf16> update(size * count);
   Buffer<float> parts(kernels::muon_norm_parts(rows, cols) * count);
+  auto* direction = reinterpret_cast<fp16*>(update.get());
   const kernels::MuonBatch batch{device_matrices.get(), count, rows, cols};
   const double elements = static_cast<double>(size) * count;
   clock.time("muon_prepare", 14 * elements, [&](Stream s) {
     kernels::muon_prepare({batch, update.get(), parts.get(), one.get(), one.get(), apply.get(), true}, s);
   });
   clock.time("muon_scale (fits in L2)", 4 * elements, [&](Stream s) {
-    kernels::muon_scale({update.get(), parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
+    kernels::muon_scale({update.get(), direction, parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
   });
   clock.time("muon_apply", 12 * elements, [&](Stream s) {
-    kernels::muon_apply({batch, update.get(), one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
+    kernels::muon_apply({batch, direction, one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
   });
+}
+
+// The products of Polar Express for the expert matrices of d12 8x2, all layers at once. FLOPs of the computed tiles.
+void time_products(Clock& clock) {
+  const int count = 96, S = 768, L = 1536;
+  const std::size_t small = static_cast<std::size_t>(count) * S * S, large = static_cast<std::size_t>(count) * S * L;
+  const Filled<fp16> x(large), g(small);
+  Buffer<fp16> out(large), square(small);
+  const double cube = 2.0 * count * S * S * S, half = 21.0 / 36;  // tiles on and below the diagonal
+  const auto time = [&](const char* name, double flops, const kernels::SymmetricProduct& p) {
+    clock.time_product(name, flops, [&](Stream s) { kernels::symmetric_product(p, s); });
+  };
+  time("symmetric_product X X'", 2 * half * cube,
+       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, false, true, true, 1, 0, 0});
+  time("symmetric_product X' X", 2 * half * cube,
+       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, true, false, true, 1, 0, 0});
+  time("symmetric_product G P", half * cube,
+       {g.get(), g.get(), nullptr, square.get(), count, S, S, S, false, true, true, 1, 0, 0});
+  time("symmetric_product a I + b G + c G G", half * cube,
+       {g.get(), g.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1});
+  time("symmetric_product Q X", 2 * cube,
+       {g.get(), x.get(), nullptr, out.get(), count, S, L, S, false, false, false, 1, 0, 0});
+  time("symmetric_product X Q", 2 * cube,
+       {x.get(), g.get(), nullptr, out.get(), count, L, S, S, false, true, false, 1, 0, 0});
 }
 
 }  // namespace
@@ -407,6 +433,7 @@ void print_timings() {
     time_grouped(clock, shape);
   time_loss_and_tables(clock);
   time_optimizers(clock);
+  time_products(clock);
 }
 
 }  // namespace switchyard::gpu_check

@@ -98,7 +98,7 @@ empty_cache() {
   local text=(--data.corpus "$data/text" --data.holdout_fraction 0.1)
   for n in 2 4; do
     must_rank "$n" "empty_$n" "${model[@]}" --train.steps 1 --data.cache "$work/cache_$n"
-    [[ $(grep -c 'training a tokenizer' "empty_$n.log") -eq 1 ]] || fail "$n ranks: not one of them trained the tokenizer" "empty_$n.log"
+    [[ $(grep -c '^tokenizer  done' "empty_$n.log") -eq 1 ]] || fail "$n ranks: not one of them trained the tokenizer" "empty_$n.log"
     [[ -z $(find "cache_$n" -name '*.partial*') ]] || fail "$n ranks left a folder half made" <(ls "cache_$n")
   done
   passed "2 and 4 ranks prepare an empty cache once"

@@ -1,0 +1,99 @@
+#include <ATen/cuda/CUDAContext.h>
+
+#include <algorithm>
+
+#include "kernels/symmetric_product.h"
+#include "ops/launch.h"
+#include "optim/polar_batch.h"
+#include "optim/polar_express.h"
+
+namespace switchyard {
+namespace {
+
+std::int64_t short_side(std::int64_t rows, std::int64_t columns) { return std::min(rows, columns); }
+
+// Sides L and S: a segment of three iterations saves 3 products of L S^2 for 4.5 of S^3, half of it by symmetry.
+bool takes_segments(std::int64_t rows, std::int64_t columns) {
+  return std::max(rows, columns) >= 1.25 * static_cast<double>(short_side(rows, columns));
+}
+
+}  // namespace
+
+// out = scale A B + add C + identity I
+struct PolarBatch::Product {
+  at::Tensor a, b, out;
+  bool a_turned = false, b_turned = false, symmetric = false;
+  double scale = 1;
+  at::Tensor c = {};
+  double add = 0, identity = 0;
+};
+
+PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
+    : tall_(rows > columns), segment_(takes_segments(rows, columns) ? kSegment : 1) {
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
+  supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
+  const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
+  const std::int64_t side = short_side(rows, columns);
+  x_ = at::empty({count, rows, columns}, options);
+  next_ = at::empty_like(x_);
+  gram_ = at::empty({count, side, side}, options);
+  all_ = at::empty_like(gram_);
+  if (segment_ == 1) return;
+  power_ = at::empty_like(gram_);
+  spare_ = at::empty_like(gram_);
+}
+
+std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
+  const std::int64_t side = short_side(rows, columns);
+  return 2 * (2 * rows * columns + (takes_segments(rows, columns) ? 4 : 2) * side * side);
+}
+
+void PolarBatch::run(std::int64_t count, int iterations) {
+  const auto symmetric = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
+    multiply(count, {a, b, out, false, true, true});  // turned or not, b is the same: rows along k load faster
+  };
+  for (int first = 0; first < iterations; first += segment_) {
+    const int end = std::min(first + segment_, iterations);
+    multiply(count, {x_, x_, gram_, tall_, !tall_, true});
+    for (int i = first; i < end; ++i) {
+      at::Tensor& power = i == first ? all_ : power_;
+      const auto [a, b, c] = polar_coefficients(i);
+      multiply(count, {gram_, gram_, power, false, true, true, c, gram_, b, a});
+      if (i > first) {
+        symmetric(all_, power_, spare_);
+        std::swap(all_, spare_);
+      }
+      if (i + 1 == end) break;
+      symmetric(gram_, power, spare_);
+      symmetric(spare_, power, gram_);
+    }
+    if (tall_)
+      multiply(count, {x_, all_, next_, false, true});
+    else
+      multiply(count, {all_, x_, next_});
+    std::swap(x_, next_);
+  }
+}
+
+void PolarBatch::multiply(std::int64_t count, const Product& p) const {
+  const std::int64_t m = p.out.size(1), n = p.out.size(2), k = p.a.size(p.a_turned ? 1 : 2);
+  if (supported_ && m % 8 == 0 && n % 8 == 0 && k % 8 == 0) {
+    using kernels::fp16;
+    kernels::symmetric_product(
+        {ops::pointer<fp16>(p.a), ops::pointer<fp16>(p.b), ops::pointer<fp16>(p.c), ops::pointer<fp16>(p.out),
+         static_cast<int>(count), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), p.a_turned, p.b_turned,
+         p.symmetric, static_cast<float>(p.scale), static_cast<float>(p.add), static_cast<float>(p.identity)},
+        ops::current_stream(p.out));
+    return;
+  }
+  const at::Tensor a = p.a.narrow(0, 0, count), b = p.b.narrow(0, 0, count);
+  at::Tensor out = p.out.narrow(0, 0, count);
+  const at::Tensor left = p.a_turned ? a.transpose(1, 2) : a, right = p.b_turned ? b.transpose(1, 2) : b;
+  if (p.c.defined())
+    at::baddbmm_out(out, p.c.narrow(0, 0, count), left, right, p.add, p.scale);
+  else
+    at::bmm_out(out, left, right);
+  if (p.identity != 0) out.diagonal(0, 1, 2).add_(p.identity);
+}
+
+}  // namespace switchyard

@@ -3,43 +3,21 @@
 // which channel stands where in the summed dimension is free as long as both operands agree.
 #include <algorithm>
 
+#include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
 #include "kernels/router_logits.h"
-#include "kernels/split_mma.cuh"
+#include "kernels/router_weight.cuh"
 
 namespace switchyard::kernels {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kBlock = 32;            // channels that the four lanes of a row cover with one pack each
 constexpr int kShared = 48 << 10;     // bytes of weights at once: what a block may have without asking
 constexpr int kGrid = 528;            // blocks that fill the GPU; results do not depend on it
 constexpr int kTokensAStep = 16;      // the summed dimension of one mma, in the weight gradient
 constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient owns
 constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
-
-__host__ __device__ constexpr int blocks_of(int width) { return (width + kBlock - 1) / kBlock; }
-
-// W[expert0.., 32 block0..] as terms, in the order in which lanes take it as the second operand:
-// [block][tile of 8 experts][term][lane], a lane's eight channels being those that it loads of x.
-template <int kTiles, int kTerms>
-__device__ __forceinline__ void stage_rows(const float* w, int width, int experts, int expert0, int block0, int blocks,
-                                           uint4* staged) {
-  for (int i = threadIdx.x; i < blocks * kTiles * kWarp; i += kThreads) {
-    const int lane = i % kWarp, tile = i / kWarp % kTiles, block = i / (kWarp * kTiles);
-    const int e = expert0 + tile * 8 + lane / 4, channel = (block0 + block) * kBlock + lane % 4 * kPack;
-    float f[kPack];
-    unpack(load_pack_if(e < experts && channel < width, w + static_cast<std::int64_t>(e) * width + channel), f);
-    unsigned pair[4][kTerms];
-#pragma unroll
-    for (int p = 0; p < 4; ++p) split(f[2 * p], f[2 * p + 1], pair[p]);
-#pragma unroll
-    for (int t = 0; t < kTerms; ++t)
-      staged[((block * kTiles + tile) * kTerms + t) * kWarp + lane] =
-          make_uint4(pair[0][t], pair[1][t], pair[2][t], pair[3][t]);
-  }
-}
 
 // A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
 template <class T, int kTiles, int kRows>
@@ -124,30 +102,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
   }
 }
 
-// W as the second operand of d_logits W: [block][step of 16 experts][term][half of the step][lane], the four words
-// being the mma's four columns of this lane's channels. Column n of mma j is channel 8 (n / 2) + 2 j + n mod 2 of the
-// block, so that a lane's results are the eight channels of a pack.
-template <int kSteps, int kTerms>
-__device__ __forceinline__ void stage_columns(const float* w, int width, int experts, int expert0, int block0,
-                                              int blocks, uint4* staged) {
-  for (int i = threadIdx.x; i < blocks * kSteps * 2 * kWarp; i += kThreads) {
-    const int lane = i % kWarp, half = i / kWarp % 2, step = i / (2 * kWarp) % kSteps, block = i / (2 * kWarp * kSteps);
-    const int e = expert0 + step * 16 + half * 8 + lane % 4 * 2, column = lane / 4;
-    unsigned pair[4][kTerms];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int channel = (block0 + block) * kBlock + column / 2 * kPack + 2 * j + column % 2;
-      const float* from = w + static_cast<std::int64_t>(e) * width + channel;
-      split(e < experts && channel < width ? from[0] : 0.0f, e + 1 < experts && channel < width ? from[width] : 0.0f,
-            pair[j]);
-    }
-#pragma unroll
-    for (int t = 0; t < kTerms; ++t)
-      staged[(((block * kSteps + step) * kTerms + t) * 2 + half) * kWarp + lane] =
-          make_uint4(pair[0][t], pair[1][t], pair[2][t], pair[3][t]);
-  }
-}
-
 // d_x += d_logits W for the channels of chunk blockIdx.y; a warp takes 16 tokens, whose d_logits stay in registers.
 template <class T, int kSteps>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 2)
@@ -156,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   const int block0 = blockIdx.y * chunk, blocks = min(chunk, blocks_of(a.width) - block0);
-  stage_columns<kSteps, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+  stage_columns<kSteps, 2, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
   __syncthreads();
 
   for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
@@ -284,25 +238,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kTiles <= 2 ? 2 : 
     }
 }
 
-// sum[column] += the column of `partial` [rows, columns]; 32 columns a block, 32 rows at a time.
-__global__ void add_columns_kernel(const float* partial, int rows, int columns, float* sum) {
-  __shared__ float shared[kWarp][kWarp + 1];
-  const int column = blockIdx.x * kWarp + threadIdx.x;
-  float own = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int row = threadIdx.y; row < rows; row += kWarp)
-      own += partial[static_cast<std::int64_t>(row) * columns + column];
-  }
-  shared[threadIdx.y][threadIdx.x] = own;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return;
-  own = 0;
-#pragma unroll
-  for (int row = 0; row < kWarp; ++row) own += shared[row][threadIdx.x];
-  sum[column] += own;
-}
-
 // The weight gradient's grid: {partial sums, blocks over channels, passes over experts}, a function of the problem
 // only.
 struct WeightGrid {
@@ -391,9 +326,7 @@ void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
   });
   SWITCHYARD_CUDA_LAUNCHED();
   const int columns = a.experts * a.width;
-  add_columns_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(a.scratch, grid.partials, columns,
-                                                                                  a.d_w);
-  SWITCHYARD_CUDA_LAUNCHED();
+  add_columns(a.scratch, grid.partials, columns, a.d_w, stream);
   input_gradient(a, stream);
 }
 

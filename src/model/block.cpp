@@ -32,6 +32,7 @@ Block::Block(ParameterStore& store, const std::string& name, const Config& confi
 #ifdef SWITCHYARD_WITH_MOE
   if (is_moe_layer(config, layer)) {
     moe_ = register_module("moe", std::make_shared<Moe>(store, name + ".moe", moe_shape(config), config, policy));
+    before_mlp_.router = &moe_->router_weight();
     return;
   }
 #else
@@ -52,20 +53,20 @@ std::optional<Routing> Block::forward(Stream& stream, const at::Tensor& value, c
   const ops::Normed middle =
       ops::add_norm(in.x_TD, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
   at::Tensor out;
-  std::optional<Routing> routing = feed_forward(middle.n_TD, out, step);
+  std::optional<Routing> routing = feed_forward(middle, out, step);
   stream = {middle.x_TD, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout), in.x0_TD};
   return routing;
 }
 
-std::optional<Routing> Block::feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const {
+std::optional<Routing> Block::feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const {
 #ifdef SWITCHYARD_WITH_MOE
   if (moe_) {
-    MoeOutput output = moe_->forward(n_TD, step);
+    MoeOutput output = moe_->forward(in.n_TD, in.logits_TE, step);
     out_TD = output.out_TD;
     return output.routing;
   }
 #endif
-  out_TD = mlp_->forward(n_TD, step);
+  out_TD = mlp_->forward(in.n_TD, step);
   return std::nullopt;
 }
 

@@ -36,7 +36,7 @@ class Block : public Layer {
   bool sparse() const;
 
  private:
-  std::optional<Routing> feed_forward(const at::Tensor& n_TD, at::Tensor& out_TD, const StepContext& step) const;
+  std::optional<Routing> feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const;
 
   const int layer_;
   const double dropout_;

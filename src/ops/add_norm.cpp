@@ -3,8 +3,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/add_norm.h"
+#include "ops/add_norm_router.h"
 #include "ops/gradient.h"
 #include "ops/launch.h"
+#include "ops/router_scores.h"
 
 namespace switchyard::ops {
 namespace {
@@ -139,12 +141,20 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
 }  // namespace
 
 Normed add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
+#ifdef SWITCHYARD_WITH_CUDA
+  if (norm_takes_router(x_TD, delta_TD, residual)) return add_norm_router(x_TD, delta_TD, residual);
+#endif
   if (at::GradMode::is_enabled())
     for (const Parameter* p : {residual.keep, residual.again, residual.gain})
       if (p) p->use();
   const variable_list out =
       AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
-  return {out.size() > 1 ? out[1] : x_TD, out[0], out.size() > 2 ? out[2] : Tensor()};
+  Normed normed{out.size() > 1 ? out[1] : x_TD, out[0], out.size() > 2 ? out[2] : Tensor(), Tensor()};
+  if (residual.router) {
+    const RouterLogits routed = router_logits(normed.n_TD, *residual.router);
+    normed.logits_TE = routed.logits_TE, normed.n_TD = routed.x_TD;
+  }
+  return normed;
 }
 
 Normed add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
@@ -152,7 +162,8 @@ Normed add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tens
   if (residual.keep) x = attach(*residual.keep)[residual.index] * x + attach(*residual.again)[residual.index] * x0_TD;
   Tensor normed = x * (x.pow(2).mean(-1, true) + residual.eps).rsqrt();
   if (residual.gain) normed = normed * attach(*residual.gain);
-  return {x, normed, x0_TD};
+  const Tensor logits = residual.router ? at::mm(normed.to(at::kFloat), attach(*residual.router).t()) : Tensor();
+  return {x, normed, x0_TD, logits};
 }
 
 Tensor rms_norm(const Tensor& x_TD, const Parameter* gain, double eps) {

@@ -13,12 +13,14 @@ struct Residual {
   int index = 0;
   const Parameter* gain = nullptr;  // [D] or none
   double eps = 1e-6;
+  const Parameter* router = nullptr;  // [E, D] or none: its product with n comes with the norm
 };
 
 struct Normed {
-  Tensor x_TD;   // x'
-  Tensor n_TD;   // n
-  Tensor x0_TD;  // x0 itself, for its next reader: that one's gradient is added to in place (ops/gradient.h)
+  Tensor x_TD;       // x'
+  Tensor n_TD;       // n
+  Tensor x0_TD;      // x0 itself, for its next reader: that one's gradient is added to in place (ops/gradient.h)
+  Tensor logits_TE;  // n W^T in fp32, with a router (ops/router_scores.h)
 };
 
 // delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.

@@ -25,6 +25,14 @@ inline std::optional<Tensor> optional(const Tensor& tensor) {
 
 #ifdef SWITCHYARD_WITH_CUDA
 kernels::Stream current_stream(const Tensor& like);
+
+// Calls run(Type<T>{}) for the element type of a CUDA tensor.
+template <class Run>
+void with_type_of(const Tensor& x, Run run) {
+  if (x.scalar_type() == at::kBFloat16) return run(Type<kernels::bf16>{});
+  SWITCHYARD_ASSERT(x.scalar_type() == at::kFloat, "CUDA kernels take bf16 or fp32");
+  run(Type<float>{});
+}
 #endif
 
 // A tensor's data as the kernel's element type; null for an undefined tensor.
@@ -38,9 +46,7 @@ template <class Describe, class Cuda, class Cpu>
 void launch(const Tensor& like, Describe describe, [[maybe_unused]] Cuda cuda, Cpu cpu) {
   if (like.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
-    if (like.scalar_type() == at::kBFloat16) return cuda(describe(Type<kernels::bf16>{}), current_stream(like));
-    SWITCHYARD_ASSERT(like.scalar_type() == at::kFloat, "CUDA kernels take bf16 or fp32");
-    return cuda(describe(Type<float>{}), current_stream(like));
+    return with_type_of(like, [&](auto type) { cuda(describe(type), current_stream(like)); });
 #else
     SWITCHYARD_ASSERT(false, "a CUDA tensor in a build without CUDA");
 #endif

@@ -125,14 +125,6 @@ class Scores : public torch::autograd::Function<Scores> {
 };
 
 #ifdef SWITCHYARD_WITH_CUDA
-// Calls run(Type<T>) for the type of x.
-template <class Run>
-void with_type_of(const Tensor& x, Run run) {
-  if (x.scalar_type() == at::kBFloat16) return run(Type<kernels::bf16>{});
-  SWITCHYARD_ASSERT(x.scalar_type() == at::kFloat, "CUDA kernels take bf16 or fp32");
-  run(Type<float>{});
-}
-
 void logits_on_cuda(const Tensor& x, const Tensor& w, const Tensor& logits) {
   with_type_of(x, [&](auto type) {
     using T = typename decltype(type)::type;

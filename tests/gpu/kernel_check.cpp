@@ -81,6 +81,7 @@ int main(int argc, char** argv) {
               device.capability_major, device.capability_minor);
   gpu_check::Report report;
   gpu_check::check_norm_and_rope(report);
+  gpu_check::check_add_norm_router(report);
   gpu_check::check_rows(report);
   gpu_check::check_routing(report);
   gpu_check::check_dispatch(report);

@@ -8,6 +8,7 @@
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/add_norm.h"
+#include "kernels/add_norm_router.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
@@ -175,6 +176,27 @@ void time_router_logits(Clock& clock, int experts) {
                                                                         d_w.get(), scratch.get(), kT, kD, experts},
                                     s);
   });
+}
+
+void time_add_norm_router(Clock& clock, int experts) {
+  const std::size_t size = static_cast<std::size_t>(kT) * kD, pairs = static_cast<std::size_t>(kT) * experts;
+  const Filled<bf16> x(size), delta(size), d_normed(size), residual(size);
+  const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
+      d_logits(pairs), logits(pairs), inverse(kT);
+  Buffer<bf16> normed(size);
+  Buffer<float> scratch(kernels::add_norm_router_scratch(kT, kD, experts));
+  const double logit_bytes = 4.0 * kT * experts;
+  const std::string of = " E " + std::to_string(experts);
+  const kernels::AddNormRouter<bf16> a{x.get(),       delta.get(),  nullptr, w.get(), residual.get(), normed.get(),
+                                       inverse.get(), logits.get(), kT,      kD,      experts,        1e-6f};
+  clock.time(("add_norm_router" + of).c_str(), 4 * kRow + logit_bytes,
+             [&](Stream s) { kernels::add_norm_router(a, s); });
+  const kernels::AddNormRouterBackward<bf16> b{
+      x.get(), d_normed.get(), d_logits.get(), residual.get(), inverse.get(), logits.get(), nullptr,
+      w.get(), normed.get(),   d_w.get(),      nullptr,        scratch.get(), kT,           kD,
+      experts};
+  clock.time(("add_norm_router_backward" + of).c_str(), 4 * kRow + 2 * logit_bytes,
+             [&](Stream s) { kernels::add_norm_router_backward(b, s); });
 }
 
 void time_routing(Clock& clock, int experts, int top_k) {
@@ -422,6 +444,7 @@ void print_timings() {
   time_norm_and_rope(clock);
   time_activation(clock);
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
+  for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);
   time_routing(clock, kE, kK);
   time_routing(clock, 64, 8);
   for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},

@@ -66,11 +66,15 @@ struct AddNormCase {
   const char* name;
   std::int64_t tokens, width;
   bool delta, scalars, gain;
+  int experts = 0;  // of a router that reads the norm
 };
 const std::vector<AddNormCase> kAddNorm = {
-    {"plain norm", 5, 64, false, false, false},   {"norm with gain", 5, 64, false, false, true},
-    {"one token", 1, 64, true, false, false},     {"odd tokens", 127, 96, true, true, true},
-    {"first block", 64, 128, false, true, false}, {"many tokens", 1000, 64, true, true, false},
+    {"plain norm", 5, 64, false, false, false},      {"norm with gain", 5, 64, false, false, true},
+    {"one token", 1, 64, true, false, false},        {"odd tokens", 127, 96, true, true, true},
+    {"first block", 64, 128, false, true, false},    {"many tokens", 1000, 64, true, true, false},
+    {"router", 77, 72, true, false, false, 8},       {"router, odd experts, gain", 131, 200, true, false, true, 13},
+    {"many experts", 77, 72, true, false, true, 20}, {"router after scalars", 33, 64, true, true, false, 4},
+    {"wide router", 9, 1280, true, false, true, 5},
 };
 
 TEST(AddNorm, MatchesReference) {
@@ -82,16 +86,20 @@ TEST(AddNorm, MatchesReference) {
         Parameter& keep = store.add("keep", ParameterKind::kKeepScalar, {3}, {Init::Kind::kNormal, 1.0});
         Parameter& again = store.add("again", ParameterKind::kAgainScalar, {3}, {Init::Kind::kNormal, 1.0});
         Parameter& gain = store.add("gain", ParameterKind::kNorm, {c.width}, {Init::Kind::kNormal, 1.0});
+        Parameter& router =
+            store.add("router", ParameterKind::kRouter, {std::max(c.experts, 1), c.width}, {Init::Kind::kNormal, 0.3});
         store.allocate(device, at::kFloat, store.contiguous());
         store.initialize(7);
+        if (c.experts) r.router = &router;
         if (c.scalars) r.keep = &keep, r.again = &again, r.index = 1;
         if (c.gain) r.gain = &gain;
         const Tensor x = leaf(random({c.tokens, c.width}, 1), device),
                      delta = leaf(random({c.tokens, c.width}, 2), device),
                      x0 = leaf(random({c.tokens, c.width}, 3), device);
-        const auto [residual, normed, same] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
+        const auto [residual, normed, same, logits] = op(x, c.delta ? delta : Tensor(), c.scalars ? x0 : Tensor(), r);
         std::vector<Tensor> outputs{normed};
         if (c.delta || c.scalars) outputs.push_back(residual);
+        if (c.experts) outputs.push_back(logits);
         return differentiate(outputs, {x, delta, x0}, store);
       };
       expect_close(run(add_norm), run(add_norm_reference), 2e-5, c.name);
@@ -108,7 +116,7 @@ TEST(AddNorm, TheGradientOfX0IsSummedAlongTheBlocks) {
       store.allocate(device, at::kFloat, store.contiguous());
       store.initialize(7);
       const Tensor leaves = leaf(random({70, 64}, 1), device), delta = leaf(random({70, 64}, 2), device);
-      Normed block{leaves * 2, Tensor(), leaves * 2};
+      Normed block{leaves * 2, Tensor(), leaves * 2, Tensor()};
       block.x0_TD = block.x_TD;
       Tensor sum = at::zeros({70, 64}, device);
       for (int i = 0; i < 3; ++i) {

@@ -16,8 +16,8 @@ Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, 
     shared_ = register_module("shared", std::make_shared<SharedExperts>(store, name + ".shared", shape.shared, policy));
 }
 
-MoeOutput Moe::forward(const at::Tensor& given_TD, const StepContext& step) const {
-  const auto [routing, x_TD] = router_->route(given_TD, step);
+MoeOutput Moe::forward(const at::Tensor& x_TD, const at::Tensor& logits_TE, const StepContext& step) const {
+  const Routing routing = router_->route(logits_TE, step);
   at::Tensor out_TD = experts_->forward(x_TD, routing, step);
   if (shared_) out_TD = out_TD + shared_->forward(x_TD, step);
   if (inject_ && step.training) {

@@ -22,7 +22,9 @@ class Moe : public Layer {
  public:
   Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
       const PrecisionPolicy& policy);
-  MoeOutput forward(const at::Tensor& x_TD, const StepContext& step) const;
+  const Parameter& router_weight() const { return router_->weight(); }
+  // x [T, D] normalised input of the layer, logits [T, E] its product with router_weight().
+  MoeOutput forward(const at::Tensor& x_TD, const at::Tensor& logits_TE, const StepContext& step) const;
 
  private:
   const RouterConfig router_config_;

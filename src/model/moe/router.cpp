@@ -25,7 +25,7 @@ TopkRouter::TopkRouter(ParameterStore& store, const std::string& name, std::int6
       config_(config),
       experts_(experts) {}
 
-TopkRouter::Routed TopkRouter::route(const at::Tensor& x_TD, const StepContext& step) const {
+Routing TopkRouter::route(const at::Tensor& logits_TE, const StepContext& step) const {
   ops::RoutingRule rule;
   rule.top_k = config_.top_k;
   rule.seq_len = step.seq_len;
@@ -36,14 +36,13 @@ TopkRouter::Routed TopkRouter::route(const at::Tensor& x_TD, const StepContext& 
   rule.rotate_ties = config_.tie_break == "rotate";
   rule.scale = config_.routed_scaling_factor;
 
-  const ops::RouterLogits logits = ops::router_logits(x_TD, weight_ED_);
   Routing routing;
-  routing.scores = ops::router_scores(logits.logits_TE, at::Tensor(), rule);
-  routing.tokens = x_TD.size(0);
+  routing.scores = ops::router_scores(logits_TE, at::Tensor(), rule);
+  routing.tokens = logits_TE.size(0);
   routing.group_size = rule.group_size ? rule.group_size : routing.tokens;
   routing.experts = experts_;
   routing.top_k = config_.top_k;
-  return {routing, logits.x_TD};
+  return routing;
 }
 
 }  // namespace switchyard

@@ -1,4 +1,4 @@
-// TopkRouter: a linear map to one logit an expert, scores, and the K best (moe_spec R1 topk, R2, R4, R6).
+// TopkRouter: scores of a linear map's logits, one an expert, and the K best (moe_spec R1 topk, R2, R4, R6).
 // Shazeer et al. 2017; scores and normalisation as in DeepSeek-V3 (Hugging Face's implementation).
 #pragma once
 
@@ -14,12 +14,10 @@ class TopkRouter : public Layer {
   TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts,
              const RouterConfig& config);
 
-  struct Routed {
-    Routing routing;
-    at::Tensor x_TD;  // x itself: what the experts must read, so that their gradient passes through the router's op
-  };
-  // x [T, D] normalised input of the layer, T a multiple of step.seq_len. Logits and scores in fp32.
-  Routed route(const at::Tensor& x_TD, const StepContext& step) const;
+  // The map, [E, D] in fp32: its product with the layer's input comes with the norm before it (ops/add_norm.h).
+  const Parameter& weight() const { return weight_ED_; }
+  // logits [T, E] fp32, T a multiple of step.seq_len.
+  Routing route(const at::Tensor& logits_TE, const StepContext& step) const;
 
  private:
   Parameter& weight_ED_;

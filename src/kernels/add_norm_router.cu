@@ -1,0 +1,384 @@
+// A block takes eight rows at a time, a warp 96 channels of all eight: four lanes share a row, as in the tensor cores'
+// operands, so that a row goes from memory into the product, and a row's gradient out of it, without leaving its lanes.
+// Eight rows share each reading of W: 3 KB of shared memory a row at E = 8 and D = 768, which for 65,536 rows is 7 us
+// of an H100, while the four passes over memory take 134. CUDA cores would need twice as many rows in registers for
+// that, and 12 us of issue slots for the products of one direction.
+#include <algorithm>
+
+#include "kernels/add_norm_router.h"
+#include "kernels/column_sums.cuh"
+#include "kernels/cuda_check.h"
+#include "kernels/router_weight.cuh"
+
+namespace switchyard::kernels {
+namespace {
+
+constexpr int kRows = 8;    // tokens a block has at once
+constexpr int kBlocks = 3;  // a warp's share of a row, in blocks of 32 channels
+constexpr int kShare = kBlocks * kBlock;
+constexpr int kMostExperts = 16, kMostWarps = 16, kMostWidth = kMostWarps * kShare;
+constexpr int kMostResident = 4;  // blocks a multiprocessor in backward, where each leaves a partial sum
+constexpr int kNoLimit = 32;
+
+// Lane 4 g + q holds row g, columns 2 q and 2 q + 1; afterwards column g of rows 2 q and 2 q + 1.
+__device__ __forceinline__ unsigned transposed(unsigned v) {
+  unsigned out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+  return out;
+}
+
+// d += a b, of whose sixteen rows the first eight (d[2]) or all (d[4]) are wanted; the others of a are zero.
+__device__ __forceinline__ void mma_rows(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  mma(d, a, b0, b1);
+}
+__device__ __forceinline__ void mma_rows(float (&d)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("{\n.reg .f32 unused<2>;\n"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, unused0, unused1}, {%2, %3, %4, %5}, {%6, %7}, "
+      "{%0, %1, %8, %8};\n}"
+      : "+f"(d[0]), "+f"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+// Where a thread stands in a block's turn.
+struct Place {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, q = lane % 4;
+
+  __device__ int channel(int block) const { return warp * kShare + block * kBlock + q * kPack; }
+};
+
+// The sum over all lanes of each row, from each lane's part. `parts` must not be in use: a barrier stands between the
+// writes here and the reads, none before the writes.
+template <int kWarps>
+__device__ __forceinline__ float sum_of_row(float own, const Place& at, float (&parts)[kWarps][kRows]) {
+  own = lane_sum<4>(own);
+  if (at.q == 0) parts[at.warp][at.g] = own;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < blockDim.x / kWarp; ++warp) sum += parts[warp][at.g];
+  return sum;
+}
+
+template <class T, int kTiles, int kWarps>
+__global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? 3 : 1)
+    add_norm_router_kernel(AddNormRouter<T> a) {
+  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kColumns = kTiles * 8;
+  extern __shared__ uint4 staged[];
+  __shared__ float squares_of[kWarps][kRows];
+  __shared__ float logits_of[kWarps][kRows][kColumns];
+  const Place at;
+  const int all = blocks_of(a.width);
+  stage_rows<kTiles, kOf>(a.w, a.width, a.experts, 0, 0, all, staged);  // a row's first sum is the barrier behind it
+
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kRows) {
+    const std::int64_t t = first + at.g, row = t * a.width;
+    Pack<T> x[kBlocks], delta[kBlocks];
+    bool there[kBlocks];
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      there[i] = t < a.tokens && at.channel(i) < a.width;
+      x[i] = load_pack_if(there[i], a.x + row + at.channel(i));
+      delta[i] = load_pack_if(there[i], a.delta + row + at.channel(i));
+    }
+
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      float r[kPack], d[kPack];
+      unpack(x[i], r);
+      unpack(delta[i], d);
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) r[c] += d[c];
+      pack(r, x[i]);
+      unpack(x[i], r);  // the rounded value is what backward will see
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) squares = fmaf(r[c], r[c], squares);
+      if (there[i]) store_pack(a.residual + row + at.channel(i), x[i]);
+    }
+    squares = sum_of_row(squares, at, squares_of);
+    const float inverse = rsqrtf(squares / static_cast<float>(a.width) + a.eps);
+    if (at.warp == 0 && at.q == 0 && t < a.tokens) a.inverse_rms[t] = inverse;
+
+    float logit[kTiles][4] = {};  // of row g and experts 8 n + 2 q, + 1; the other two belong to the second terms of n
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int block = at.warp * kBlocks + i;
+      if (block >= all) break;
+      float n[kPack];
+      unpack(x[i], n);
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) n[c] *= inverse;
+      if (a.gain) {
+        float gain[kPack];
+        unpack(load_pack_if(there[i], a.gain + at.channel(i)), gain);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) n[c] *= gain[c];
+      }
+      pack(n, x[i]);
+      if (there[i]) store_pack(a.normed + row + at.channel(i), x[i]);
+
+      unsigned pair[4][kOwn];
+      channel_pairs(x[i], pair);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        float part[4] = {};  // the tensor cores cut off what they add: short sums, added up with rounding
+#pragma unroll
+        for (int j = 0; j < kOf; ++j) {
+          const uint4 w = staged[((block * kTiles + tile) * kOf + j) * kWarp + at.lane];
+#pragma unroll
+          for (int own = 0; own < kOwn && own + j < kOf; own += 2) {
+            constexpr int kLast = kOwn - 1;
+            const bool two = own < kLast;
+            const int next = two ? own + 1 : own;
+            const unsigned front[4] = {pair[0][own], two ? pair[0][next] : 0, pair[1][own], two ? pair[1][next] : 0};
+            const unsigned back[4] = {pair[2][own], two ? pair[2][next] : 0, pair[3][own], two ? pair[3][next] : 0};
+            mma(part, front, w.x, w.y);
+            mma(part, back, w.z, w.w);
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k) logit[tile][k] += part[k];
+      }
+    }
+
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        logits_of[at.warp][at.g][tile * 8 + at.q * 2 + k] = logit[tile][k] + logit[tile][k + 2];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x) {
+      const int token = i / kColumns, e = i % kColumns;
+      if (first + token >= a.tokens || e >= a.experts) continue;
+      float sum = 0;
+      for (int warp = 0; warp < blockDim.x / kWarp; ++warp) sum += logits_of[warp][token][e];
+      a.logits[(first + token) * a.experts + e] = sum;
+    }
+  }
+}
+
+// Two terms of d_logits fill the operand's sixteen rows as (row g, row g + 8) where it is multiplied with W, and its
+// sixteen columns where it is multiplied with n; its third term, beside float rows, comes with zeros.
+// The norm's backward needs <residual, gain * (d_logits W)>, which is sum_e d_logits logits * rms: known before W.
+template <class T, int kTiles, int kWarps, bool kGain>
+__global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 && !kGain ? 2 : 1)
+    add_norm_router_backward_kernel(AddNormRouterBackward<T> a) {
+  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kGiven = (kOf + 1) / 2 * 2;
+  extern __shared__ uint4 staged[];
+  __shared__ float dots[2][kWarps][kRows];
+  const Place at;
+  const int all = blocks_of(a.width);
+  stage_columns<1, kTiles, kOf>(a.w, a.width, a.experts, 0, 0, all, staged);  // a row's first sum is its barrier too
+  float d_w[kBlocks][4][2 * kTiles] = {};  // experts g (and g + 8), channels 2 m and 2 m + 1 of the pack
+  float d_gain[kGain ? kBlocks : 1][kPack] = {};
+
+  int turn = 0;
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kRows, turn ^= 1) {
+    const std::int64_t t = first + at.g, row = t * a.width;
+    Pack<T> r[kBlocks], dn[kBlocks], late[kBlocks];
+    bool there[kBlocks];
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      there[i] = t < a.tokens && at.channel(i) < a.width;
+      r[i] = load_pack_if(there[i], a.residual + row + at.channel(i));
+      dn[i] = load_pack_if(there[i] && a.d_normed, a.d_normed + row + at.channel(i));
+      late[i] = load_pack_if(there[i] && a.d_residual, a.d_residual + row + at.channel(i));
+    }
+    const float inverse = t < a.tokens ? a.inverse_rms[t] : 1.0f;
+
+    unsigned given[kGiven][2] = {}, turned[kGiven][2] = {};  // d_logits of row g, experts 8 h + 2 q, + 1; transposed
+    float share = 0;
+#pragma unroll
+    for (int h = 0; h < kTiles; ++h) {
+      float d[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const int e = h * 8 + at.q * 2 + k;
+        const bool real = t < a.tokens && e < a.experts;
+        d[k] = real ? a.d_logits[t * a.experts + e] : 0.0f;
+        if (real) share = fmaf(d[k], a.logits[t * a.experts + e], share);
+      }
+      unsigned term[kOf];
+      split(d[0], d[1], term);
+#pragma unroll
+      for (int j = 0; j < kOf; ++j) given[j][h] = term[j], turned[j][h] = transposed(term[j]);
+    }
+
+    float dot = 0;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      float f[kPack], g[kPack];
+      unpack(r[i], f);
+      unpack(dn[i], g);
+      if (a.gain) {
+        float gain[kPack];
+        unpack(load_pack_if(there[i], a.gain + at.channel(i)), gain);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) g[c] *= gain[c];
+      }
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) dot = fmaf(f[c], g[c], dot);
+    }
+    dot = sum_of_row(dot, at, dots[turn]) + lane_sum<4>(share) / inverse;
+    const float along = inverse * inverse * inverse * dot / static_cast<float>(a.width);
+
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int block = at.warp * kBlocks + i;
+      if (block >= all) break;
+      float from_logits[4][4] = {};
+#pragma unroll
+      for (int j = 0; j < kOf; ++j) {
+        const uint4* w = staged + (block * kOf + j) * kTiles * kWarp + at.lane;
+        const uint4 front = w[0], back = kTiles == 2 ? w[kWarp] : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int own = 0; own + j < kOf; own += 2) {
+          const unsigned rows[4] = {given[own][0], given[own + 1][0], given[own][1], given[own + 1][1]};
+          mma(from_logits[0], rows, front.x, back.x);
+          mma(from_logits[1], rows, front.y, back.y);
+          mma(from_logits[2], rows, front.z, back.z);
+          mma(from_logits[3], rows, front.w, back.w);
+        }
+      }
+
+      float f[kPack], n[kPack], g[kPack], total[kPack];
+      unpack(r[i], f);
+      unpack(dn[i], g);
+      unpack(late[i], total);
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) {
+        n[c] = f[c] * inverse;
+        g[c] += from_logits[c / 2][c % 2] + from_logits[c / 2][c % 2 + 2];
+        if constexpr (kGain) d_gain[i][c] = fmaf(g[c], n[c], d_gain[i][c]);
+      }
+      if (a.gain) {
+        float gain[kPack];
+        unpack(load_pack_if(there[i], a.gain + at.channel(i)), gain);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) g[c] *= gain[c], n[c] *= gain[c];
+      }
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) total[c] += fmaf(inverse, g[c], -along * f[c]);
+      if (there[i]) store_floats(a.d_x + row + at.channel(i), total);
+
+      Pack<T> normed;  // as forward stored it
+      pack(n, normed);
+      unsigned pair[4][kOwn];
+      channel_pairs(normed, pair);
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          const unsigned columns = transposed(pair[m][j]);
+#pragma unroll
+          for (int own = 0; own + j < kOf; own += 2) {
+            const unsigned rows[4] = {turned[own][0], turned[own][1], turned[own + 1][0], turned[own + 1][1]};
+            mma_rows(d_w[i][m], rows, columns, columns);
+          }
+        }
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    const int channel = at.channel(i);
+#pragma unroll
+    for (int h = 0; h < kTiles; ++h) {
+      const int e = h * 8 + at.g;
+      float f[kPack];
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) f[c] = d_w[i][c / 2][2 * h + c % 2];
+      if (e < a.experts && channel < a.width)
+        store_floats(a.scratch + (static_cast<std::int64_t>(blockIdx.x) * a.experts + e) * a.width + channel, f);
+    }
+    if constexpr (kGain) {
+#pragma unroll
+      for (int c = 0; c < kPack; ++c)
+#pragma unroll
+        for (int step = 4; step < kWarp; step *= 2) d_gain[i][c] += __shfl_xor_sync(kAllLanes, d_gain[i][c], step);
+      float* partial = a.scratch + (static_cast<std::int64_t>(gridDim.x) * a.experts + blockIdx.x) * a.width;
+      if (at.g == 0 && channel < a.width) store_floats(partial + channel, d_gain[i]);
+    }
+  }
+}
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  SWITCHYARD_CUDA(cudaGetDevice(&device));
+  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+std::int64_t turns(std::int64_t tokens) { return ceil_div<std::int64_t>(tokens, kRows); }
+
+int shared_bytes(int width, int tiles, int terms) {
+  return blocks_of(width) * tiles * terms * kWarp * static_cast<int>(sizeof(uint4));
+}
+
+// As many blocks as stay resident, at most `most` a multiprocessor: W is staged once for all rows of a block.
+template <class Kernel, class A>
+int launch(Kernel kernel, const A& a, int tiles, int terms, int most, Stream stream) {
+  const int threads = ceil_div(a.width, kShare) * kWarp, bytes = shared_bytes(a.width, tiles, terms);
+  SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  int resident = 0;
+  SWITCHYARD_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, bytes));
+  SWITCHYARD_ASSERT(resident > 0, "the router's weight does not fit in shared memory");
+  const int blocks =
+      static_cast<int>(std::min<std::int64_t>(turns(a.tokens), std::min(resident, most) * multiprocessors()));
+  kernel<<<blocks, threads, bytes, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+  return blocks;
+}
+
+// Calls run(tiles of eight experts, most warps a block) with both as compile-time constants.
+template <class A, class Run>
+void with_shape(const A& a, Run run) {
+  using std::integral_constant;
+  SWITCHYARD_ASSERT(add_norm_takes_router(a.width, a.experts), "add_norm does not take a router of this shape");
+  const auto with_tiles = [&](auto tiles) {
+    if (a.width <= 8 * kShare) return run(tiles, integral_constant<int, 8>());
+    run(tiles, integral_constant<int, kMostWarps>());
+  };
+  if (a.experts <= 8) return with_tiles(integral_constant<int, 1>());
+  with_tiles(integral_constant<int, 2>());
+}
+
+}  // namespace
+
+bool add_norm_takes_router(int width, int experts) {
+  return width > 0 && width % kPack == 0 && width <= kMostWidth && experts > 0 && experts <= kMostExperts;
+}
+
+std::int64_t add_norm_router_scratch(std::int64_t tokens, int width, int experts) {
+  return std::min<std::int64_t>(turns(tokens), kMostResident * multiprocessors()) * (experts + 1) * width;
+}
+
+template <class T>
+void add_norm_router(const AddNormRouter<T>& a, Stream stream) {
+  if (a.tokens == 0) return;
+  with_shape(a, [&](auto tiles, auto warps) {
+    constexpr int kTiles = decltype(tiles)::value;
+    launch(add_norm_router_kernel<T, kTiles, decltype(warps)::value>, a, kTiles, kTerms<T>, kNoLimit, stream);
+  });
+}
+
+template <class T>
+void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream) {
+  if (a.tokens == 0) return;
+  with_shape(a, [&](auto tiles, auto warps) {
+    constexpr int kTiles = decltype(tiles)::value, kWarps = decltype(warps)::value;
+    const auto kernel = a.d_gain ? add_norm_router_backward_kernel<T, kTiles, kWarps, true>
+                                 : add_norm_router_backward_kernel<T, kTiles, kWarps, false>;
+    const int blocks = launch(kernel, a, kTiles, kTerms<T>, kMostResident, stream), columns = a.experts * a.width;
+    add_columns(a.scratch, blocks, columns, a.d_w, stream);
+    if (a.d_gain) add_columns(a.scratch + std::int64_t{blocks} * columns, blocks, a.width, a.d_gain, stream);
+  });
+}
+
+template void add_norm_router(const AddNormRouter<bf16>&, Stream);
+template void add_norm_router(const AddNormRouter<float>&, Stream);
+template void add_norm_router_backward(const AddNormRouterBackward<bf16>&, Stream);
+template void add_norm_router_backward(const AddNormRouterBackward<float>&, Stream);
+
+}  // namespace switchyard::kernels

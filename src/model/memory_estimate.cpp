@@ -72,7 +72,7 @@ std::int64_t feed_forward_workspace(const Config& config) {
 std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
   const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
-  const std::int64_t head = chunk * (config.model.vocab_size + width) * bytes;
+  const std::int64_t head = chunk * config.model.vocab_size * bytes;
   return std::max(head, feed_forward_workspace(config)) + 3 * tokens * width * bytes;
 }
 

@@ -52,7 +52,7 @@ class HeadLoss : public torch::autograd::Function<HeadLoss> {
       const Tensor logits = products->forward(part, *w);
       cross_entropy(logits, target.narrow(0, begin, count), nll.narrow(0, begin, count), options, gradient);
       if (!gradient) continue;
-      dx.narrow(0, begin, count).copy_(products->dgrad(logits, *w));
+      products->dgrad_into(dx.narrow(0, begin, count), logits, *w);
       products->wgrad(logits, part, *w);
     }
     if (gradient) context->save_for_backward({dx});

@@ -41,6 +41,11 @@ Tensor LinearProducts::dgrad(const Tensor& dy_TN, const Parameter& w_ND) const {
   return at::mm(dy_TN, w_ND.compute.detach());
 }
 
+void LinearProducts::dgrad_into(const Tensor& dx_TD, const Tensor& dy_TN, const Parameter& w_ND) const {
+  Tensor dx = dx_TD;
+  at::mm_out(dx, dy_TN, w_ND.compute.detach());
+}
+
 void LinearProducts::wgrad(const Tensor& dy_TN, const Tensor& x_TD, const Parameter& w_ND) const {
   add_product(w_ND.grad, dy_TN, x_TD);
 }

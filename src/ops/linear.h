@@ -9,9 +9,10 @@ namespace switchyard::ops {
 class LinearProducts {
  public:
   virtual ~LinearProducts() = default;
-  virtual Tensor forward(const Tensor& x_TD, const Parameter& w_ND) const;                   // [T, N]
-  virtual Tensor dgrad(const Tensor& dy_TN, const Parameter& w_ND) const;                    // [T, D]
-  virtual void wgrad(const Tensor& dy_TN, const Tensor& x_TD, const Parameter& w_ND) const;  // w.grad += dy^T x
+  virtual Tensor forward(const Tensor& x_TD, const Parameter& w_ND) const;                         // [T, N]
+  virtual Tensor dgrad(const Tensor& dy_TN, const Parameter& w_ND) const;                          // [T, D]
+  virtual void dgrad_into(const Tensor& dx_TD, const Tensor& dy_TN, const Parameter& w_ND) const;  // overwrites dx
+  virtual void wgrad(const Tensor& dy_TN, const Tensor& x_TD, const Parameter& w_ND) const;        // w.grad += dy^T x
   static const LinearProducts& plain();
 };
 

@@ -46,6 +46,10 @@ at::Tensor Fp8Linear::dgrad(const at::Tensor& dy_TN, const Parameter& w_ND) cons
   return product(dy, column_major(w.values), w.inverse_scale, dy_TN.scalar_type(), /*fast=*/true);
 }
 
+void Fp8Linear::dgrad_into(const at::Tensor& dx_TD, const at::Tensor& dy_TN, const Parameter& w_ND) const {
+  dx_TD.copy_(dgrad(dy_TN, w_ND));
+}
+
 void Fp8Linear::wgrad(const at::Tensor& dy_TN, const at::Tensor& x_TD, const Parameter& w_ND) const {
   if (!aligned(dy_TN)) return LinearProducts::wgrad(dy_TN, x_TD, w_ND);
   const Quantized dy = quantize(dy_TN, gradient_type_, ScaleOf::kTensor),

@@ -21,6 +21,7 @@ class Fp8Linear : public ops::LinearProducts {
   explicit Fp8Linear(const PrecisionConfig& precision);
   at::Tensor forward(const at::Tensor& x_TD, const Parameter& w_ND) const override;
   at::Tensor dgrad(const at::Tensor& dy_TN, const Parameter& w_ND) const override;
+  void dgrad_into(const at::Tensor& dx_TD, const at::Tensor& dy_TN, const Parameter& w_ND) const override;
   void wgrad(const at::Tensor& dy_TN, const at::Tensor& x_TD, const Parameter& w_ND) const override;
 
  private:

@@ -75,17 +75,16 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNo
 // The tensors that only the second half of backward reads.
 template <class T, int kPacks>
 struct Late {
-  Pack<T> d_residual[kPacks], x[kPacks], delta[kPacks], x0[kPacks];
+  Pack<T> d_residual[kPacks], x0[kPacks], d_x0[kPacks];
 
   __device__ __forceinline__ void load(const AddNormBackward<T>& a, int i, std::int64_t at, bool there) {
     d_residual[i] = load_pack_if(there && a.d_residual, a.d_residual + at);
-    x[i] = load_pack_if(there && a.d_keep, a.x + at);
-    delta[i] = load_pack_if(there && a.d_keep && a.delta, a.delta + at);
-    x0[i] = load_pack_if(there && a.d_again, a.x0 + at);
+    x0[i] = load_pack_if(there && a.x0, a.x0 + at);
+    d_x0[i] = load_pack_if(there && a.add_d_x0, a.d_x0 + at);
   }
 };
 
-// bf16 rows of all six tensors fit in registers; float rows do not, and wait until the row's sum is known.
+// bf16 rows of all five tensors fit in registers; float rows do not, and wait until the row's sum is known.
 template <class T, int kThreads, int kPacks, bool kGain>
 __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && kPacks <= 3 && !kGain ? 2 : 1)
     add_norm_backward_kernel(AddNormBackward<T> a) {
@@ -94,7 +93,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
   const int lane = threadIdx.x % kThreads, group = threadIdx.x / kThreads, packs = a.width / kPack;
   const float keep = a.keep ? *a.keep : 1.0f, again = a.d_x0 && a.again ? *a.again : 0.0f;
   const float share_of_x0 = a.d_x ? again : keep + again;
-  float keep_sum = 0, again_sum = 0;
+  float along_residual = 0, along_x0 = 0;  // sums of total * residual and total * x0
   float gain_sum[kGain ? kPacks : 1][kPack] = {};
 
   for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kRows + group; t < a.tokens;
@@ -106,7 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
     for (int i = 0; i < kPacks; ++i) {
       const int p = lane + i * kThreads;
       const bool there = p < packs;
-      r[i] = load_pack_if(there && a.d_normed, a.residual + row + p * kPack);
+      r[i] = load_pack_if(there && (a.d_normed || a.d_keep), a.residual + row + p * kPack);
       dn[i] = load_pack_if(there && a.d_normed, a.d_normed + row + p * kPack);
       if constexpr (kEarly) late.load(a, i, row + p * kPack, there);
     }
@@ -135,7 +134,6 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
       if (p >= packs) break;
       const std::int64_t at = row + p * kPack;
       if constexpr (!kEarly) late.load(a, i, at, true);
-      const Pack<T> before = load_pack_if(a.add_d_x0, a.d_x0 + at);
       float total[kPack], f[kPack], g[kPack];
       unpack(late.d_residual[i], total);
       unpack(r[i], f);
@@ -153,17 +151,14 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
 #pragma unroll
       for (int c = 0; c < kPack; ++c) total[c] += fmaf(inverse, g[c], -along * f[c]);
       if (a.d_keep) {
-        float x[kPack], delta[kPack];
-        unpack(late.x[i], x);
-        unpack(late.delta[i], delta);
 #pragma unroll
-        for (int c = 0; c < kPack; ++c) keep_sum = fmaf(total[c], x[c] + delta[c], keep_sum);
+        for (int c = 0; c < kPack; ++c) along_residual = fmaf(total[c], f[c], along_residual);
       }
-      if (a.d_again) {
+      if (a.x0) {
         float x0[kPack];
         unpack(late.x0[i], x0);
 #pragma unroll
-        for (int c = 0; c < kPack; ++c) again_sum = fmaf(total[c], x0[c], again_sum);
+        for (int c = 0; c < kPack; ++c) along_x0 = fmaf(total[c], x0[c], along_x0);
       }
       float out[kPack];
       if (a.d_x) {
@@ -172,7 +167,7 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
         store_floats(a.d_x + at, out);
       }
       if (a.d_x0) {
-        unpack(before, out);
+        unpack(late.d_x0[i], out);
 #pragma unroll
         for (int c = 0; c < kPack; ++c) out[c] = fmaf(share_of_x0, total[c], out[c]);
         store_floats(a.d_x0 + at, out);
@@ -182,9 +177,9 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
 
   if (!a.scratch) return;
   float* partial = a.scratch + static_cast<std::int64_t>(blockIdx.x) * (kGain ? a.width + 2 : 2);
-  keep_sum = row_sum<kBlockThreads<kThreads>>(keep_sum);
-  again_sum = row_sum<kBlockThreads<kThreads>>(again_sum);
-  if (threadIdx.x == 0) partial[0] = keep_sum, partial[1] = again_sum;
+  along_residual = row_sum<kBlockThreads<kThreads>>(along_residual);
+  along_x0 = row_sum<kBlockThreads<kThreads>>(along_x0);
+  if (threadIdx.x == 0) partial[0] = along_residual, partial[1] = along_x0;
   if constexpr (kGain) {
     __shared__ float shared[kThreads * kPacks * kPack];
     for (int turn = 0; turn < kRows; ++turn) {  // warps add one after another: a fixed order
@@ -203,25 +198,28 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>, kThreads == kWarp && 
   }
 }
 
-// sums = {d_keep, d_again, d_gain...}; 32 columns a block, 32 rows at a time.
-__global__ void add_partials_kernel(const float* partial, int rows, int columns, float* d_keep, float* d_again,
-                                    float* d_gain) {
+// The columns of `partial` are sum total * residual, sum total * x0, d_gain...; 32 columns a block, 32 rows at a time.
+template <class T>
+__global__ void add_partials_kernel(AddNormBackward<T> a, int rows, int columns) {
   __shared__ float shared[kWarp][kWarp + 1];
   const int column = blockIdx.x * kWarp + threadIdx.x;
   float sum = 0;
   if (column < columns) {
 #pragma unroll 8
     for (int row = threadIdx.y; row < rows; row += kWarp)
-      sum += partial[static_cast<std::int64_t>(row) * columns + column];
+      sum += a.scratch[static_cast<std::int64_t>(row) * columns + column];
   }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y != 0 || column >= columns) return;
+  if (threadIdx.y != 0) return;
   sum = 0;
 #pragma unroll
   for (int row = 0; row < kWarp; ++row) sum += shared[row][threadIdx.x];
-  float* target = column == 0 ? d_keep : column == 1 ? d_again : d_gain + column - 2;
-  if (target) *target += sum;
+  const float along_x0 = __shfl_down_sync(kAllLanes, sum, 1);  // of column 0: the next column's sum
+  if (column == 0 && a.d_keep)
+    *a.d_keep += (sum - (a.x0 ? *a.again * along_x0 : 0.0f)) / divisor_of_keep(a.keep ? *a.keep : 1.0f);
+  if (column == 1 && a.d_again) *a.d_again += sum;
+  if (column >= 2 && column < columns && a.d_gain) a.d_gain[column - 2] += sum;
 }
 
 std::int64_t backward_blocks(std::int64_t tokens, int width) {
@@ -265,8 +263,9 @@ void add_norm_backward(const AddNormBackward<T>& given, Stream stream) {
   if (given.tokens == 0) return;
   SWITCHYARD_ASSERT(given.d_x0 || (given.d_x && !given.add_d_x0), "the gradient of x0 has no buffer");
   AddNormBackward<T> a = given;
-  const bool sums = a.d_keep || a.d_again || a.d_gain;
+  const bool scalars = a.d_keep || a.d_again, sums = scalars || a.d_gain;
   if (!sums) a.scratch = nullptr;
+  if (!scalars) a.x0 = nullptr;
   const auto blocks = static_cast<unsigned>(backward_blocks(a.tokens, a.width));
   with_row_shape(a.width, [&](auto threads, auto packs) {
     constexpr int kThreads = decltype(threads)::value, kPacks = decltype(packs)::value;
@@ -278,8 +277,8 @@ void add_norm_backward(const AddNormBackward<T>& given, Stream stream) {
   SWITCHYARD_CUDA_LAUNCHED();
   if (!sums) return;
   const int columns = a.d_gain ? a.width + 2 : 2;
-  add_partials_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(
-      a.scratch, static_cast<int>(blocks), columns, a.d_keep, a.d_again, a.d_gain);
+  add_partials_kernel<<<ceil_div(columns, kWarp), dim3(kWarp, kWarp), 0, stream>>>(a, static_cast<int>(blocks),
+                                                                                   columns);
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

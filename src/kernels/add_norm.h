@@ -1,6 +1,7 @@
 // kernels/add_norm.h: the residual stream's add and the RMSNorm that follows it, in one pass.
 #pragma once
 
+#include "base/philox.h"  // SWITCHYARD_HOST_DEVICE
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
@@ -28,17 +29,25 @@ struct AddNorm {
 // From d_residual (may be null) and d_normed (may be null), with total = d_residual + backward of the norm:
 //   d_x = keep * total (also the gradient of delta; null: x is x0, whose gradient takes both)
 //   d_x0 = again * total, or added to what is there (null: not wanted)
-//   d_keep += sum total * (x + delta),  d_again += sum total * x0,  d_gain[j] += sum_t d_normed * residual / rms
-// The three sums are accumulated in fp32, through partial sums that a second kernel adds in a fixed order.
+//   d_again += sum total * x0,  d_gain[j] += sum_t d_normed * residual / rms
+//   d_keep += sum total * (x + delta) = (sum total * residual - again * sum total * x0) / keep
+// x and delta need not be kept for that, but a keep near 0 leaves little of them in the residual: the division is by
+// divisor_of_keep, so that d_keep fades out with |keep| below kLeastKeep instead of being the residual's rounding.
+// The sums are accumulated in fp32, through partial sums that a second kernel adds in a fixed order.
+inline constexpr float kLeastKeep = 1e-3f;
+template <class T>
+SWITCHYARD_HOST_DEVICE T divisor_of_keep(T keep) {
+  constexpr T kLeast = static_cast<T>(kLeastKeep);
+  return keep >= kLeast || keep <= -kLeast ? keep : keep < 0 ? -kLeast : kLeast;
+}
+
 template <class T>
 struct AddNormBackward {
   const T* d_residual;       // [T, D] or null
   const T* d_normed;         // [T, D] or null
   const T* residual;         // [T, D] as forward stored it (x where forward stored none)
   const float* inverse_rms;  // [T]
-  const T* x;                // [T, D], read only for d_keep
-  const T* delta;            // [T, D] or null, read only for d_keep
-  const T* x0;               // [T, D] or null
+  const T* x0;               // [T, D] or null; read only for d_keep and d_again
   const float* keep;
   const float* again;
   const float* gain;  // [D] or null

@@ -48,7 +48,8 @@ template <class T>
 void add_norm_backward_cpu(const AddNormBackward<T>& p, Range tokens, double* sums) {
   const T keep = p.keep ? static_cast<T>(*p.keep) : T(1);
   const T again = p.x0 && p.again ? static_cast<T>(*p.again) : T(0), share_of_x0 = p.d_x ? again : keep + again;
-  double d_keep = 0, d_again = 0;
+  const bool scalars = p.d_keep || p.d_again;
+  double along_residual = 0, along_x0 = 0;  // sums of total * residual and total * x0
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
     const std::int64_t first = t * p.width;
     const T* residual = p.residual + first;
@@ -75,16 +76,10 @@ void add_norm_backward_cpu(const AddNormBackward<T>& p, Range tokens, double* su
       return d;
     };
     // The sums come before the stores, which may overwrite what they read.
-    if (p.d_keep) {
-      d_keep += static_cast<double>(sum<T>(p.width, [&](auto at) {
-        auto added = at(p.x + first);
-        if (p.delta) added += at(p.delta + first);
-        return total(at) * added;
-      }));
-    }
-    if (p.d_again && p.x0) {
-      d_again += static_cast<double>(sum<T>(p.width, [&](auto at) { return total(at) * at(p.x0 + first); }));
-    }
+    if (p.d_keep)
+      along_residual += static_cast<double>(sum<T>(p.width, [&](auto at) { return total(at) * at(residual); }));
+    if (scalars && p.x0)
+      along_x0 += static_cast<double>(sum<T>(p.width, [&](auto at) { return total(at) * at(p.x0 + first); }));
     if (p.d_gain && d_normed) {
       each<T>(p.width, [&](auto at) { at.add(sums + 2, at(d_normed) * at(residual) * at.all(inverse)); });
     }
@@ -97,8 +92,11 @@ void add_norm_backward_cpu(const AddNormBackward<T>& p, Range tokens, double* su
       at.write(p.d_x0 + first, d_x0);
     });
   }
-  sums[0] += d_keep;
-  sums[1] += d_again;
+  if (p.d_keep) {
+    const double part_of_x0 = p.x0 ? static_cast<double>(*p.again) * along_x0 : 0.0;
+    sums[0] += (along_residual - part_of_x0) / divisor_of_keep(p.keep ? static_cast<double>(*p.keep) : 1.0);
+  }
+  sums[1] += along_x0;
 }
 
 template void add_norm_cpu(const AddNorm<float>&, Range);

@@ -67,21 +67,20 @@ std::int64_t feed_forward_workspace(const Config& config) {
   return micro_tokens(config) * elements * compute_bytes(config);
 }
 
-// The head's turn or the feed-forward's, and with either the residual stream's gradients: of x, of x0, of n, and one
-// that is being added.
+// The head's turn or the feed-forward's, and with either the residual stream's gradients: of x, of x0 and of n; ops
+// add to them in place.
 std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
   const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
   const std::int64_t head = chunk * (config.model.vocab_size + width) * bytes;
-  return std::max(head, feed_forward_workspace(config)) + 4 * tokens * width * bytes;
+  return std::max(head, feed_forward_workspace(config)) + 3 * tokens * width * bytes;
 }
 
 }  // namespace
 
 // attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head; the value embedding and
 //               its gate where the layer has them; with weights on the norms of q and k also what they multiply
-// residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each; with residual
-//               scalars also what the layer before gave
+// residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation
 // MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
 //               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
@@ -94,7 +93,6 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (has_value_embedding(model, layer)) elements += kv_width(model) + kv_head_count(model);
   if (model.qk_norm_weight) elements += q_width(model) + kv_width(model);
   elements += 4 * std::int64_t{model.n_embd} + 2 * words;
-  if (model.resid_scalars && layer > 0) elements += model.n_embd;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
   elements += config.router.top_k * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);

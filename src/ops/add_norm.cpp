@@ -68,8 +68,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
           parallel_ranges(work.tokens, 64, [&](kernels::Range range) { kernels::add_norm_cpu(work, range); });
         });
     const bool scalars = r.keep != nullptr;
-    context->save_for_backward({stored ? residual : x, inverse_rms, scalars ? x : Tensor(), scalars ? delta : Tensor(),
-                                scalars ? x0 : Tensor()});
+    context->save_for_backward({stored ? residual : x, inverse_rms, scalars ? x0 : Tensor()});
     context->saved_data["keep"] = reinterpret_cast<std::int64_t>(r.keep);
     context->saved_data["again"] = reinterpret_cast<std::int64_t>(r.again);
     context->saved_data["gain"] = reinterpret_cast<std::int64_t>(r.gain);
@@ -91,7 +90,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     };
     const Parameter *keep = parameter("keep"), *again = parameter("again"), *gain = parameter("gain");
     const int index = static_cast<int>(context->saved_data["index"].toInt());
-    const Tensor &residual = saved[0], &x0 = saved[4];
+    const Tensor &residual = saved[0], &x0 = saved[2];
     const std::int64_t tokens = residual.size(0), width = residual.size(1);
     const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
     const Tensor d_normed = dense(grads[0]), d_residual = grads.size() > 1 ? dense(grads[1]) : Tensor();
@@ -114,8 +113,6 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
                                              pointer<T>(d_normed),
                                              pointer<T>(residual),
                                              saved[1].data_ptr<float>(),
-                                             pointer<T>(saved[2]),
-                                             pointer<T>(saved[3]),
                                              pointer<T>(x0),
                                              scalar(keep, index),
                                              scalar(again, index),

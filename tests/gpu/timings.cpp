@@ -114,11 +114,11 @@ void time_norm_and_rope(Clock& clock) {
   b.gain = gain.get(), b.d_gain = sums.get() + 2;
   clock.time("add_norm_backward with gain", 4 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
   b.gain = nullptr, b.d_gain = nullptr;
-  b.x = x.get(), b.delta = delta.get(), b.x0 = x0.get(), b.keep = scalars.get(), b.again = scalars.get() + 1;
+  b.x0 = x0.get(), b.keep = scalars.get(), b.again = scalars.get() + 1;
   b.d_x0 = q.get(), b.d_keep = sums.get(), b.d_again = sums.get() + 1;
-  clock.time("add_norm_backward with x0 and scalars", 8 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  clock.time("add_norm_backward with x0 and scalars", 6 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
   b.add_d_x0 = true;
-  clock.time("add_norm_backward, adding to d_x0", 9 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
+  clock.time("add_norm_backward, adding to d_x0", 7 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
 
   kernels::QkvRope<bf16> r{qkv.get(), nullptr, nullptr, table.get(), table.get(), q.get(), k.get(), v.get(),
                            kT,        kS,      kH,      kH,          kC,          true,    1e-6f};

@@ -116,8 +116,7 @@ struct NormRun {
     AddNormBackward<T> p{};
     p.d_residual = c.d_residual ? d_residual.data() : nullptr;
     p.d_normed = c.d_normed ? d_normed.data() : nullptr;
-    p.residual = residual.data(), p.inverse_rms = inverse_rms.data(), p.x = x.data();
-    p.delta = c.delta ? delta.data() : nullptr, p.x0 = c.x0 ? x0.data() : nullptr;
+    p.residual = residual.data(), p.inverse_rms = inverse_rms.data(), p.x0 = c.x0 ? x0.data() : nullptr;
     p.keep = keep.data(), p.again = again.data(), p.gain = c.gain ? gain.data() : nullptr;
     p.d_x = d_x.data(), p.d_x0 = c.x0 ? d_x0.data() : nullptr;
     p.d_keep = p.d_again = &wanted, p.d_gain = c.gain ? gain.data() : nullptr;
@@ -197,6 +196,22 @@ TEST(AddNorm, AddsToTheGradientOfX0) {
       EXPECT_CLOSE(sum, want, 1e-13);
       EXPECT_CLOSE(sums, run.sums, 1e-13);
     }
+  }
+}
+
+// x + delta is read out of the residual, where a small keep leaves little of it.
+TEST(AddNorm, TheGradientOfKeepFadesOutNearZero) {
+  const NormCase c{"scalars", 5, 24, true, true, false};
+  for (const float keep : {kLeastKeep, -kLeastKeep, kLeastKeep / 4, -kLeastKeep / 4, 0.0f}) {
+    NormRun<double> run{c};
+    run.keep = {keep};
+    run.forward();
+    run.backward();
+    double d_keep = 0;  // from d_x0 = again * total
+    for (std::int64_t i = 0; i < run.n; ++i)
+      d_keep += run.d_x0[i] / static_cast<double>(run.again[0]) * (run.x[i] + run.delta[i]);
+    EXPECT_NEAR(run.sums[0], d_keep * std::fabs(keep) / static_cast<double>(kLeastKeep), 1e-9 * std::fabs(d_keep))
+        << keep;
   }
 }
 

@@ -160,6 +160,5 @@ void check_routing(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
 void check_loss_and_optimizers(Report&);
-void print_timings();
 
 }  // namespace switchyard::gpu_check

@@ -17,6 +17,7 @@
 namespace switchyard::bench {
 
 using kernels::bf16;
+using kernels::fp16;
 using kernels::Stream;
 
 // Device memory, zero until written.
@@ -46,6 +47,12 @@ inline void from_float(float value, bf16& out) {  // cut off, not rounded: it is
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   out.bits = static_cast<std::uint16_t>(bits >> 16);
+}
+inline void from_float(float value, fp16& out) {  // cut off; what half precision has no exponent for is 0
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
+  out.bits = exponent <= 0 ? 0 : static_cast<std::uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 1023));
 }
 
 // A buffer of noise from -2 to 2: the power that a product draws, and with it the clock rate, depends on its operands.

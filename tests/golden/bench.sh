@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench moe gives its figures on a CPU; wrong arguments are named.
+# bench moe gives its figures on a CPU and a run the parts of its steps; wrong arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -23,6 +23,17 @@ for shape in result["shapes"]:
 EOF
 done
 passed "bench moe: a row and positive figures for every shape"
+
+must_train timed --config tiny_dense --train.steps 3 --train.log_every 1
+python3 - timed/metrics.jsonl <<'EOF' || fail "the parts of a step do not add up" timed/metrics.jsonl
+import json, sys
+rows = [row for row in map(json.loads, open(sys.argv[1])) if row["kind"] == "train"]
+assert len(rows) == 3, rows
+for row in rows:
+    parts = row["forward_backward_ms"], row["optimizer_ms"]
+    assert min(parts) > 0 and sum(parts) <= 1e3 * row["seconds_per_step"], row
+EOF
+passed "a training line tells of forward and backward, and of the optimizer"
 
 bad() {
   local expected=$1

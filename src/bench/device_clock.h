@@ -52,7 +52,8 @@ inline void from_float(float value, fp16& out) {  // cut off; what half precisio
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
-  out.bits = exponent <= 0 ? 0 : static_cast<std::uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 1023));
+  out.bits =
+      exponent <= 0 ? 0 : static_cast<std::uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 1023));
 }
 
 // A buffer of noise from -2 to 2: the power that a product draws, and with it the clock rate, depends on its operands.

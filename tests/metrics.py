@@ -15,7 +15,8 @@ import math
 import struct
 import sys
 
-CLOCK = {"tokens_per_s", "seconds_per_step", "mfu", "memory_bytes", "elapsed_s", "eta_s", "seconds"}
+CLOCK = {"tokens_per_s", "seconds_per_step", "forward_backward_ms", "optimizer_ms", "mfu", "memory_bytes", "elapsed_s",
+         "eta_s", "seconds"}
 
 
 def lines(path, **options):

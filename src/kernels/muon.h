@@ -20,9 +20,12 @@ struct MuonBatch {
   std::int64_t rows, cols;
 };
 
-// g = *grad_factor * grad;   momentum = mu momentum + (1 - mu) g;   update = nesterov ? (1 - mu) g + mu momentum :
-// momentum norm_parts: muon_norm_parts(...) floats a matrix, whose sum is the squared Frobenius norm of its (rounded)
-// update. While *apply is 0 no momentum is stored; update is written all the same.
+// g = *grad_factor * grad
+// momentum = mu momentum + (1 - mu) g
+// update = nesterov ? (1 - mu) g + mu momentum : momentum
+//
+// norm_parts: muon_norm_parts(...) floats a matrix, whose sum is the squared Frobenius norm of its (rounded) update.
+// While *apply is 0 no momentum is stored; update is written all the same.
 struct MuonPrepare {
   MuonBatch batch;
   bf16* update;              // [count, rows, cols] overwritten, 16-byte aligned

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2) qkv_rope_ker
     }
   }
 
-  for (int base = 0; base < a.kv_heads; base += kPairBatch * at.kHeads) {
+  for (int base = 0; a.v && base < a.kv_heads; base += kPairBatch * at.kHeads) {
     Halves<T> in[kPairBatch], value[kPairBatch];
     float gate[kPairBatch];
 #pragma unroll

@@ -19,7 +19,7 @@ struct QkvRope {
   const float* sin;  // [S, C/2]
   T* q;              // [T, H, C]
   T* k;              // [T, KV, C]
-  T* v;              // [T, KV, C]
+  T* v;              // [T, KV, C], or on CUDA null without value: the values stay where they are
   std::int64_t tokens;
   int seq_len, heads, kv_heads, head_dim;  // C: a multiple of 16, at most 256 on CUDA
   bool norm;

@@ -19,7 +19,13 @@ class QkvRope : public torch::autograd::Function<QkvRope> {
     const Tensor value = maybe_value.value_or(Tensor()), gate = maybe_gate.value_or(Tensor());
     const std::int64_t tokens = qkv.size(0);
     Tensor q = at::empty({tokens, s.heads, s.head_dim}, qkv.options());
-    Tensor k = at::empty({tokens, s.kv_heads, s.head_dim}, qkv.options()), v = at::empty_like(k);
+    Tensor k = at::empty({tokens, s.kv_heads, s.head_dim}, qkv.options());
+    // Without value embeddings attention reads v where the projection wrote it: two passes over [T, KV C] less.
+    const bool in_place = qkv.is_cuda() && !value.defined();
+    Tensor v = in_place ? qkv.detach()
+                              .narrow(1, (s.heads + s.kv_heads) * s.head_dim, s.kv_heads * s.head_dim)
+                              .view({tokens, s.kv_heads, s.head_dim})
+                        : at::empty_like(k);
     launch(
         qkv,
         [&](auto type) {
@@ -31,7 +37,7 @@ class QkvRope : public torch::autograd::Function<QkvRope> {
                                      sin.data_ptr<float>(),
                                      pointer<T>(q),
                                      pointer<T>(k),
-                                     pointer<T>(v),
+                                     in_place ? nullptr : pointer<T>(v),
                                      tokens,
                                      s.seq_len,
                                      s.heads,

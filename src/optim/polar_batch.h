@@ -1,11 +1,6 @@
-// Polar Express on a GPU, over a batch of fp16 matrices of one shape.
-//
-// X meets the iterations only at their start and end: every X_i is Q_i X_0 with Q_i a product of polynomials in
-// G = X_0 X_0', so products of the small side's size suffice, all of them symmetric:
-//   P = a I + b G + c G^2;  Q <- Q P;  G <- P G P
-// Rounding errors of G grow with each iteration as those of X X' do not, so X is formed anew after kSegment iterations.
-// In fp16 this is four times closer to exact arithmetic than the plain iteration in bf16. Matrices that are nearly
-// square gain nothing and take one iteration a segment, which is the plain one.
+// Polar Express on a GPU, over a batch of fp16 matrices of one shape: X <- P X with P = a I + b G + c G^2, G = X X' of
+// the short side. G and P are symmetric, so half of their tiles are computed. fp16 has three bits more than bf16, and
+// after the division by the norm its range suffices.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -27,12 +22,10 @@ class PolarBatch {
   struct Product;
   void multiply(std::int64_t count, const Product& product) const;
 
-  static constexpr int kSegment = 3;
   const bool tall_;
-  const int segment_;
-  bool supported_;                         // by our own kernel; else torch's products
-  at::Tensor x_, next_;                    // [count, rows, columns]; an iteration writes the other
-  at::Tensor gram_, power_, all_, spare_;  // [count, side, side]: G, P, Q; the last two only for segments
+  bool supported_;          // by our own kernel; else torch's products
+  at::Tensor x_, next_;     // [count, rows, columns]; an iteration writes the other
+  at::Tensor gram_, poly_;  // [count, side, side]: G, P
 };
 
 }  // namespace switchyard

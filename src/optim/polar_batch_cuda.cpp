@@ -12,11 +12,6 @@ namespace {
 
 std::int64_t short_side(std::int64_t rows, std::int64_t columns) { return std::min(rows, columns); }
 
-// Sides L and S: a segment of three iterations saves 3 products of L S^2 for 4.5 of S^3, half of it by symmetry.
-bool takes_segments(std::int64_t rows, std::int64_t columns) {
-  return std::max(rows, columns) >= 1.25 * static_cast<double>(short_side(rows, columns));
-}
-
 }  // namespace
 
 // out = scale A B + add C + identity I
@@ -29,7 +24,7 @@ struct PolarBatch::Product {
 };
 
 PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
-    : tall_(rows > columns), segment_(takes_segments(rows, columns) ? kSegment : 1) {
+    : tall_(rows > columns) {
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
   supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
   const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
@@ -37,40 +32,24 @@ PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t colum
   x_ = at::empty({count, rows, columns}, options);
   next_ = at::empty_like(x_);
   gram_ = at::empty({count, side, side}, options);
-  all_ = at::empty_like(gram_);
-  if (segment_ == 1) return;
-  power_ = at::empty_like(gram_);
-  spare_ = at::empty_like(gram_);
+  poly_ = at::empty_like(gram_);
 }
 
 std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
   const std::int64_t side = short_side(rows, columns);
-  return 2 * (2 * rows * columns + (takes_segments(rows, columns) ? 4 : 2) * side * side);
+  return 2 * (2 * rows * columns + 2 * side * side);
 }
 
 void PolarBatch::run(std::int64_t count, int iterations) {
-  const auto symmetric = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-    multiply(count, {a, b, out, false, true, true});  // turned or not, b is the same: rows along k load faster
-  };
-  for (int first = 0; first < iterations; first += segment_) {
-    const int end = std::min(first + segment_, iterations);
+  for (int i = 0; i < iterations; ++i) {
+    const auto [a, b, c] = polar_coefficients(i);
     multiply(count, {x_, x_, gram_, tall_, !tall_, true});
-    for (int i = first; i < end; ++i) {
-      at::Tensor& power = i == first ? all_ : power_;
-      const auto [a, b, c] = polar_coefficients(i);
-      multiply(count, {gram_, gram_, power, false, true, true, c, gram_, b, a});
-      if (i > first) {
-        symmetric(all_, power_, spare_);
-        std::swap(all_, spare_);
-      }
-      if (i + 1 == end) break;
-      symmetric(gram_, power, spare_);
-      symmetric(spare_, power, gram_);
-    }
+    // G turned is G, whose rows along k load faster.
+    multiply(count, {gram_, gram_, poly_, false, true, true, c, gram_, b, a});
     if (tall_)
-      multiply(count, {x_, all_, next_, false, true});
+      multiply(count, {x_, poly_, next_, false, true});
     else
-      multiply(count, {all_, x_, next_});
+      multiply(count, {poly_, x_, next_});
     std::swap(x_, next_);
   }
 }

@@ -29,6 +29,8 @@ Json to_json(const StepMetrics& m) {
                {"grad_norm", m.grad_norm},
                {"tokens_per_s", m.tokens_per_s},
                {"seconds_per_step", m.seconds_per_step},
+               {"forward_backward_ms", m.forward_backward_ms},
+               {"optimizer_ms", m.optimizer_ms},
                {"mfu", m.mfu},
                {"memory_bytes", m.memory_bytes},
                {"elapsed_s", m.elapsed_s},

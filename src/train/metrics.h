@@ -27,6 +27,7 @@ struct StepMetrics {
   double elapsed_s = 0, eta_s = 0;
   std::int64_t skipped_nonfinite = 0;  // steps so far
   double seconds_per_step = 0;
+  double forward_backward_ms = 0, optimizer_ms = 0;  // of the last step, on the main rank
 };
 
 struct EvalMetrics {

@@ -50,6 +50,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       folder_(run_folder(config_)),
       precision_(config_, device_),
       checkpoints_(folder_, config_.train.keep_checkpoints),
+      timer_(device_.device),
       started_(Clock::now()) {
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
@@ -102,8 +103,11 @@ void Trainer::open_text(const PreparedData& data) {
 void Trainer::train_step(std::int64_t step) {
   scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_),
                          muon_momentum(config_.optim.muon, step), weight_decay_factor(step, steps_));
+  timer_.mark(StepTimer::kBegin);
   for (std::int64_t i = 0; i < micro_batches_; ++i) step_->micro_batch(prefetcher_->next(), i);
+  timer_.mark(StepTimer::kUpdate);
   step_->update();
+  timer_.mark(StepTimer::kEnd);
   state_.step = step + 1;
   state_.tokens += config_.train.batch_tokens;
 }

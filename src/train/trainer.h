@@ -14,6 +14,7 @@
 #include "train/profile.h"
 #include "train/run_state.h"
 #include "train/sinks.h"
+#include "train/step_timer.h"
 #include "train/train_step.h"
 
 namespace switchyard {
@@ -76,6 +77,7 @@ class Trainer {
 
   RunState state_;
   StepClock clock_;
+  StepTimer timer_;
   Evaluation last_evaluation_;
   std::int64_t evaluated_step_ = -1, saved_step_ = -1, interval_start_step_ = 0;
   std::chrono::steady_clock::time_point started_, interval_start_;

@@ -48,6 +48,9 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
   state_.skipped_in_a_row = scalars_->skipped_in_a_row.item<std::int64_t>();
   const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - interval_start_).count();
   const auto interval_steps = static_cast<double>(step - interval_start_step_);
+  const StepTimer::Parts parts = timer_.last_step();
+  m.forward_backward_ms = parts.forward_backward_ms;
+  m.optimizer_ms = parts.optimizer_ms;
   m.seconds_per_step = elapsed / std::max(1.0, interval_steps);
   clock_.add(elapsed, step - interval_start_step_);
   m.tokens_per_s = static_cast<double>(config_.train.batch_tokens) / m.seconds_per_step;

@@ -166,6 +166,5 @@ void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
 void check_loss_and_optimizers(Report&);
 void check_products(Report&);
-void print_timings();
 
 }  // namespace switchyard::gpu_check

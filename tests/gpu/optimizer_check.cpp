@@ -32,7 +32,8 @@ struct Case {
   const char* name;
   ParameterKind kind;
   std::vector<std::int64_t> shape, row_split;
-  double condition;  // the last column's gradients are this much smaller than the first's
+  double condition;   // the last column's gradients are this much smaller than the first's
+  double common = 0;  // the size of one direction that all gradients share
 };
 const std::vector<Case> kCases = {
     {"square, joint q, k, v", ParameterKind::kAttention, {2304, 768}, {768, 768, 768}, 1},
@@ -45,6 +46,8 @@ const std::vector<Case> kCases = {
     {"more rows than fit a tile", ParameterKind::kMlp, {1000, 328}, {}, 1},
     {"odd sizes", ParameterKind::kMlp, {37, 131}, {}, 1},
     {"very tall", ParameterKind::kMlp, {4096, 256}, {}, 0.1},
+    {"one direction above all, as of positive activations", ParameterKind::kMlp, {768, 3072}, {}, 1, 0.1},
+    {"one direction above all, square", ParameterKind::kAttention, {768, 768}, {}, 1e-2, 0.1},
 };
 
 enum class Path { kKernels, kAtenBf16, kAtenFp32 };
@@ -73,7 +76,9 @@ struct Problem {
     at::manual_seed(11);
     const at::Tensor scale = at::logspace(0, std::log10(c.condition), c.shape.back(), 10.0, before.options());
     for (int step = 0; step < 3; ++step) {
-      parameter.grad.copy_(at::randn(c.shape, before.options()) * scale * 1e-3);
+      const at::Tensor one = at::randn({c.shape[c.shape.size() - 2], 1}, before.options()).pow(3) *
+                             at::rand({c.shape.back()}, before.options()).pow(2);
+      parameter.grad.copy_((at::randn(c.shape, before.options()) * scale + one * (c.common / 1e-3)) * 1e-3);
       if (c.shape.size() == 3) parameter.grad[0].zero_();
       scalars.set_schedule(step, 0.7, 0.9, 0.5);
       scalars.grad_factor.fill_(0.5);

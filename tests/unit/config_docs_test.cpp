@@ -90,15 +90,16 @@ TEST(ConfigPresets, EveryFileLoadsIsValidAndSaysWhatItIsFor) {
     }
     ++found;
   }
-  EXPECT_GE(found, 11);
+  EXPECT_GE(found, 12);
 }
 
 TEST(ConfigPresets, TwinsHaveEqualFlopsAndTheNumbersOfTheirComments) {
   const Config sparse = load_config("moe_8x2", {}, kSource).config,
                dense = load_config("dense_d12", {}, kSource).config;
-  const Config fine = load_config("moe_32x4", {}, kSource).config;
+  const Config fine = load_config("moe_32x4", {}, kSource).config, finest = load_config("moe_64x8", {}, kSource).config;
   EXPECT_EQ(sparse.router.top_k * sparse.moe.d_expert, dense.model.ffn_hidden);
   EXPECT_EQ(fine.router.top_k * fine.moe.d_expert, dense.model.ffn_hidden);
+  EXPECT_EQ(finest.router.top_k * finest.moe.d_expert, dense.model.ffn_hidden);
   EXPECT_EQ(dense.model.n_embd, sparse.model.n_embd);
   EXPECT_EQ(load_config("tiny_dense", {}, kSource).config.model.n_embd,
             load_config("tiny_moe", {}, kSource).config.model.n_embd);

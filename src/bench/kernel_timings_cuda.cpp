@@ -1,15 +1,15 @@
-// Each kernel at the sizes of a d12 8x2 micro-batch of 65,536 tokens: time, bytes it must move a second, and that as a
-// fraction of what a device-to-device copy moves.
+// Each kernel at the sizes of a d12 8x2 micro-batch of 65,536 tokens.
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 
-#include "harness.h"
+#include "bench/device_clock.h"
+#include "bench/kernel_timings.h"
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/add_norm.h"
 #include "kernels/add_norm_router.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/device.h"
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
 #include "kernels/embedding.h"
@@ -21,78 +21,11 @@
 #include "kernels/step_guard.h"
 #include "kernels/symmetric_product.h"
 
-namespace switchyard::gpu_check {
+namespace switchyard::bench {
 namespace {
 
 constexpr int kT = 65536, kD = 768, kC = 64, kH = 12, kS = 1024, kE = 8, kK = 2, kR = kT * kK, kN = 1536, kV = 32768;
-constexpr int kLossRows = 8192;  // a chunk of the head's
-constexpr int kRepeats = 20;
-
-// A buffer of small values: noise where values matter little, so that no kernel meets NaN's slow paths.
-template <class T>
-struct Filled {
-  Buffer<T> device;
-  explicit Filled(std::size_t count) : device(count) {
-    std::vector<T> host(count);
-    std::uint32_t state = 12345;
-    for (T& v : host) {
-      state = state * 1664525u + 1013904223u;
-      from_double((state >> 8) * (4.0 / 16777216) - 2.0, v);
-    }
-    device.upload(host);
-  }
-  T* get() const { return device.get(); }
-};
-
-class Clock {
- public:
-  Clock() {
-    SWITCHYARD_CUDA(cudaStreamCreate(&stream_));
-    SWITCHYARD_CUDA(cudaEventCreate(&begin_));
-    SWITCHYARD_CUDA(cudaEventCreate(&end_));
-    copy_rate_ = copy_rate();
-    std::printf("\ndevice copy: %.0f GB/s\n%-44s %9s %8s %8s\n", copy_rate_ * 1e-9, "kernel", "us", "GB/s", "of copy");
-  }
-  ~Clock() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-    cudaStreamDestroy(stream_);
-  }
-  // bytes: what has to cross memory once
-  void time(const char* name, double bytes, const std::function<void(Stream)>& launch) {
-    const double seconds = seconds_of(launch);
-    std::printf("%-44s %9.1f %8.0f %7.0f%%\n", name, seconds * 1e6, bytes / seconds * 1e-9,
-                100 * bytes / seconds / copy_rate_);
-  }
-  void time_product(const std::string& name, double flops, const std::function<void(Stream)>& launch) {
-    const double seconds = seconds_of(launch);
-    std::printf("%-44s %9.1f %8.0f TFLOP/s\n", name.c_str(), seconds * 1e6, flops / seconds * 1e-12);
-  }
-
- private:
-  double seconds_of(const std::function<void(Stream)>& launch) {
-    for (int i = 0; i < 3; ++i) launch(stream_);
-    SWITCHYARD_CUDA(cudaEventRecord(begin_, stream_));
-    for (int i = 0; i < kRepeats; ++i) launch(stream_);
-    SWITCHYARD_CUDA(cudaEventRecord(end_, stream_));
-    SWITCHYARD_CUDA(cudaEventSynchronize(end_));
-    float milliseconds = 0;
-    SWITCHYARD_CUDA(cudaEventElapsedTime(&milliseconds, begin_, end_));
-    return milliseconds * 1e-3 / kRepeats;
-  }
-  double copy_rate() {
-    constexpr std::size_t kBytes = std::size_t{1} << 29;
-    const Buffer<char> from(kBytes), to(kBytes);
-    return 2.0 * kBytes / seconds_of([&](Stream s) {
-             SWITCHYARD_CUDA(cudaMemcpyAsync(to.get(), from.get(), kBytes, cudaMemcpyDeviceToDevice, s));
-           });
-  }
-
-  cudaStream_t stream_;
-  cudaEvent_t begin_, end_;
-  double copy_rate_;
-};
-
+constexpr int kLossRows = 8192;         // a chunk of the head's
 constexpr double kRow = 2.0 * kT * kD;  // bytes of one [T, D] in bf16
 
 void time_norm_and_rope(Clock& clock) {
@@ -439,24 +372,27 @@ void time_products(Clock& clock) {
 
 }  // namespace
 
-void print_timings() {
-  Clock clock;
+std::vector<KernelTiming> time_kernels(double product_rate, const std::string& only) {
+  const kernels::DeviceInfo device = kernels::device_info(0);
+  Clock clock(product_rate, only);
   time_norm_and_rope(clock);
   time_activation(clock);
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);
   time_routing(clock, kE, kK);
   time_routing(clock, 64, 8);
-  for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},
-                                  {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},
-                                  {"32x4", kT, kD, 768, 32, 4, 0.3},
-                                  {"64x8", kT, kD, 384, 64, 8, 0.3},
-                                  {"d20 8x2", 32768, 1280, 2560, 8, 2, 0.3},
-                                  {"dense", kT, kD, 4 * kD, 1, 1, 0}})
-    time_grouped(clock, shape);
+  if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))
+    for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},
+                                    {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},
+                                    {"32x4", kT, kD, 768, 32, 4, 0.3},
+                                    {"64x8", kT, kD, 384, 64, 8, 0.3},
+                                    {"d20 8x2", 32768, 1280, 2560, 8, 2, 0.3},
+                                    {"dense", kT, kD, 4 * kD, 1, 1, 0}})
+      time_grouped(clock, shape);
   time_loss_and_tables(clock);
   time_optimizers(clock);
-  time_products(clock);
+  if (kernels::symmetric_product_supported(device.capability_major, device.capability_minor)) time_products(clock);
+  return clock.timings();
 }
 
-}  // namespace switchyard::gpu_check
+}  // namespace switchyard::bench

@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""This program and the PyTorch peer on one GPU, alternately, as one table of medians. Run it as runs/bench.sh.
+
+    runs/bench.sh [CONFIG…]     whole training steps; default: moe_8x2. CONFIG: dense_d12, moe_8x2, moe_32x4, moe_64x8,
+                                d20_8x2, or a file that differs from them in what the peer has too
+    runs/bench.sh layer         the sparse layer alone, at the shapes of `bench moe`
+
+Ours trains on real text (the default corpus), the peer on random tokens, both whole steps of train.batch_tokens at the
+same micro-batch. tokens/s, MFU and milliseconds are steady-state medians. Memory is the peak that ours reserved from the
+GPU and the peak that the peer's tensors took, which favours the peer. Start-up is from launching the process to the end
+of its first training step, text prepared; the peer's first round compiles, later ones find its cache.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import peer_moe_layer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PEER = pathlib.Path(__file__).with_name("peer_torch.py")
+MICRO_BATCH_TOKENS = {768: 65536, 1280: 32768}      # by width: what fits with the peer's memory
+PEER_HAS = {"model": {"n_layer", "n_embd", "head_dim", "n_kv_head", "seq_len", "vocab_size", "ffn_hidden"},
+            "moe": {"use_moe", "n_experts", "d_expert", "expert_hidden_mult"}, "router": {"top_k"},
+            "train": {"target_param_data_ratio", "batch_tokens", "micro_batch", "steps"}}
+PEER_WARM_UP = 3
+LOG_EVERY = 4       # steps; the first interval holds recording and is left out
+
+
+def read_config(name):
+    file = next((f for f in (pathlib.Path(name), ROOT / "configs" / name, ROOT / "configs" / f"{name}.json") if f.is_file()),
+                None)
+    if file is None:
+        sys.exit(f"there is no config {name}; configs/ has " +
+                 ", ".join(sorted(f.stem for f in (ROOT / "configs").glob("*.json") if f.stem != "schema")))
+    config = json.loads(file.read_text())
+    for group, keys in config.items():
+        if isinstance(keys, dict) and (foreign := keys.keys() - PEER_HAS.get(group, set())):
+            sys.exit(f"{file}: the PyTorch peer has no counterpart of {group}.{sorted(foreign)[0]}")
+    return file, config
+
+
+def peer_options(config, micro_batch):
+    model, moe = config["model"], config.get("moe", {})
+    width = model["n_embd"]
+    options = {"n-layer": model["n_layer"], "n-embd": width, "head-dim": model["head_dim"], "seq-len": model["seq_len"],
+               "vocab": model["vocab_size"], "micro-batch": micro_batch, "batch-tokens": config["train"]["batch_tokens"]}
+    if "n_kv_head" in model:
+        options["n-kv-head"] = model["n_kv_head"]
+    if moe.get("use_moe", True):
+        options |= {"model": "moe", "experts": moe["n_experts"], "topk": config["router"]["top_k"],
+                    "hidden": moe.get("d_expert") or moe["expert_hidden_mult"] * width}
+    else:
+        options["model"] = "dense"
+        if model.get("ffn_hidden", 4 * width) != 4 * width:
+            sys.exit(f"model.ffn_hidden = {model['ffn_hidden']}: the PyTorch peer's layers have 4 n_embd = {4 * width}")
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def lines_of(command, **options):
+    """(seconds since launch, line) of what the command prints; ends the program with its last words if it fails."""
+    with tempfile.TemporaryFile("w+") as errors:
+        began = time.monotonic()
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True, **options)
+        told = [(time.monotonic() - began, line.rstrip("\n")) for line in process.stdout]
+        if process.wait() != 0:
+            errors.seek(0)
+            last = [line for _, line in told][-15:] + errors.read().splitlines()[-15:]
+            sys.exit(f"{shlex.join(map(str, command))} ended with code {process.returncode}:\n" + "\n".join(last))
+        return told
+
+
+def run_ours(train, file, config, micro_batch, options, folder):
+    out = pathlib.Path(folder, "ours")
+    command = [train, "--config", file, "--train.out", out, "--train.micro_batch", micro_batch,
+               "--train.steps", options.steps, "--train.log_every", LOG_EVERY, "--train.eval_every", 0,
+               "--train.eval_tokens", 65536, "--train.sample_tokens", 0, *shlex.split(options.ours)]
+    told = lines_of(command, cwd=ROOT, env=os.environ | {"SWITCHYARD_ROOT": str(ROOT)})
+    with open(out / "metrics.jsonl") as lines:
+        rows = [row for row in map(json.loads, lines) if row["kind"] == "train" and row["step"] > LOG_EVERY]
+    subprocess.run(["rm", "-rf", out], check=True)      # its checkpoint is gigabytes
+    if any(row["skipped_nonfinite"] for row in rows):
+        sys.exit(f"{file.stem}: a step was not finite")
+    middle = lambda key: statistics.median(row[key] for row in rows)
+    micro_batches = config["train"]["batch_tokens"] // (micro_batch * config["model"]["seq_len"])
+    return {"tokens_per_s": middle("tokens_per_s"), "mfu": middle("mfu"),
+            "fwd_bwd_ms": middle("forward_backward_ms") / micro_batches, "optimizer_ms": middle("optimizer_ms"),
+            "memory_gib": max(row["memory_bytes"] for row in rows) / 2 ** 30,
+            "start_s": next(at for at, line in told if line.startswith("first step done")), "loss": rows[-1]["loss"]}
+
+
+def run_peer(config, micro_batch, options, cache):
+    command = [sys.executable, PEER, *peer_options(config, micro_batch), "--warmup", PEER_WARM_UP,
+               "--steps", options.peer_steps, *shlex.split(options.peer)]
+    at, line = lines_of(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})[-1]
+    told = json.loads(line)
+    later_steps = PEER_WARM_UP + options.peer_steps - 1
+    return {"tokens_per_s": told["tokens_per_s"], "mfu": told["mfu"], "fwd_bwd_ms": told["fwd_bwd_ms_per_micro"],
+            "optimizer_ms": told["optimizer_ms"], "memory_gib": told["peak_memory_gib"],
+            "start_s": at - later_steps * told["step_ms"] / 1e3, "loss": told["loss_last"], "gpu": told["gpu"],
+            "torch": told["torch"]}
+
+
+COLUMNS = (("tokens_per_s", "tokens/s", "{:,.0f}", 1), ("mfu", "MFU", "{:.1f}%", 100),
+           ("fwd_bwd_ms", "ms fwd+bwd", "{:.2f}", 1), ("optimizer_ms", "ms optimizer", "{:.2f}", 1),
+           ("memory_gib", "GiB peak", "{:.1f}", 1), ("start_s", "s start-up", "{:.1f}", 1))
+
+
+def print_row(*cells):
+    print(f"{cells[0]:<12} {cells[1]:<6}" + "".join(f"{cell:>14}" for cell in cells[2:]), flush=True)
+
+
+def print_figures(name, who, figures):
+    print_row(name, who, *(text.format(figures[key] * scale) for key, _, text, scale in COLUMNS))
+
+
+def medians(runs):
+    return {key: statistics.median(run[key] for run in runs) for key, *_ in COLUMNS}
+
+
+def print_report(runs, middle, configs):
+    """runs: {config: {"ours": [figures a round], "peer": […]}}, middle the medians of the rounds."""
+    print("\nmedians; ms fwd+bwd is of one micro-batch")
+    print_row("config", "", *(title for _, title, *_ in COLUMNS))
+    for name, both in middle.items():
+        ours, peer = both["ours"], both["peer"]
+        print_figures(name, "ours", ours)
+        print_figures("", "peer", peer)
+        print_row("", "ratio", *(f"{ours[key] / peer[key]:.3f}" if peer[key] else "–" for key, *_ in COLUMNS))
+    for name, both in runs.items():
+        print(f"{name}: start-up in round 1, in which the peer compiles: ours {both['ours'][0]['start_s']:.1f} s, "
+              f"peer {both['peer'][0]['start_s']:.1f} s")
+    size = lambda name: [configs[name]["model"][key] for key in ("n_layer", "n_embd", "seq_len")]
+    rate = lambda name, who: middle[name][who]["tokens_per_s"]
+    for name in runs:
+        for other in runs:
+            if name != other and size(name) == size(other):
+                print(f"tokens/s of our {name}: {rate(name, 'ours') / rate(other, 'peer'):.3f} of the peer's {other}, "
+                      f"{rate(name, 'ours') / rate(other, 'ours'):.3f} of our own")
+
+
+def compare_training(options):
+    read = {file.stem: (file, config) for file, config in map(read_config, options.config or ["moe_8x2"])}
+    configs = {name: config for name, (_, config) in read.items()}
+    runs = {name: {"ours": [], "peer": []} for name in read}
+    train = options.bin / "train"
+    with tempfile.TemporaryDirectory() as folder:
+        # Prepares the text where it is not yet, so that no start-up counts it.
+        file, config = next(iter(read.values()))
+        lines_of([train, "--config", file, "--model.n_layer", 1, "--train.out", f"{folder}/text", "--train.steps", 1,
+                  "--train.micro_batch", 1, "--train.batch_tokens", config["model"]["seq_len"], "--train.eval_tokens", 1,
+                  "--train.sample_tokens", 0, *shlex.split(options.ours)],
+                 cwd=ROOT, env=os.environ | {"SWITCHYARD_ROOT": str(ROOT)})
+        subprocess.run(["rm", "-rf", f"{folder}/text"], check=True)
+        print_row("round", "", *(title for _, title, *_ in COLUMNS))
+        for turn in range(options.rounds):
+            for name, (file, config) in read.items():
+                model = config["model"]
+                micro_batch = options.micro_batch or MICRO_BATCH_TOKENS.get(model["n_embd"], 32768) // model["seq_len"]
+                runs[name]["ours"].append(run_ours(train, file, config, micro_batch, options, folder))
+                print_figures(f"{turn + 1} {name}", "ours", runs[name]["ours"][-1])
+                runs[name]["peer"].append(run_peer(config, micro_batch, options, f"{folder}/inductor"))
+                print_figures(f"{turn + 1} {name}", "peer", runs[name]["peer"][-1])
+    peer = next(iter(runs.values()))["peer"][0]
+    print(f"\n{peer['gpu']}, peer: torch {peer['torch']}, {options.rounds} rounds")
+    middle = {name: {who: medians(rounds) for who, rounds in both.items()} for name, both in runs.items()}
+    print_report(runs, middle, configs)
+    return {"gpu": peer["gpu"], "torch": peer["torch"], "medians": middle, "runs": runs}
+
+
+def layer_rows(rounds, shapes):
+    """rounds: {"ours": [what `bench moe --json` tells a round], "peer": […]}"""
+    rows = []
+    for i, shape in enumerate(shapes):
+        for part in peer_moe_layer.PARTS.values():
+            row = {"shape": shape, "part": part}
+            for pass_name in ("fwd", "bwd"):
+                for who, told in rounds.items():
+                    row[f"{pass_name}_{who}"] = statistics.median(t["shapes"][i][part][f"{pass_name}_tflops"] for t in told)
+                row[f"{pass_name}_ratio"] = row[f"{pass_name}_ours"] / row[f"{pass_name}_peer"]
+            rows.append(row)
+    return rows
+
+
+def print_layer_report(rows):
+    titles = ("fwd ours", "peer", "ratio", "bwd ours", "peer", "ratio")
+    print(f"{'T, D, N, E, K':<26} {'':<13}" + "".join(f"{title:>10}" for title in titles))
+    for row in rows:
+        first = row["shape"].replace(",", ", ") if row["part"] == "experts_only" else ""
+        cells = [f"{row[f'{p}_{column}']:10.{3 if column == 'ratio' else 1}f}"
+                 for p in ("fwd", "bwd") for column in ("ours", "peer", "ratio")]
+        print(f"{first:<26} {row['part'].replace('_', ' '):<13}" + "".join(cells))
+
+
+def compare_layers(options):
+    rounds = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "told")
+        common = ["--activation", options.activation, "--repeats", options.repeats, "--json", file,
+                  "--shape", *options.shape]
+        commands = {"ours": [options.bin / "bench", "moe", "--device", "cuda", *common],
+                    "peer": [sys.executable, PEER.with_name("peer_moe_layer.py"), *common]}
+        for turn in range(options.rounds):
+            for who, command in commands.items():
+                told = lines_of(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"})
+                print(f"round {turn + 1}, {who}", *(line for _, line in told), sep="\n", flush=True)
+                rounds[who].append(json.loads(file.read_text()))
+    device, peer = rounds["peer"][0]["device"], rounds["peer"][0]["program"]
+    rows = layer_rows(rounds, options.shape)
+    print(f"\nMoE layer, {options.activation}, {device}, peer: {peer}, {options.rounds} rounds, medians in TFLOP/s")
+    print_layer_report(rows)
+    return {"gpu": device, "peer": peer, "rows": rows, "rounds": rounds}
+
+
+def main():
+    parser = peer_moe_layer.arguments("This program and the PyTorch peer, alternately, on this machine's GPU.")
+    parser.prog = "runs/bench.sh"
+    parser.add_argument("config", nargs="*", help="configs to train, or the word layer; default: moe_8x2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24, help="of ours, a run; those after the first 4 count")
+    parser.add_argument("--peer-steps", type=int, default=10, help=f"of the peer, a run, after {PEER_WARM_UP} that warm up")
+    parser.add_argument("--micro-batch", type=int, help="sequences; default: 65536 tokens at width 768, else 32768")
+    parser.add_argument("--ours", default="", metavar="OPTIONS", help="more options of ours, as one word")
+    parser.add_argument("--peer", default="", metavar="OPTIONS", help="more options of the peer, as one word")
+    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "bin", help="folder of the built programs")
+    options = parser.parse_intermixed_args()
+    options.bin = options.bin.resolve()
+    layer = options.config == ["layer"]
+    if options.rounds < 1 or options.steps < 2 * LOG_EVERY or options.peer_steps < 1:
+        parser.error(f"--rounds and --peer-steps are at least 1, --steps at least {2 * LOG_EVERY}")
+    result = compare_layers(options) if layer else compare_training(options)
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

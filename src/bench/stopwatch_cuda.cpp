@@ -1,0 +1,68 @@
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "base/error.h"
+#include "bench/stopwatch.h"
+#include "kernels/cuda_check.h"
+
+namespace switchyard::bench {
+namespace {
+
+constexpr int kWarmUps = 3;
+
+struct Event {
+  cudaEvent_t event{};
+  Event() { SWITCHYARD_CUDA(cudaEventCreate(&event)); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+};
+
+// Milliseconds of each run.
+std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats) {
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
+  for (int i = 0; i < kWarmUps; ++i) work();
+  stream.synchronize();
+  at::cuda::CUDAGraph graph;
+  if (record) {
+    graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    work();
+    graph.capture_end();
+  }
+  const auto run = [&] { record ? graph.replay() : work(); };
+  for (int i = 0; i < kWarmUps; ++i) run();
+  std::vector<Event> marks(static_cast<std::size_t>(repeats) + 1);
+  SWITCHYARD_CUDA(cudaEventRecord(marks[0].event, stream));
+  for (std::size_t i = 1; i < marks.size(); ++i) {
+    run();
+    SWITCHYARD_CUDA(cudaEventRecord(marks[i].event, stream));
+  }
+  stream.synchronize();
+  std::vector<double> milliseconds;
+  for (std::size_t i = 1; i < marks.size(); ++i) {
+    float ms = 0;
+    SWITCHYARD_CUDA(cudaEventElapsedTime(&ms, marks[i - 1].event, marks[i].event));
+    milliseconds.push_back(ms);
+  }
+  return milliseconds;
+}
+
+}  // namespace
+
+PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats) {
+  const double forward = median(time_runs([&] { passes.forward(); }, device, record, repeats));
+  return {forward, median(time_runs([&] { passes.backward(passes.forward()); }, device, record, repeats)) - forward};
+}
+
+double product_rate() {
+  if (c10::cuda::device_count() == 0) throw ConfigError("bench ops times CUDA kernels, and no GPU is visible here");
+  constexpr std::int64_t kSize = 8192;
+  const auto draw = [] {
+    return at::randn({kSize, kSize}, at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16));
+  };
+  at::Tensor a = draw(), b = draw(), out = at::empty_like(a);
+  const double ms = median(time_runs([&] { at::mm_out(out, a, b); }, 0, false, 20));
+  return 2.0 * kSize * kSize * kSize / (ms * 1e-3);
+}
+
+}  // namespace switchyard::bench

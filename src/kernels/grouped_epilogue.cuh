@@ -1,0 +1,153 @@
+// Of the product kernel (kernels/grouped_gemm.cuh): what a consumer warpgroup does with the sums of its 64 rows.
+#pragma once
+
+#include "kernels/grouped_tiles.cuh"
+
+namespace switchyard::kernels::grouped {
+
+// What a consumer warpgroup knows of its place in the finished tile.
+struct Place {
+  int group, warp, lane, row, piece_row;  // row: of the tile, the first of the thread's two (the other is 8 below)
+  std::uint32_t buffers;
+  int turn = 0;
+  __device__ Place(int consumer, std::uint32_t pieces, int count) {
+    group = consumer, lane = threadIdx.x % kWarp, warp = threadIdx.x % 128 / kWarp;
+    row = group * 64 + warp * 16 + lane / 4;
+    piece_row = warp * 16 + lane % 16;  // the row whose address this lane gives to load_matrices and store_matrices
+    buffers = pieces + group * count * kBox;
+  }
+  __device__ std::uint32_t buffer(int i) const { return buffers + i * kBox; }
+  // The one of two buffers that was sent off longer ago, once it has been read.
+  __device__ std::uint32_t free_buffer() {
+    if (leads()) hopper::wait_stores_read<1>();
+    sync();
+    return buffer(turn ^= 1);
+  }
+  // Columns 16 q.. of a piece of 64 bf16.
+  __device__ std::uint32_t matrices(std::uint32_t piece, int q) const {
+    return piece + piece_row * 128 + (((q * 2 + lane / 16) ^ (piece_row & 7)) << 4);
+  }
+  __device__ bool leads() const { return threadIdx.x % 128 == 0; }
+  __device__ void sync() const { hopper::warpgroup_sync(1 + group); }
+};
+
+// A finished piece goes out: all its writes, then one thread's copy.
+template <class Store>
+__device__ __forceinline__ void send_piece(const Place& place, Store store) {
+  hopper::async_proxy_fence();
+  place.sync();
+  if (place.leads()) store();
+}
+
+template <class K>
+__device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const Maps& maps, const Tile& tile,
+                                             Place& place) {
+#pragma unroll
+  for (int piece = 0; piece < K::kPieces; ++piece) {
+    const std::uint32_t buffer = place.free_buffer();
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      std::uint32_t r[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float low = d[(8 * piece + 2 * q) * 4 + 2 * i], high = d[(8 * piece + 2 * q) * 4 + 2 * i + 1];
+        if (K::kEpilogue == Epilogue::kRelu2) {
+          low = fmaxf(low, 0.0f), high = fmaxf(high, 0.0f);
+          low *= low, high *= high;
+        }
+        r[i] = pack_two(low, high);
+      }
+      hopper::store_matrices(place.matrices(buffer, q), r);
+    }
+    send_piece(place, [&] {
+      hopper::store_box(&maps.out, buffer, tile.column_tile * K::kColumns + piece * 64, tile.row + place.group * 64, 0);
+    });
+  }
+}
+
+__device__ __forceinline__ float approximate_sqrt(float x) {  // 2 ulp; the exact one takes as long as the products
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The tile's activations, in pieces, into the buffers that the result will leave from.
+template <class K>
+__device__ __forceinline__ void load_active(const Maps& maps, const Tile& tile, const Place& place,
+                                            std::uint32_t loaded) {
+  if (!place.leads()) return;
+  hopper::wait_stores_read<0>();
+  hopper::barrier_expect(loaded, K::kPieces * kBox);
+#pragma unroll
+  for (int piece = 0; piece < K::kPieces; ++piece)
+    hopper::load_box<1>(place.buffer(piece), &maps.active, loaded, tile.column_tile * K::kColumns + piece * 64,
+                        tile.row + place.group * 64, 0);
+}
+
+template <class K>
+__device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
+                                                      const Tile& tile, const Place& place) {
+  const int row = tile.row + place.row;
+  float factor[2], dots[2][2] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) factor[i] = 2 * (p.row_weight ? p.row_weight[row + 8 * i] : 1.0f);
+#pragma unroll
+  for (int piece = 0; piece < K::kPieces; ++piece) {
+    // All of a piece's loads before its first use: two warps a scheduler hide little latency.
+    std::uint32_t r[4][4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) hopper::load_matrices(place.matrices(place.buffer(piece), q), r[q]);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // i % 2: which of the two rows
+        const int first = (8 * piece + 2 * q) * 4 + 2 * i;
+        float low, high;
+        unpack_two(r[q][i], low, high);
+        dots[i % 2][0] = fmaf(d[first], low, dots[i % 2][0]);
+        dots[i % 2][1] = fmaf(d[first + 1], high, dots[i % 2][1]);
+        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(low) * d[first],
+                           factor[i % 2] * approximate_sqrt(high) * d[first + 1]);
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(place.buffer(piece), q), r[q]);
+    send_piece(place, [&] {
+      hopper::store_box(&maps.out, place.buffer(piece), tile.column_tile * K::kColumns + piece * 64,
+                        tile.row + place.group * 64, 0);
+    });
+  }
+  if (!p.dot) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float dot = lane_sum<4>(dots[i][0] + dots[i][1]);
+    if (place.lane % 4 == 0) p.dot[tile.column_tile * p.row_capacity + row + 8 * i] = dot;
+  }
+}
+
+template <class K>
+__device__ __forceinline__ void finish_add(float (&d)[K::kColumns / 2], const Maps& maps, const Tile& tile,
+                                           Place& place) {
+  const int row = place.row % 64;
+#pragma unroll
+  for (int piece = 0; piece < K::kColumns / 32; ++piece) {
+    const std::uint32_t buffer = place.free_buffer();
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {  // 8 floats: chunks 2q and 2q + 1 of 16 bytes
+      const int chunk = 2 * q + place.lane % 4 / 2, first = (4 * piece + q) * 4;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int r = row + 8 * i;
+        const std::uint32_t at = buffer + r * 128 + ((chunk ^ (r & 7)) << 4) + place.lane % 2 * 8;
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(d[first + 2 * i]), "f"(d[first + 2 * i + 1])
+                     : "memory");
+      }
+    }
+    send_piece(place, [&] {
+      hopper::add_box(&maps.out, buffer, tile.column_tile * K::kColumns + piece * 32, tile.row + place.group * 64,
+                      tile.expert);
+    });
+  }
+}
+
+}  // namespace switchyard::kernels::grouped

@@ -1,0 +1,152 @@
+// Of the product kernel (kernels/grouped_gemm.cuh): its kinds, its problem, and the tiles that blocks work through.
+#pragma once
+
+#include "kernels/hopper.cuh"
+#include "kernels/vector.cuh"
+
+namespace switchyard::kernels::grouped {
+
+enum class Form { kForward, kDgrad, kWgrad };  // rows W^T, rows W, a^T b
+enum class Epilogue { kStore, kRelu2, kRelu2Backward, kAdd };
+
+constexpr int kTileRows = 128, kDepth = 64;        // depth: of K, a stage
+constexpr int kRowBytes = kTileRows * kDepth * 2;  // the left operand of a stage
+constexpr int kBox = 64 * 64 * 2;                  // bytes of a finished piece: 64 rows of 64 bf16 or 32 floats
+constexpr int kThreads = 384;
+
+template <Form F, bool Gather, int Blocks, Epilogue E, int Columns>
+struct Kind {
+  static constexpr Form kForm = F;
+  static constexpr Epilogue kEpilogue = E;
+  static constexpr bool kGather = Gather;  // the left operand comes row by row through an index
+  static constexpr int kBlocks = Blocks;   // of a cluster
+  static constexpr int kColumns = Columns;
+  static constexpr int kPieces = Columns / 64;
+  static constexpr int kColumnBytes = Columns * kDepth * 2;
+  // relu^2 backward holds all of the tile's activations at once, loaded while the products run.
+  static constexpr int kBuffers = E == Epilogue::kRelu2Backward ? kPieces : 2;  // a consumer warpgroup
+  static constexpr int kStages = E == Epilogue::kRelu2Backward && Columns == 256 ? 3 : 4;
+  static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
+  static constexpr bool kDynamic = F == Form::kWgrad;  // tiles of unequal length are handed out as blocks get free
+};
+
+struct Problem {
+  const bf16* rows;
+  const int* row_index;
+  const int *offset, *count, *tile_expert, *longest_first;
+  int* scheduler;
+  const float* row_weight;
+  float* dot;
+  std::int64_t row_capacity;
+  int experts, row_tiles, column_tiles, depth_steps, inner;  // row_tiles: of one expert's gradient (wgrad)
+};
+
+struct Tile {
+  int row, column_tile, expert, first_step, steps;
+};
+
+template <class K>
+__device__ __forceinline__ int tile_count(const Problem& p) {
+  if (K::kForm == Form::kWgrad) return p.experts * p.row_tiles * p.column_tiles;
+  const int rows = p.offset ? p.offset[p.experts] : static_cast<int>(p.row_capacity);
+  return rows / (kTileRows * K::kBlocks) * p.column_tiles;
+}
+
+template <class K>
+__device__ __forceinline__ Tile tile_at(const Problem& p, int index, int block) {
+  Tile t;
+  if constexpr (K::kForm == Form::kWgrad) {
+    const int per = p.row_tiles * p.column_tiles, place = index / per, r = index - place * per;
+    const int row_tile = r / p.column_tiles;
+    t.column_tile = r - row_tile * p.column_tiles;
+    t.row = (row_tile * K::kBlocks + block) * kTileRows;
+    t.expert = p.longest_first ? p.longest_first[place] : place;
+    t.first_step = p.offset ? p.offset[t.expert] / kDepth : 0;
+    const int rows = p.count ? p.count[t.expert] : static_cast<int>(p.row_capacity);
+    t.steps = (rows + kDepth - 1) / kDepth;
+  } else {
+    const int row_tile = index / p.column_tiles;
+    t.column_tile = index - row_tile * p.column_tiles;
+    t.row = (row_tile * K::kBlocks + block) * kTileRows;
+    t.expert = p.tile_expert ? p.tile_expert[row_tile] : 0;
+    t.first_step = 0;
+    t.steps = p.depth_steps;
+  }
+  return t;
+}
+
+// Where a block keeps what, as addresses in shared memory.
+template <class K>
+struct Shared {
+  std::uint32_t rows, columns, pieces, full, empty, loaded, next_full, next_empty, next;
+  __device__ explicit Shared(const void* raw) {
+    rows = (hopper::smem_address(raw) + 1023) & ~1023u;
+    columns = rows + K::kStages * kRowBytes;
+    pieces = columns + K::kStages * K::kColumnBytes;
+    full = pieces + 2 * K::kBuffers * kBox;
+    empty = full + 8 * K::kStages;
+    loaded = empty + 8 * K::kStages;  // [2] the consumers' activations
+    next_full = loaded + 16;          // [2] the ring of two that hands out tiles
+    next_empty = next_full + 16;
+    next = next_empty + 16;
+  }
+  __device__ void init() const {
+    for (int i = 0; i < K::kStages; ++i) {
+      hopper::barrier_init(full + 8 * i, K::kGather ? 129 : 1);
+      hopper::barrier_init(empty + 8 * i, 2 * K::kBlocks);
+    }
+    for (int i = 0; i < 2; ++i) {
+      hopper::barrier_init(loaded + 8 * i, 1);
+      hopper::barrier_init(next_full + 8 * i, 1);
+      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + 1));  // consumer warps and producer of every block
+    }
+    hopper::barrier_init_fence();
+  }
+};
+
+// A ring position: stage and the parity of its phase.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  std::uint32_t parity;
+  __device__ explicit Ring(std::uint32_t first) : parity(first) {}
+  __device__ void advance() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// The tile after the n-th. Static: a fixed stride. Dynamic: block 0's producer draws it and publishes it to the
+// cluster.
+template <class K>
+__device__ __forceinline__ int next_tile(const Shared<K>& shared, int index, int clusters, int n, bool whole_warp) {
+  if constexpr (!K::kDynamic) return index + clusters;
+  const int slot = n & 1;
+  hopper::barrier_wait(shared.next_full + 8 * slot, (n >> 1) & 1);
+  const int value = hopper::load_word(shared.next + 4 * slot);
+  if (whole_warp) __syncwarp();
+  if (!whole_warp || threadIdx.x % kWarp == 0) {
+    if (K::kBlocks == 1)
+      hopper::barrier_arrive(shared.next_empty + 8 * slot);
+    else
+      hopper::barrier_arrive_at(shared.next_empty + 8 * slot, 0);
+  }
+  return value;
+}
+
+template <class K>
+__device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int value, int block) {
+  const int slot = n & 1;
+  if (block == 0) {
+    hopper::barrier_wait(shared.next_empty + 8 * slot, ((n >> 1) & 1) ^ 1);
+#pragma unroll
+    for (int b = 0; b < K::kBlocks; ++b)
+      hopper::store_at(shared.next + 4 * slot, value, shared.next_full + 8 * slot, b);
+  }
+  hopper::barrier_expect(shared.next_full + 8 * slot, 4);
+}
+
+struct Maps {  // rows: the left operand; columns: the right one; out; active: relu^2's, for backward
+  CUtensorMap rows, columns, out, active;
+};
+
+}  // namespace switchyard::kernels::grouped

@@ -127,7 +127,7 @@ LayerTiming time_moe_layer(const LayerShape& shape, ops::ActivationKind activati
                            int repeats) {
   const Layer layer(shape, activation, device);
   const bool record =
-      device.device.is_cuda() && ops::GroupedProducts::capturable(device.device, device.activation_dtype);
+      device.device.is_cuda() && ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device();
   const auto time = [&](auto forward, bool with_router) {
     return time_passes({forward, [&](const Tensor& out_TD) { layer.differentiate(out_TD, with_router); }},
                        device.index(), record, repeats);

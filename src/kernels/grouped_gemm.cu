@@ -3,6 +3,7 @@
 #include "kernels/cuda_check.h"
 #include "kernels/grouped_gemm.cuh"
 #include "kernels/grouped_gemm.h"
+#include "kernels/tensor_map.h"
 
 namespace switchyard::kernels {
 namespace {
@@ -12,46 +13,6 @@ using grouped::Form;
 using grouped::Kind;
 using grouped::Maps;
 using grouped::Problem;
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// Through the runtime, so that the program does not link the driver and starts where there is none.
-Encode encoder() {
-  static const Encode encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    SWITCHYARD_CUDA(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-    SWITCHYARD_ASSERT(entry != nullptr, "the driver lacks cuTensorMapEncodeTiled; it is older than CUDA 12");
-    return reinterpret_cast<Encode>(entry);
-  }();
-  return encode;
-}
-
-// A contiguous tensor [depth, rows, columns] read or written in boxes of [1, box_rows, 128 bytes], swizzled.
-template <class T>
-CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, std::int64_t depth, int box_rows) {
-  constexpr bool kBf16 = sizeof(T) == 2;
-  const cuuint64_t row_bytes = static_cast<cuuint64_t>(columns) * sizeof(T);
-  const cuuint64_t size[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
-                              static_cast<cuuint64_t>(depth)};
-  const cuuint64_t stride[2] = {row_bytes, row_bytes * size[1]};
-  const cuuint32_t box[3] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows), 1}, step[3] = {1, 1, 1};
-  CUtensorMap map{};
-  const CUresult status =
-      encoder()(&map, kBf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 3,
-                const_cast<T*>(data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  SWITCHYARD_ASSERT(status == CUDA_SUCCESS, "a grouped product was given a tensor that no map can describe");
-  return map;
-}
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
 
 template <class K>
 void launch(const Maps& maps, const Problem& problem, Stream stream) {

@@ -6,6 +6,7 @@
 #include "kernels/cuda_check.h"
 #include "kernels/hopper.cuh"
 #include "kernels/symmetric_product.h"
+#include "kernels/tensor_map.h"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -236,52 +237,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- launch ----
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-Encode tensor_map_encoder() {
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    SWITCHYARD_CUDA(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
-    SWITCHYARD_ASSERT(function && found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<Encode>(function);
-  }();
-  return encode;
-}
-
-// [count, rows, columns] in blocks of block_rows x 64. Reads outside a matrix give 0, writes there are dropped.
-CUtensorMap map_of(const fp16* data, int count, int rows, int columns, int block_rows) {
-  const auto width = static_cast<cuuint64_t>(columns), height = static_cast<cuuint64_t>(rows);
-  const cuuint64_t sizes[3] = {width, height, static_cast<cuuint64_t>(count)};
-  const cuuint64_t strides[2] = {width * 2, width * height * 2};
-  const cuuint32_t block[3] = {64, static_cast<cuuint32_t>(block_rows), 1}, steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, const_cast<fp16*>(data), sizes, strides, block,
-                           steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  SWITCHYARD_ASSERT(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused a matrix");
-  return map;
-}
-
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, value = 0;
-    SWITCHYARD_CUDA(cudaGetDevice(&device));
-    SWITCHYARD_CUDA(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device));
-    return value;
-  }();
-  return count;
-}
-
 template <bool kAcrossA, bool kAcrossB>
 void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
-  const CUtensorMap map_a = kAcrossA ? map_of(a.a, a.count, a.k, a.m, 64) : map_of(a.a, a.count, a.m, a.k, kTile);
-  const CUtensorMap map_b = kAcrossB ? map_of(a.b, a.count, a.k, a.n, 64) : map_of(a.b, a.count, a.n, a.k, kTile);
-  const CUtensorMap map_out = map_of(a.out, a.count, a.m, a.n, 64);
+  const CUtensorMap map_a =
+      kAcrossA ? tensor_map(a.a, a.m, a.k, a.count, 64) : tensor_map(a.a, a.k, a.m, a.count, kTile);
+  const CUtensorMap map_b =
+      kAcrossB ? tensor_map(a.b, a.n, a.k, a.count, 64) : tensor_map(a.b, a.k, a.n, a.count, kTile);
+  const CUtensorMap map_out = tensor_map(a.out, a.n, a.m, a.count, 64);
   const auto kernel = product_kernel<kAcrossA, kAcrossB>;
   SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   kernel<<<std::min(shape.total, 2 * multiprocessors()), kThreads, kSharedBytes, stream>>>(map_a, map_b, map_out,

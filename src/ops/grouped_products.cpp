@@ -59,10 +59,6 @@ const GroupedProducts& GroupedProducts::choose(at::Device device, at::ScalarType
   return loop;
 }
 
-bool GroupedProducts::capturable(at::Device device, at::ScalarType dtype) {
-  return choose(device, dtype).alignment(1, 1) > 1;
-}
-
 Tensor GroupedProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const {
   return forward(permute_rows(x_TD, plan), w_END, plan);
 }

@@ -35,11 +35,11 @@ class GroupedProducts {
   virtual Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const;
   virtual const FusedRelu2* relu2() const { return nullptr; }  // null: not fused
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
+  virtual bool on_device() const { return false; }  // offsets are never read by the host
 
   // The products for a device and type: our kernels on GPUs of capability 9.0 in bf16 (no host read, capturable);
   // elsewhere one product an expert, with the offsets read by the host.
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
-  static bool capturable(at::Device device, at::ScalarType dtype);
 };
 
 // Tokens into the plan's rows, each times the assignment's weight (fp32, or undefined: 1); zeros in padding. [R, D]

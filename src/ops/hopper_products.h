@@ -14,6 +14,7 @@ class HopperProducts : public GroupedProducts {
   Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override;
   const FusedRelu2* relu2() const override;
   int alignment(std::int64_t assignments, int experts) const override;
+  bool on_device() const override { return true; }
 };
 
 bool has_hopper_products(at::Device device, at::ScalarType dtype);

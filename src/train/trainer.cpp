@@ -21,7 +21,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 std::string eager_reason(const Config& config, const ComputeDevice& device) {
   if (!config.moe.use_moe) return "";
   if (config.moe.backend == "reference") return "moe.backend = reference reads counts on the host";
-  if (!ops::GroupedProducts::capturable(device.device, device.activation_dtype))
+  if (!ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device())
     return "expert products other than bf16 on a GPU of capability 9.0 read offsets on the host";
   return "";
 }

@@ -37,9 +37,9 @@ CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, s
   const cuuint64_t stride[2] = {row_bytes, row_bytes * size[1]};
   const cuuint32_t box[3] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows), 1}, step[3] = {1, 1, 1};
   CUtensorMap map{};
-  const CUresult status = tensor_map_encoder()(
-      &map, kType, 3, const_cast<T*>(data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = tensor_map_encoder()(&map, kType, 3, const_cast<T*>(data), size, stride, box, step,
+                                               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   SWITCHYARD_ASSERT(status == CUDA_SUCCESS, "a product was given a tensor that no map can describe");
   return map;
 }

@@ -43,27 +43,28 @@ PreparedData prepare_text(const Config& config, World& world) {
   return data;
 }
 
+int train_as_rank(const CommandLine& line, ResolvedConfig& resolved, World& world) {
+  for (const std::string& note : validate(resolved, world.size(), line.dry_run)) log::info(note);
+  if (!resolved.config.train.init_from.empty())
+    find_checkpoint(resolved.config.train.init_from);  // or an error at once
+  if (line.dry_run) return world.is_main() ? print(dry_run_report(resolved, world.size())) : kExitOk;
+
+  const auto run = [&] {
+    world.control().agree_equal("config", agreed_lines(resolved));
+    share_cores(world.local_size());
+    const ComputeDevice device = choose_device(resolved.config, world.local_rank());
+    const PreparedData data = prepare_text(resolved.config, world);
+    return Trainer(resolved, world, device, data).run();
+  };
+  return with_memory_advice(
+      run, [&] { return memory_advice(resolved.config, estimate_memory(resolved.config, world.size())); });
+}
+
 int train(const CommandLine& line) {
   ResolvedConfig resolved = read_config(line);
   const auto world = World::join({resolved.config.device == "cuda", resolved.config.parallel.timeout_s});
   log::set_rank(world->rank(), world->size());
-  for (const std::string& note : validate(resolved, world->size(), line.dry_run)) log::info(note);
-  if (!resolved.config.train.init_from.empty())
-    find_checkpoint(resolved.config.train.init_from);  // or an error at once
-  if (line.dry_run) return world->is_main() ? print(dry_run_report(resolved, world->size())) : kExitOk;
-
-  const auto advice = [&] { return memory_advice(resolved.config, estimate_memory(resolved.config, world->size())); };
-  return run_guarded(*world, [&] {
-    return with_memory_advice(
-        [&] {
-          world->control().agree_equal("config", agreed_lines(resolved));
-          share_cores(world->local_size());
-          const ComputeDevice device = choose_device(resolved.config, world->local_rank());
-          const PreparedData data = prepare_text(resolved.config, *world);
-          return Trainer(resolved, *world, device, data).run();
-        },
-        advice);
-  });
+  return run_guarded(*world, [&] { return train_as_rank(line, resolved, *world); });
 }
 
 }  // namespace

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+import balance
 import cases
 import config as options
 import model
-import moe
 import optimizers
+import routing
 
 BOUNDS = {"logits": 1e-5, "loss": 1e-6, "aux": 1e-5, "gradients": 1e-5, "step gradients": 1e-5, "update": 1e-4, "curve": 3e-5}
 
@@ -139,11 +140,11 @@ def comparable_update(dump, exact):
 
 def curve(dump, weights):
     weights = {name: w.clone() for name, w in weights.items()}
-    optimizer = optimizers.Optimizer(dump.config, weights)
-    losses = []
+    optimizer, state, losses = optimizers.Optimizer(dump.config, weights), balance.State(), []
     for step in range(len(dump.curve)):
-        gradients, loss = model.gradients(dump.config, weights, dump.of_step(step))
+        gradients, loss = model.gradients(dump.config, weights, dump.of_step(step), state)
         optimizer.apply(weights, gradients)
+        state.after_step(dump.config)
         losses.append(loss)
     return torch.tensor(losses, dtype=torch.float64)
 
@@ -165,7 +166,7 @@ def compare(dump):
 
 
 def smallest_gap(dump):
-    with moe.watched_gaps() as gaps:
+    with routing.watched_gaps() as gaps:
         curve(dump, {name: w.double() for name, w in dump.weights.items()})
     return min(gaps, default=float("inf"))
 

@@ -8,12 +8,22 @@ DEFAULTS = {
     "model": dict(n_layer=12, n_embd=768, head_dim=64, n_head=0, n_kv_head=0, seq_len=1024, vocab_size=32768,
                   mlp="relu2", ffn_hidden=0, norm_weight=False, norm_eps=1e-6, rope_theta=10000.0, qk_norm=True,
                   qk_norm_weight=False, window_pattern="L", value_embeds=True, value_gate_channels=32,
-                  resid_scalars=True, logit_softcap=15.0, tie_head=False, embed_norm=True, dropout=0.0),
+                  resid_scalars=True, logit_softcap=15.0, tie_head=False, embed_norm=True, dropout=0.0,
+                  block="sequential",
+                  inl=dict(enabled=False, mode="adaptive", shared=True, dt=0.1, beta_max=2.0, velocity_max=10.0,
+                           init_alpha=0.9, init_beta=0.1, init_gate=0.5, controller_hidden=64, mu_min=None, mu_max=None)),
     "moe": dict(use_moe=False, moe_freq=1, first_dense=0, n_experts=8, expert_hidden_mult=4, d_expert=0,
-                n_shared_experts=0, d_shared=0),
+                n_shared_experts=0, d_shared=0, capacity_factor=0.0, expert_capacity=0, min_expert_capacity=1,
+                max_expert_capacity=0, capacity_ramp_steps=0, drop_policy="position", overflow="drop",
+                null_expert="zero", reroute_rounds=1, renormalize_after_drop=False, token_importance="none",
+                zero_experts=dict(zero=0, copy=0, constant=0), zero_expert_tau=1.0, flexible_ffn=False,
+                warmup_steps=0, warmup_mode="blend"),
     "router": dict(type="topk", top_k=2, score="softmax", norm_topk_prob=True, routed_scaling_factor=1.0,
                    tie_break="rotate", balance_loss="switch", balance_coef=0.01, balance_topk_normalize=False,
-                   balance_scope="micro", z_loss_coef=0.0),
+                   balance_scope="micro", z_loss_coef=0.0, topk_method="greedy", n_group=1, topk_group=1,
+                   logit_clip=0.0, aux_ramp_steps=0, aux_ramp_start=0.0, aux_ramp_end=1.0, seq_balance_coef=0.0,
+                   bias_balancing=False, bias_update_rate=0.001, reset_interval=0, reset_noise=0.02, reset_until=0,
+                   semantic=False, semantic_dim=0, force_balanced=False),
     "optim": dict(matrix_optimizer="muon", matrix_lr=0.004, router_optimizer="muon", clip_norm=0.0,
                   muon=dict(lr=0.02, momentum_start=0.85, momentum_end=0.95, momentum_warmup_steps=300, nesterov=True,
                             iterations=5, weight_decay=0.2, variance_reduction=False, beta2=0.95),
@@ -48,11 +58,12 @@ def build(overrides=None):
         if not hasattr(place, name):
             raise KeyError(f"no option {key}")
         setattr(place, name, value)
-    model, moe, train = config.model, config.moe, config.train
+    model, moe, router, train = config.model, config.moe, config.router, config.train
     model.n_head = model.n_head or model.n_embd // model.head_dim
     model.n_kv_head = model.n_kv_head or model.n_head
     model.ffn_hidden = model.ffn_hidden or 4 * model.n_embd
     moe.d_expert = moe.d_expert or moe.expert_hidden_mult * model.n_embd
     moe.d_shared = moe.d_shared or moe.d_expert
+    router.semantic_dim = router.semantic_dim or min(256, model.n_embd)
     train.batch_tokens = train.batch_tokens or train.micro_batch * model.seq_len
     return config

@@ -8,6 +8,8 @@ N hidden width, E experts, K experts a token, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+import balance
+import inl
 import moe
 
 GATED = ("swiglu", "geglu")
@@ -45,6 +47,8 @@ def parameter_shapes(config):
     for i in range(m.n_layer):
         for name, shape in block_shapes(config, i).items():
             shapes[f"blocks.{i}.{name}"] = shape
+    if m.inl.enabled and m.inl.shared:
+        shapes.update(inl.shapes(config))
     if m.norm_weight:
         shapes["final_norm.weight"] = (d,)
     if m.resid_scalars:
@@ -69,6 +73,8 @@ def block_shapes(config, layer):
         shapes["mlp.down.weight"] = (d, m.ffn_hidden)
     if m.norm_weight:
         shapes["attn_norm.weight"] = shapes["mlp_norm.weight"] = (d,)
+    if m.inl.enabled and not m.inl.shared:
+        shapes.update(inl.shapes(config))
     return shapes
 
 
@@ -124,26 +130,39 @@ def attention(config, layer, p, n, tokens, table):
     return torch.einsum("bhij,bjhc->bihc", weights, v).reshape(b, s, h * c) @ p["attn.out.weight"].mT
 
 
-def forward(config, parameters, tokens):
-    """tokens [B, S] -> logits [B, S, V] after the soft cap, and the auxiliary loss with its coefficients."""
+def feed_forward(config, layer, p, n, tokens, state):
+    """The second half of a block, dense or sparse: its output and auxiliary loss."""
+    if is_moe(config, layer):
+        return moe.forward(config, p, n, tokens, mlp, state, layer)
+    return mlp(config.model.mlp, n, p["mlp.up.weight"], p["mlp.down.weight"]), 0
+
+
+def block(config, layer, p, x, tokens, table, state):
     m = config.model
+    norm = lambda x, name: rms_norm(x, m.norm_eps, p.get(name))
+    attended = attention(config, layer, p, norm(x, "attn_norm.weight"), tokens, table)
+    before = x if m.block == "parallel" else x + attended
+    y, auxiliary = feed_forward(config, layer, p, norm(before, "mlp_norm.weight"), tokens, state)
+    return x + attended + y, auxiliary
+
+
+def forward(config, parameters, tokens, state=None):
+    """tokens [B, S] -> logits [B, S, V] after the soft cap, and the auxiliary loss with its coefficients.
+    state: a balance.State; by default that of the first step."""
+    m, state = config.model, state or balance.State()
     norm = lambda x, name: rms_norm(x, m.norm_eps, parameters.get(name))
     x = parameters["embed.weight"][tokens]
     if m.embed_norm:
         x = rms_norm(x, m.norm_eps)
-    x0, auxiliary = x, x.new_zeros(())
+    x0, velocity, auxiliary = x, torch.zeros_like(x), x.new_zeros(())
     for i in range(m.n_layer):
         p = {k.removeprefix(f"blocks.{i}."): w for k, w in parameters.items() if k.startswith(f"blocks.{i}.")}
         if m.resid_scalars:
             x = parameters["resid.keep"][i] * x + parameters["resid.again"][i] * x0
-        n = norm(x, f"blocks.{i}.attn_norm.weight")
-        x = x + attention(config, i, p, n, tokens, parameters.get(f"value_embed.{i}.weight"))
-        n = norm(x, f"blocks.{i}.mlp_norm.weight")
-        if is_moe(config, i):
-            y, layer_loss = moe.forward(config, p, n, mlp)
-            x, auxiliary = x + y, auxiliary + layer_loss
-        else:
-            x = x + mlp(m.mlp, n, p["mlp.up.weight"], p["mlp.down.weight"])
+        x, layer_loss = block(config, i, p, x, tokens, parameters.get(f"value_embed.{i}.weight"), state)
+        auxiliary = auxiliary + layer_loss
+        if m.inl.enabled:
+            x, velocity = inl.step(m.inl, parameters if m.inl.shared else p, x, velocity)
     head = parameters["embed.weight" if m.tie_head else "head.weight"]
     logits = norm(x, "final_norm.weight") @ head.mT
     if m.logit_softcap > 0:
@@ -151,19 +170,19 @@ def forward(config, parameters, tokens):
     return logits, auxiliary
 
 
-def losses(config, parameters, tokens, targets):
+def losses(config, parameters, tokens, targets, state=None):
     """Mean cross entropy over targets that are not -1, the auxiliary loss, and the logits."""
-    logits, auxiliary = forward(config, parameters, tokens)
+    logits, auxiliary = forward(config, parameters, tokens, state)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
     return loss, auxiliary, logits
 
 
-def gradients(config, parameters, micro_batches):
+def gradients(config, parameters, micro_batches, state=None):
     """Gradients of the mean over (tokens, targets) micro-batches of loss + auxiliary; also the mean loss."""
     leaves = {name: w.detach().requires_grad_() for name, w in parameters.items()}
     total = 0.0
     for tokens, targets in micro_batches:
-        loss, auxiliary, _ = losses(config, leaves, tokens, targets)
+        loss, auxiliary, _ = losses(config, leaves, tokens, targets, state)
         ((loss + auxiliary) / len(micro_batches)).backward()
         total += loss.item() / len(micro_batches)
     zero = lambda w: torch.zeros_like(w) if w.grad is None else w.grad

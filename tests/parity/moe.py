@@ -1,95 +1,138 @@
-"""The sparse layer and its losses: a loop over experts, the router in the dtype of its input."""
-
-import contextlib
+"""The sparse layer: routing, capacity, a loop over experts, and what joins their sum (specification 2.9)."""
 
 import torch
 
-_gaps = None     # while watched: the smallest gap of each routing
-
-
-@contextlib.contextmanager
-def watched_gaps():
-    """Yields a list that collects, for every routing inside, the smallest distance between a token's last chosen score
-    and the best one not chosen. Below the scores' rounding error, rounding decides where that token goes."""
-    global _gaps
-    _gaps = []
-    try:
-        yield _gaps
-    finally:
-        _gaps = None
+import balance
+import capacity
+import routing
 
 
 def shapes(config, d):
-    m, e = config.moe, config.moe.n_experts
-    rows = 2 if config.model.mlp in ("swiglu", "geglu") else 1
-    out = {"moe.router.weight": (e, d), "moe.experts.up": (e, rows * m.d_expert, d), "moe.experts.down": (e, d, m.d_expert)}
+    """name -> shape of a layer's parameters."""
+    m, r, z, kind = config.moe, config.router, config.moe.zero_experts, config.model.mlp
+    rows = 2 if kind in ("swiglu", "geglu") else 1
+    stack = m.n_experts + (m.overflow == "null_expert" and m.null_expert == "ffn")
+    width = r.semantic_dim if r.semantic else d
+    out = {"moe.experts.up": (stack, rows * m.d_expert, d), "moe.experts.down": (stack, d, m.d_expert)}
+    if r.type == "topk":
+        out["moe.router.weight"] = (routing.columns(m), width)
+    if r.semantic:
+        out["moe.router.project"], out["moe.router.project_bias"] = (width, d), (width,)
+        out["moe.router.scale"] = (1,)
+    if m.token_importance == "learned":
+        out["moe.importance.weight"], out["moe.importance.bias"] = (d,), (1,)
+    if m.overflow == "null_expert" and m.null_expert == "constant":
+        out["moe.null.weight"], out["moe.null.value"] = (2, d), (d,)
+    for j in range(z.constant):
+        out[f"moe.zero.{j}.weight"], out[f"moe.zero.{j}.value"] = (2, d), (d,)
     if m.n_shared_experts:
         width = m.n_shared_experts * m.d_shared
         out["moe.shared.up.weight"], out["moe.shared.down.weight"] = (rows * width, d), (d, width)
+    if m.flexible_ffn:
+        width = config.model.ffn_hidden
+        out["moe.dense.up.weight"], out["moe.dense.down.weight"] = (rows * width, d), (d, width)
+        out["moe.mix"] = (1,)
     return out
 
 
-def choose(scores, top_k, position, rotate):
-    """[T, K] experts of the largest scores. Ties in the order (e - position*K) mod E, or e."""
-    e = scores.shape[-1]
-    turn = position[:, None] * top_k if rotate else torch.zeros_like(position)[:, None]
-    order = (torch.arange(e)[None, :] + turn) % e          # the expert at each rank of the tie order
-    ranked = scores.gather(1, order).argsort(dim=1, descending=True, stable=True)
-    return order.gather(1, ranked[:, :top_k])
+# ---------------------------------------------------------------- experts without products
+def constant(p, name, x):
+    """a1 x + a2 v with (a1, a2) = softmax(W x)."""
+    share = (x @ p[f"{name}.weight"].mT).softmax(-1)
+    return share[:, :1] * x + share[:, 1:] * p[f"{name}.value"]
 
 
-def route(router, logits, position):
-    """Chosen experts [T, K], their weights [T, K] with the scaling factor, and the probabilities [T, E]."""
-    softmax = logits.softmax(-1)
-    scores = {"softmax": softmax, "sigmoid": logits.sigmoid(), "identity": logits}[router.score]
-    chosen = choose(scores.detach(), router.top_k, position, router.tie_break == "rotate")
-    if _gaps is not None and router.top_k < scores.shape[1]:
-        ranked = scores.detach().sort(1, descending=True).values
-        _gaps.append((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min().item())
-    weight = scores.gather(1, chosen)
-    if router.norm_topk_prob and router.top_k > 1:
-        weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-    probability = scores / scores.sum(-1, keepdim=True) if router.score == "sigmoid" else softmax
-    return chosen, weight * router.routed_scaling_factor, probability
+def null_output(config, p, x, expert):
+    """Z(x) of assignments without a place."""
+    kind = config.moe.null_expert
+    if kind == "constant":
+        return constant(p, "moe.null", x)
+    if kind == "ffn":
+        return expert(config.moe.n_experts, x)
+    return x if kind == "copy" else torch.zeros_like(x)
 
 
-def balance_loss(router, chosen, weight, probability):
-    """Over the tokens given: [T, K], [T, K], [T, E]."""
-    tokens, e = probability.shape
-    p = probability.mean(0)
-    if router.balance_loss == "switch":
-        share = torch.bincount(chosen.flatten(), minlength=e).to(p) / tokens
-        return e * (share * p).sum() / (router.top_k if router.balance_topk_normalize else 1)
-    if router.balance_loss == "cv_squared":
-        return e * (p - 1 / e).square().sum()
-    if router.balance_loss == "cv_squared_topk":
-        importance = torch.zeros_like(p).index_add(0, chosen.flatten(), weight.flatten())
-        return importance.var(correction=0) / importance.mean().square()
-    return p.new_zeros(())
+def zero_output(config, p, x, column):
+    """The zero expert of a router column: E.. are zero, then copy, then constant."""
+    z, j = config.moe.zero_experts, column - config.moe.n_experts
+    if j < z.zero:
+        return torch.zeros_like(x)
+    return x if j < z.zero + z.copy else constant(p, f"moe.zero.{j - z.zero - z.copy}", x)
 
 
-def scoped_balance_loss(router, chosen, weight, probability, sequences):
-    """A micro-batch as one, or each sequence and their mean. The sums of chosen weights know no sequences."""
-    if router.balance_scope != "sequence" or router.balance_loss == "cv_squared_topk":
-        return balance_loss(router, chosen, weight, probability)
-    parts = zip(chosen.chunk(sequences), weight.chunk(sequences), probability.chunk(sequences))
-    return torch.stack([balance_loss(router, *part) for part in parts]).mean()
+# ---------------------------------------------------------------- the layer
+def importance_of(config, p, x):
+    if config.moe.token_importance == "learned":
+        return x @ p["moe.importance.weight"] + p["moe.importance.bias"]
+    return x.norm(dim=-1) if config.moe.token_importance == "norm" else None
 
 
-def forward(config, p, n, mlp):
-    """n [B, S, D] -> the layer's output and its weighted auxiliary loss; mlp(kind, x, up, down) is one expert."""
-    router, kind = config.router, config.model.mlp
+def settle(config, choice, importance, step):
+    """After capacity, all [T, K]: final experts, their weights, which assignments have a place, and the weights of those
+    that go to the null expert."""
+    m, router = config.moe, config.router
+    factor = 2 * torch.sigmoid(importance)[:, None] if m.token_importance == "learned" else 1
+    chosen, weight = choice.chosen, choice.weight * factor
+    nothing = torch.zeros_like(weight)
+    limit = capacity.at_step(m, router.top_k, len(chosen), step)
+    if limit is None:
+        return chosen, weight, torch.ones_like(chosen, dtype=torch.bool), nothing
+    priority = capacity.priorities(m.drop_policy, weight, importance)
+    keep = capacity.place(chosen, priority, limit, m.n_experts)
+    if m.overflow == "null_expert":
+        return chosen, weight, keep, weight * ~keep
+    if m.overflow == "reroute":
+        q = choice.q[:, : m.n_experts]
+        chosen, keep = capacity.reroute(chosen, keep, q, priority, limit, m.reroute_rounds)
+        weight = routing.weights(router, choice.scores, chosen) * factor
+    return chosen, capacity.survivors_weight(weight, keep) if m.renormalize_after_drop else weight, keep, nothing
+
+
+def routed_sum(config, p, x, settled, expert):
+    """sum_k weight A(x) over kept assignments + sum_k weight Z(x) over those that overflowed."""
+    chosen, weight, keep, overflow = settled
+    y = overflow.sum(-1, keepdim=True) * null_output(config, p, x, expert)
+    for column in range(routing.columns(config.moe)):
+        token, slot = ((chosen == column) & keep).nonzero(as_tuple=True)
+        run = expert if column < config.moe.n_experts else lambda c, rows: zero_output(config, p, rows, c)
+        y = y.index_add(0, token, run(column, x[token]) * weight[token, slot, None])
+    return y
+
+
+def warm_up(moe, step):
+    return min(1.0, step / moe.warmup_steps) if moe.warmup_steps else 1.0
+
+
+def combine(config, p, x, routed, shared, mlp, m):
+    """Warm-up by blending, and the dense path of flexible_ffn."""
+    if not config.moe.flexible_ffn:
+        return m * routed + shared
+    share = m * torch.sigmoid(p["moe.mix"])
+    dense = mlp(config.model.mlp, x, p["moe.dense.up.weight"], p["moe.dense.down.weight"])
+    return share * (routed + shared) + (1 - share) * dense
+
+
+def forward(config, p, n, ids, mlp, state, layer):
+    """n [B, S, D], ids [B, S] -> the layer's output and its weighted auxiliary loss; mlp(kind, x, up, down) is one
+    expert. state: a balance.State, whose counts grow."""
     b, s, d = n.shape
-    x = n.reshape(b * s, d)
-    logits = x @ p["moe.router.weight"].mT
-    chosen, weight, probability = route(router, logits, torch.arange(s).repeat(b))
-    y = torch.zeros_like(x)
-    for expert in range(config.moe.n_experts):
-        token, slot = (chosen == expert).nonzero(as_tuple=True)
-        rows = mlp(kind, x[token], p["moe.experts.up"][expert], p["moe.experts.down"][expert])
-        y = y.index_add(0, token, rows * weight[token, slot, None])
+    x, kind, experts = n.reshape(b * s, d), config.model.mlp, config.moe.n_experts
+    expert = lambda i, rows: mlp(kind, rows, p["moe.experts.up"][i], p["moe.experts.down"][i])
+    if config.router.type == "token_id":
+        choice = routing.by_token_id(config, ids.reshape(-1), x)
+    else:
+        clean = routing.logits(config.router, p, x)
+        choice = routing.route(config.router, clean, torch.arange(s).repeat(b), state.bias.get(layer))
+    state.count(layer, choice.chosen, routing.columns(config.moe))
+    shared = torch.zeros_like(x)
     if "moe.shared.up.weight" in p:
-        y = y + mlp(kind, x, p["moe.shared.up.weight"], p["moe.shared.down.weight"])
-    balance = scoped_balance_loss(router, chosen, weight, probability, b)
-    z = logits.logsumexp(-1).square().mean()
-    return y.view(b, s, d), router.balance_coef * balance + router.z_loss_coef * z
+        shared = mlp(kind, x, p["moe.shared.up.weight"], p["moe.shared.down.weight"])
+    m = warm_up(config.moe, state.step)
+    if m < 1 and config.moe.warmup_mode == "dense_average":
+        average = sum(expert(i, x) for i in range(experts)) / experts
+        y = (1 - m) * shared + m * average
+    else:
+        settled = settle(config, choice, importance_of(config, p, x), state.step)
+        routed = routed_sum(config, p, x, settled, expert)
+        y = combine(config, p, x, routed, shared, mlp, m)
+    return y.view(b, s, d), balance.auxiliary(config, choice, b, state.step)

@@ -57,7 +57,7 @@ def logical_matrices(config, name, tensor):
     if name.endswith("attn.qkv.weight"):
         return tensor.split([m.n_head * m.head_dim, m.n_kv_head * m.head_dim, m.n_kv_head * m.head_dim])
     matrices = list(tensor) if tensor.dim() == 3 else [tensor]
-    if m.mlp in ("swiglu", "geglu") and name.endswith(("mlp.up.weight", "experts.up", "shared.up.weight")):
+    if m.mlp in ("swiglu", "geglu") and name.endswith(("mlp.up.weight", "experts.up", "shared.up.weight", "dense.up.weight")):
         matrices = [half for matrix in matrices for half in matrix.chunk(2)]
     return matrices
 
@@ -120,6 +120,10 @@ class AdamW:
         weight -= self.lr * factor * (mean / (root + self.eps) + self.decay * weight)
 
 
+# One-dimensional parameters of blocks other than norms.
+VECTORS = ("importance.weight", ".bias", "project_bias", "router.scale", ".value", "moe.mix", "inl.mean")
+
+
 def adamw_group(config, name):
     """lr, beta1 and decay of a parameter that AdamW updates; None for one that Muon does."""
     optim, a = config.optim, config.optim.adamw
@@ -132,7 +136,7 @@ def adamw_group(config, name):
         return a.head_lr * width, a.beta1, a.weight_decay
     if name == "resid.again":
         return a.x0_lr, a.x0_beta1, 0.0
-    if name == "resid.keep" or "norm.weight" in name:
+    if name == "resid.keep" or "norm.weight" in name or name.endswith(VECTORS):
         return a.scalar_lr, a.beta1, 0.0
     if name.endswith("value_gate.weight"):
         return a.gate_lr, a.beta1, a.weight_decay

@@ -9,53 +9,16 @@ import sys
 
 import torch
 
+import balance
 import config as options
 import model
-import moe
 import optimizers
-
-TINY = {"model.n_layer": 2, "model.n_embd": 8, "model.head_dim": 4, "model.seq_len": 6, "model.vocab_size": 11,
-        "model.value_gate_channels": 3, "model.ffn_hidden": 12, "moe.d_expert": 6, "moe.n_experts": 4}
-LLAMA = {"model.mlp": "swiglu", "model.norm_weight": True, "model.value_embeds": False, "model.resid_scalars": False,
-         "model.logit_softcap": 0.0, "model.embed_norm": False, "model.n_head": 4, "model.n_kv_head": 2}
-
-
-def random_parameters(config, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
-    return {name: draw(shape) for name, shape in model.parameter_shapes(config).items()}
-
-
-def close(a, b, bound=1e-10):
-    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
-    return bool((a - b).norm() <= bound * (1 + b.norm()))
+import routing
+import selftest_moe
+from selftest_tools import LLAMA, TINY, close, finite_differences, random_parameters
 
 
 # ---------------------------------------------------------------- the model
-def finite_differences(overrides):
-    """The gradient of loss + auxiliary along a random direction of every parameter, in fp64. The frequencies of the
-    switch loss are counts: constant while no choice changes, which a step of 1e-6 leaves so."""
-    config = options.build({**TINY, **overrides})
-    parameters = random_parameters(config)
-    tokens = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(1))
-    targets = tokens.roll(-1, 1)
-    targets[:, -1] = -1
-    grads, _ = model.gradients(config, parameters, [(tokens, targets)])
-
-    def total(shifted):
-        loss, auxiliary, _ = model.losses(config, shifted, tokens, targets)
-        return (loss + auxiliary).item()
-
-    for name, weight in parameters.items():
-        direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        h = 1e-6 / direction.norm()
-        up, down = ({**parameters, name: weight + sign * h * direction} for sign in (1, -1))
-        slope = (total(up) - total(down)) / (2 * h)
-        if not close((grads[name] * direction).sum(), slope, 1e-6):
-            return False
-    return True
-
-
 def causal(pattern):
     """Changing a token changes no logits before it, nor beyond the reach of two windows of 3."""
     config = options.build({**TINY, "model.seq_len": 6, "model.window_pattern": pattern})
@@ -125,18 +88,19 @@ def router(**keys):
 def zeros_rotate_evenly():
     position = torch.arange(60)
     for e, k in itertools.product((2, 3, 4, 8), (1, 2)):
-        chosen = moe.choose(torch.zeros(60, e), k, position, True)
+        chosen = routing.choose(torch.zeros(60, e), k, position, True)
         count = torch.bincount(chosen.flatten(), minlength=e)
         if count.max() - count.min() > (0 if 60 * k % e == 0 else 1):
             return False
-    return moe.choose(torch.zeros(3, 4), 2, position[:3], False).tolist() == [[0, 1]] * 3
+    return routing.choose(torch.zeros(3, 4), 2, position[:3], False).tolist() == [[0, 1]] * 3
 
 
 def weight_gradient(score, normalize):
     """d loss / d logits for loss = sum g w, against the closed forms."""
     rule = router(score=score, norm_topk_prob=normalize, top_k=2, routed_scaling_factor=1.5)
     logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    chosen, w, p = moe.route(rule, logits, torch.arange(5))
+    choice = routing.route(rule, logits, torch.arange(5))
+    chosen, w, p = choice.chosen, choice.weight, choice.probability
     g = torch.randn(5, 2, dtype=torch.float64)
     (g * w).sum().backward()
     w, p, s, factor = w.detach(), p.detach(), logits.detach().sigmoid().gather(1, chosen), 1.5
@@ -153,12 +117,12 @@ def weight_gradient(score, normalize):
 
 
 def balance_gradient(kind, score):
-    rule = router(score=score, balance_loss=kind)
+    config = options.build({"moe.n_experts": 4, "router.score": score, "router.balance_loss": kind})
     logits = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
-    chosen, w, p = moe.route(rule, logits, torch.arange(7))
-    moe.balance_loss(rule, chosen, w, p).backward()
-    p, t, e = p.detach(), 7, 4
-    f = torch.bincount(chosen.flatten(), minlength=e).double() / t
+    choice = routing.route(config.router, logits, torch.arange(7))
+    balance.balance_loss(config, choice.chosen, choice.weight, choice.probability).backward()
+    p, t, e = choice.probability.detach(), 7, 4
+    f = torch.bincount(choice.chosen.flatten(), minlength=e).double() / t
     if kind == "switch":
         want = e / t * p * (f - (f * p).sum(-1, keepdim=True))
     else:
@@ -170,9 +134,10 @@ def balance_gradient(kind, score):
 
 
 def balance_value(kind, logits, top_k, want, normalize=False):
-    rule = router(balance_loss=kind, top_k=top_k, balance_topk_normalize=normalize)
-    chosen, w, p = moe.route(rule, logits.double(), torch.arange(len(logits)))
-    return close(moe.balance_loss(rule, chosen, w, p), want)
+    config = options.build({"moe.n_experts": 4, "router.balance_loss": kind, "router.top_k": top_k,
+                            "router.balance_topk_normalize": normalize})
+    choice = routing.route(config.router, logits.double(), torch.arange(len(logits)))
+    return close(balance.balance_loss(config, choice.chosen, choice.weight, choice.probability), want)
 
 
 # ---------------------------------------------------------------- optimizers
@@ -277,6 +242,7 @@ for kind_, score_ in itertools.product(("switch", "cv_squared"), ("softmax", "si
     CHECKS[f"balance gradient: {kind_}, {score_}"] = lambda k=kind_, s=score_: balance_gradient(k, s)
 for label_, (overrides_, want_) in WANT_PARAMETERS.items():
     CHECKS[f"parameters: {label_}"] = lambda o=overrides_, w=want_: parameter_count(o) == w
+CHECKS |= selftest_moe.CHECKS
 
 
 def main():

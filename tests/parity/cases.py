@@ -67,9 +67,89 @@ CASES = {
                            "optim.schedule.final_fraction": 0.2, "optim.adamw.scale_lr_with_width": False},
 }
 
+# Each routing feature alone, then together as the presets have them. Five steps: schedules end within three or four.
+FEATURE = {**MOE, "train.steps": 5}
+SIGMOID_BIAS = {**FEATURE, "router.score": "sigmoid", "router.bias_balancing": True, "router.bias_update_rate": 0.03,
+                "router.topk_method": "noaux_tc"}
+GROUPS = {**FEATURE, "moe.n_experts": 8, "router.n_group": 4, "router.topk_group": 2}
+INL = {**FEATURE, "model.inl.enabled": True, "model.inl.beta_max": 0.12}       # near the initial 0.1, so that it binds
+TIGHT = {**FEATURE, "moe.capacity_factor": 0.75}       # 16 rows an expert where 21 are expected
+NULL = {**TIGHT, "moe.overflow": "null_expert"}
+REROUTE = {**TIGHT, "moe.overflow": "reroute"}
+WARM = {**FEATURE, "moe.warmup_steps": 3, "at_step": 1}
+SEMANTIC = {**FEATURE, "router.semantic": True, "router.semantic_dim": 10}
+BALANCE_OFF = {"router.balance_loss": "none", "router.balance_coef": 0.0}
+
+CASES |= {
+    "block parallel": {**FEATURE, "model.block": "parallel"},
+    "block parallel, Llama": {**LLAMA, "model.n_layer": 2, "train.steps": 5, "model.block": "parallel"},
+    "INL": INL,
+    "INL a layer, bounded mean": {**INL, "model.inl.shared": False, "model.inl.mu_min": -0.05, "model.inl.mu_max": 0.08},
+    "INL lite": {**INL, "model.inl.mode": "lite", "model.inl.velocity_max": 0.15, "model.block": "parallel"},
+    "segments": {**FEATURE, "moe.n_experts": 4, "moe.segments": 2, "moe.n_shared_experts": 1, "router.top_k": 1},
+    "capacity, position": TIGHT,
+    "capacity, weight": {**TIGHT, "moe.drop_policy": "weight"},
+    "capacity, norm": {**TIGHT, "moe.drop_policy": "importance", "moe.token_importance": "norm", "model.norm_weight": True},
+    "capacity, learned importance": {**TIGHT, "moe.drop_policy": "importance", "moe.token_importance": "learned"},
+    "capacity, renormalised": {**TIGHT, "moe.renormalize_after_drop": True, "router.norm_topk_prob": False},
+    "capacity, ramp": {**TIGHT, "moe.capacity_ramp_steps": 4, "moe.min_expert_capacity": 5, "moe.max_expert_capacity": 40,
+                       "moe.capacity_factor": 1.25, "at_step": 2},
+    "capacity, rows": {**FEATURE, "moe.expert_capacity": 11, "moe.n_shared_experts": 1},
+    "capacity, reference backend": {**TIGHT, "moe.backend": "reference"},
+    "null zero": NULL,
+    "null copy": {**NULL, "moe.null_expert": "copy", "moe.drop_policy": "weight"},
+    "null constant": {**NULL, "moe.null_expert": "constant"},
+    "null ffn": {**NULL, "moe.null_expert": "ffn"},
+    "null ffn, swiglu": {**LLAMA, **NULL, "moe.null_expert": "ffn"},
+    "reroute": REROUTE,
+    "reroute, 3 rounds, weight": {**REROUTE, "moe.capacity_factor": 1.0, "moe.reroute_rounds": 3,
+                                  "moe.drop_policy": "weight", "router.top_k": 3},
+    "reroute, sigmoid, importance": {**REROUTE, "router.score": "sigmoid", "moe.drop_policy": "importance",
+                                     "moe.token_importance": "learned", "moe.renormalize_after_drop": True},
+    "importance learned": {**FEATURE, "moe.token_importance": "learned"},
+    "zero experts": {**FEATURE, "moe.zero_experts.zero": 1, "moe.zero_experts.copy": 1, "moe.zero_experts.constant": 2,
+                     "moe.zero_expert_tau": 0.4, "router.top_k": 3},
+    "zero experts, capacity": {**TIGHT, "moe.zero_experts.copy": 2, "router.score": "sigmoid", "router.seq_balance_coef": 0.03},
+    "flexible": {**FEATURE, "moe.flexible_ffn": True, "moe.n_shared_experts": 1},
+    "warm-up": {**WARM, "moe.n_shared_experts": 1},
+    "warm-up, flexible": {**WARM, "moe.flexible_ffn": True},
+    "warm-up, dense average": {**WARM, "moe.n_shared_experts": 1, "moe.warmup_mode": "dense_average"},
+    "warm-up, dense average, flexible": {**WARM, "moe.flexible_ffn": True, "moe.warmup_mode": "dense_average"},
+    "token id": {**FEATURE, **BALANCE_OFF, "router.type": "token_id", "router.routed_scaling_factor": 1.6},
+    "token id, capacity": {**TIGHT, **BALANCE_OFF, "router.type": "token_id"},
+    "groups, largest": {**GROUPS, "router.topk_method": "group_limited_greedy"},
+    "groups, two largest, bias": {**GROUPS, **SIGMOID_BIAS, "moe.n_experts": 12, "router.topk_method": "noaux_tc"},
+    "bias": {**SIGMOID_BIAS, **BALANCE_OFF},
+    "bias, softmax": {**SIGMOID_BIAS, "router.score": "softmax"},
+    "logit clip": {**FEATURE, "router.logit_clip": 0.8, "router.z_loss_coef": 0.02},
+    "semantic": SEMANTIC,
+    "semantic, sigmoid, AdamW": {**SEMANTIC, "router.score": "sigmoid", "optim.router_optimizer": "adamw"},
+    "force balanced": {**FEATURE, "moe.n_experts": 8, "router.force_balanced": True},
+    "aux ramp": {**FEATURE, "router.aux_ramp_steps": 4, "router.aux_ramp_start": 1.0, "router.aux_ramp_end": 5.0, "at_step": 3},
+    "sequence term": {**FEATURE, "router.seq_balance_coef": 0.2, "router.score": "sigmoid"},
+    "sequence term, by autograd": {**FEATURE, "router.seq_balance_coef": 0.2, "moe.aux_injection": "autograd", "router.aux_ramp_steps": 4,
+                                   "router.balance_scope": "global", "at_step": 2},
+    "all: DeepSeek style": {
+        **LLAMA, **GROUPS, **SIGMOID_BIAS, "model.n_layer": 3, "moe.first_dense": 1, "moe.n_experts": 8, "router.n_group": 4,
+        "moe.n_shared_experts": 1, "router.top_k": 3, "router.routed_scaling_factor": 2.5, "router.seq_balance_coef": 0.01},
+    "all: MoE Transformer": {
+        **LLAMA, **GROUPS, "router.topk_method": "noaux_tc", "router.n_group": 2, "router.bias_balancing": True,
+        "router.bias_update_rate": 0.02, "router.aux_ramp_steps": 3, "router.aux_ramp_start": 1.0, "router.aux_ramp_end": 5.0,
+        "moe.warmup_steps": 3, "moe.capacity_factor": 1.0, "moe.overflow": "null_expert", "moe.n_shared_experts": 1,
+        "moe.token_importance": "learned", "moe.drop_policy": "importance", "moe.flexible_ffn": True, "at_step": 2},
+    "all: tiny_002": {
+        **REROUTE, "moe.n_experts": 8, "moe.n_shared_experts": 1, "moe.capacity_factor": 1.0, "moe.aux_injection": "autograd"},
+    "all: tiny_003": {
+        **GROUPS, "router.n_group": 2, "router.topk_group": 1, "router.topk_method": "noaux_tc", "router.bias_balancing": True,
+        "moe.capacity_factor": 1.0, "moe.overflow": "null_expert", "moe.null_expert": "copy", "moe.token_importance": "learned",
+        "moe.flexible_ffn": True, "moe.warmup_steps": 3, "router.aux_ramp_steps": 3, "router.semantic": True, "at_step": 2},
+    "all: tiny_004": {**LLAMA, **INL, "moe.n_experts": 4, "router.top_k": 1, "moe.expert_capacity": 14},
+}
+
 
 def options_of(name):
     """(dotted key -> value for the program, extra flags of parity_dump)."""
     keys = {**BASE, **CASES[name]}
     flags = ["--zero_router"] if keys.pop("zero_router", False) else []
-    return keys, flags
+    step = keys.pop("at_step", 0)
+    return keys, flags + (["--at_step", str(step)] if step else [])

@@ -1,6 +1,6 @@
 """Compares the program with the Python model, case by case.
 
-    python compare.py --dump BUILD/bin/parity_dump [--out FOLDER] [--case SUBSTRING] [--gaps]
+    python compare.py --dump BUILD/bin/parity_dump [--out FOLDER] [--case SUBSTRING] [--gaps] [--jobs 2]
 
 For each case parity_dump builds the model, makes every weight non-zero, takes losses, gradients and some steps, and writes
 all of it down; here the same numbers are computed from the written weights and tokens, in fp64, and once more in fp32 to
@@ -15,9 +15,13 @@ matrices whose orthogonalised step is so near 0 that rounding decides whether ca
 import argparse
 import copy
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,7 +77,8 @@ def run_program(dump, folder, name):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "given.json").write_text(json.dumps(given, indent=1))
     command = [str(dump), "--config", str(folder / "given.json"), "--out", str(folder), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}      # waiting threads would take the other cases' cores
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=one_thread)
     if result.returncode != 0:
         raise Mismatch(f"parity_dump ended with {result.returncode}: {(result.stderr or result.stdout).strip()[-400:]}")
 
@@ -81,7 +86,8 @@ def run_program(dump, folder, name):
 class Dump:
     """What the program wrote."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, at_step=0):
+        self.at_step = at_step      # at which the first micro-batch was taken by itself
         read = lambda name: load_file(folder / f"{name}.safetensors")
         self.config = options.load(folder / "config.json")
         self.weights, self.weights_after = read("weights"), read("weights_after")
@@ -106,8 +112,8 @@ def recompute(dump, dtype):
         bad = sorted(set(shapes) ^ set(weights)) or [n for n in shapes if tuple(weights[n].shape) != shapes[n]]
         raise Mismatch(f"parameters differ by name or shape: {bad}")
     with torch.no_grad():
-        loss, auxiliary, logits = model.losses(dump.config, weights, *dump.micro_batches[0])
-    gradients, _ = model.gradients(dump.config, weights, dump.micro_batches[:1])
+        loss, auxiliary, logits = model.losses(dump.config, weights, *dump.micro_batches[0], balance.State(dump.at_step))
+    gradients, _ = model.gradients(dump.config, weights, dump.micro_batches[:1], balance.State(dump.at_step))
     step_gradients, _ = model.gradients(dump.config, weights, dump.of_step(0))
     return {"logits": {"logits": logits}, "loss": {"loss": loss}, "aux": {"aux": auxiliary}, "gradients": gradients,
             "step gradients": step_gradients, "update": first_update(dump, dump.config, dtype), "curve": {"curve": curve(dump, weights)}}
@@ -172,42 +178,47 @@ def smallest_gap(dump):
 
 
 def report(name, errors, dump, show_gap):
-    """Prints a case's line and, below it, what failed. True when nothing did."""
+    """A case's line with what failed below it, and whether nothing did."""
     failures = [what for what, (error, _, _) in errors.items() if error > BOUNDS[what]]
     columns = " ".join(f"{errors[what][0]:8.1e}" for what in BOUNDS)
     floor = max(errors["gradients"][2], errors["logits"][2])
-    print(f"{name:30s} {columns}  {floor:8.1e} {errors['update'][2]:8.1e} {errors['curve'][2]:8.1e}  "
-          f"{'FAILED' if failures else 'passed'}", flush=True)
+    lines = [f"{name:34s} {columns}  {floor:8.1e} {errors['update'][2]:8.1e} {errors['curve'][2]:8.1e}  "
+             f"{'FAILED' if failures else 'passed'}"]
     for what in failures:
         error, tensor, single = errors[what]
-        print(f"    {what}: {tensor} differs by {error:.1e}, bound {BOUNDS[what]:.0e}; fp32 in Python {single:.1e}")
+        lines.append(f"    {what}: {tensor} differs by {error:.1e}, bound {BOUNDS[what]:.0e}; fp32 in Python {single:.1e}")
     if dump.config.moe.use_moe and (show_gap or "curve" in failures):
-        print(f"    smallest gap between a token's last chosen score and the next, over all steps: {smallest_gap(dump):.1e}")
-    return not failures
+        lines.append(f"    smallest gap between what was chosen and what was not, over all steps: {smallest_gap(dump):.1e}")
+    return "\n".join(lines), not failures
+
+
+def run_case(arguments, folder, name):
+    torch.set_num_threads(1)
+    folder = (arguments.out or folder) / name.replace(" ", "_").replace(",", "").replace(":", "")
+    try:
+        run_program(arguments.dump, folder, name)
+        dump = Dump(folder, cases.CASES[name].get("at_step", 0))
+        return report(name, compare(dump), dump, arguments.gaps)
+    except Mismatch as mismatch:
+        return f"{name:34s} FAILED: {mismatch}", False
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dump", required=True, type=Path, help="the program parity_dump")
     parser.add_argument("--out", type=Path, help="folder that keeps the dumps; default: a temporary one")
-    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--case", default="", help="only cases in whose name this regular expression is found")
     parser.add_argument("--gaps", action="store_true", help="print how near the curve's choices of experts come to a tie")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{'':30s} {'error of the program':^62s}  {'of fp32 in Python':^26s}")
-    print(f"{'case':30s} {'logits':>8s} {'loss':>8s} {'aux':>8s} {'grad':>8s} {'steps':>8s} {'update':>8s} {'curve':>8s}"
+    print(f"{'':34s} {'error of the program':^62s}  {'of fp32 in Python':^26s}")
+    print(f"{'case':34s} {'logits':>8s} {'loss':>8s} {'aux':>8s} {'grad':>8s} {'steps':>8s} {'update':>8s} {'curve':>8s}"
           f"  {'grad':>8s} {'update':>8s} {'curve':>8s}")
     passed = failed = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in (n for n in cases.CASES if arguments.case in n):
-            folder = (arguments.out or Path(temporary)) / name.replace(" ", "_").replace(",", "")
-            try:
-                run_program(arguments.dump, folder, name)
-                dump = Dump(folder)
-                good = report(name, compare(dump), dump, arguments.gaps)
-            except Mismatch as mismatch:
-                print(f"{name:30s} FAILED: {mismatch}", flush=True)
-                good = False
+    names = [name for name in cases.CASES if re.search(arguments.case, name)]
+    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(arguments.jobs) as pool:
+        for text, good in pool.map(partial(run_case, arguments, Path(temporary)), names):
+            print(text, flush=True)
             passed, failed = passed + good, failed + (not good)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0

@@ -11,7 +11,7 @@ DEFAULTS = {
                   resid_scalars=True, logit_softcap=15.0, tie_head=False, embed_norm=True, dropout=0.0,
                   block="sequential",
                   inl=dict(enabled=False, mode="adaptive", shared=True, dt=0.1, beta_max=2.0, velocity_max=10.0,
-                           init_alpha=0.9, init_beta=0.1, init_gate=0.5, controller_hidden=64, mu_min=None, mu_max=None)),
+                           init_alpha=0.9, init_beta=0.1, init_gate=0.5, controller_hidden=64, mu_min=0.0, mu_max=0.0)),
     "moe": dict(use_moe=False, moe_freq=1, first_dense=0, n_experts=8, expert_hidden_mult=4, d_expert=0,
                 n_shared_experts=0, d_shared=0, capacity_factor=0.0, expert_capacity=0, min_expert_capacity=1,
                 max_expert_capacity=0, capacity_ramp_steps=0, drop_policy="position", overflow="drop",

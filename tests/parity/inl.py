@@ -27,7 +27,7 @@ def step(inl, p, h, v):
     """(h, v) -> (h', v')."""
     alpha, beta, gamma = coefficients(inl, p, h, v)
     mean = p["inl.mean"]
-    if inl.mu_min is not None or inl.mu_max is not None:
+    if inl.mu_min < inl.mu_max:      # both 0: free
         mean = mean.clamp(inl.mu_min, inl.mu_max)
     v = (alpha * v - beta * (h - mean)).clamp(-inl.velocity_max, inl.velocity_max)
     return h + inl.dt * gamma * v, v

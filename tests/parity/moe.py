@@ -103,36 +103,30 @@ def warm_up(moe, step):
     return min(1.0, step / moe.warmup_steps) if moe.warmup_steps else 1.0
 
 
-def combine(config, p, x, routed, shared, mlp, m):
-    """Warm-up by blending, and the dense path of flexible_ffn."""
-    if not config.moe.flexible_ffn:
-        return m * routed + shared
-    share = m * torch.sigmoid(p["moe.mix"])
-    dense = mlp(config.model.mlp, x, p["moe.dense.up.weight"], p["moe.dense.down.weight"])
-    return share * (routed + shared) + (1 - share) * dense
+def choose(config, p, x, ids, sequences, state, layer):
+    if config.router.type == "token_id":
+        return routing.by_token_id(config, ids.reshape(-1), x)
+    position = torch.arange(len(x) // sequences).repeat(sequences)
+    return routing.route(config.router, routing.logits(config.router, p, x), position, state.bias.get(layer))
 
 
 def forward(config, p, n, ids, mlp, state, layer):
     """n [B, S, D], ids [B, S] -> the layer's output and its weighted auxiliary loss; mlp(kind, x, up, down) is one
     expert. state: a balance.State, whose counts grow."""
-    b, s, d = n.shape
-    x, kind, experts = n.reshape(b * s, d), config.model.mlp, config.moe.n_experts
-    expert = lambda i, rows: mlp(kind, rows, p["moe.experts.up"][i], p["moe.experts.down"][i])
-    if config.router.type == "token_id":
-        choice = routing.by_token_id(config, ids.reshape(-1), x)
+    m, b, x = config.moe, len(n), n.flatten(0, 1)
+    run = lambda rows, up, down: mlp(config.model.mlp, rows, p[f"moe.{up}"], p[f"moe.{down}"])
+    expert = lambda i, rows: mlp(config.model.mlp, rows, p["moe.experts.up"][i], p["moe.experts.down"][i])
+    choice = choose(config, p, x, ids, b, state, layer)
+    state.count(layer, choice.chosen, routing.columns(m))
+    shared = run(x, "shared.up.weight", "shared.down.weight") if m.n_shared_experts else 0
+    done, share = warm_up(m, state.step), 1
+    if done < 1 and m.warmup_mode == "dense_average":
+        y = (1 - done) * shared + done * sum(expert(i, x) for i in range(m.n_experts)) / m.n_experts
     else:
-        clean = routing.logits(config.router, p, x)
-        choice = routing.route(config.router, clean, torch.arange(s).repeat(b), state.bias.get(layer))
-    state.count(layer, choice.chosen, routing.columns(config.moe))
-    shared = torch.zeros_like(x)
-    if "moe.shared.up.weight" in p:
-        shared = mlp(kind, x, p["moe.shared.up.weight"], p["moe.shared.down.weight"])
-    m = warm_up(config.moe, state.step)
-    if m < 1 and config.moe.warmup_mode == "dense_average":
-        average = sum(expert(i, x) for i in range(experts)) / experts
-        y = (1 - m) * shared + m * average
-    else:
-        settled = settle(config, choice, importance_of(config, p, x), state.step)
-        routed = routed_sum(config, p, x, settled, expert)
-        y = combine(config, p, x, routed, shared, mlp, m)
-    return y.view(b, s, d), balance.auxiliary(config, choice, b, state.step)
+        routed = routed_sum(config, p, x, settle(config, choice, importance_of(config, p, x), state.step), expert)
+        share = done if m.flexible_ffn else 1
+        y = (1 if m.flexible_ffn else done) * routed + shared
+    if m.flexible_ffn:
+        share = share * torch.sigmoid(p["moe.mix"])
+        y = share * y + (1 - share) * run(x, "dense.up.weight", "dense.down.weight")
+    return y.view_as(n), balance.auxiliary(config, choice, b, state.step)

@@ -1,11 +1,11 @@
 // Writes down what this program computes, for the Python model to compute again (compare.py):
-//   parity_dump --config FILE --out FOLDER [--zero_router] [--any.key value ...]
+//   parity_dump --config FILE --out FOLDER [--zero_router] [--at_step N] [--any.key value ...]
 // The model is the config's with every weight moved away from its initial value, so that no gradient is 0; the steps
 // run through the trainer's own TrainStep. In FOLDER, all values fp32:
 //   config.json                every key, resolved
 //   weights.safetensors        before anything ran
 //   tokens.safetensors         inputs, targets int64 [M, B, S]; step s takes micro-batches s*A .. s*A+A-1, modulo M
-//   forward.safetensors        of micro-batch 0: logits [B, S, V], loss, aux (sum of the weighted auxiliary losses)
+//   forward.safetensors        of micro-batch 0 at step N: logits [B, S, V], loss, aux (sum of the weighted auxiliary losses)
 //   gradients.safetensors      of micro-batch 0
 //   gradients_step.safetensors of the first step's A micro-batches, their mean
 //   weights_after.safetensors  after the first step
@@ -35,6 +35,7 @@ constexpr std::int64_t kMicroBatches = 8;
 const std::vector<AppOption> kOptions = {
     {"out", "FOLDER", "", "where everything is written"},
     {"zero_router", "", "false", "leave routers at 0, so that all experts tie"},
+    {"at_step", "N", "0", "step of the micro-batch that is taken by itself; the steps begin at 0"},
 };
 
 // A CPU world of one: model, optimizer and step, as the trainer builds them.
@@ -130,6 +131,7 @@ void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folde
 double one_step(Run& run, const std::vector<Batch>& batches, std::int64_t step, const std::string& folder) {
   const OptimConfig& optim = run.config.optim;
   const std::int64_t steps = run.config.train.steps;
+  run.model.set_step(step);
   run.scalars.set_schedule(step, learning_rate_factor(optim.schedule, step, steps), muon_momentum(optim.muon, step),
                            weight_decay_factor(step, steps));
   for (std::int64_t i = 0; i < run.accumulation; ++i)
@@ -157,6 +159,7 @@ int dump(const CommandLine& line) {
   perturb(run.model.store(), line.own.at("zero_router") == "true");
   write_safetensors(folder + "/weights.safetensors", copies(run.model.store(), &Parameter::master));
   const std::vector<Batch> batches = random_text(resolved.config, folder);
+  run.model.set_step(std::stoll(line.own.at("at_step")));
   dump_one_micro_batch(run, batches[0], folder);
   std::vector<std::string> losses;
   for (std::int64_t step = 0; step < resolved.config.train.steps; ++step)

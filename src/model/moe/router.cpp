@@ -37,7 +37,7 @@ Routing TopkRouter::route(const at::Tensor& logits_TE, const StepContext& step) 
   rule.scale = config_.routed_scaling_factor;
 
   Routing routing;
-  routing.scores = ops::router_scores(logits_TE, at::Tensor(), rule);
+  routing.scores = ops::router_scores(logits_TE, {}, rule);
   routing.tokens = logits_TE.size(0);
   routing.group_size = rule.group_size ? rule.group_size : routing.tokens;
   routing.experts = experts_;

@@ -8,8 +8,9 @@ namespace {
 Tensor drawn(Noise kind, std::int64_t tokens, std::int64_t columns, std::uint64_t site, const DropoutKey& key,
              const std::int64_t* window) {
   Tensor out = at::empty({tokens, columns}, key.step.options().dtype(at::kFloat));
-  const kernels::NoiseDraw draw{out.data_ptr<float>(), window,      key.step.data_ptr<std::int64_t>(), key.seed, site,
-                                tokens,                key.seq_len, static_cast<int>(columns),         kind};
+  const kernels::NoiseDraw draw{
+      out.data_ptr<float>(),     window, key.step.data_ptr<std::int64_t>(), key.seed, site, tokens, key.seq_len,
+      static_cast<int>(columns), kind};
   if (out.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
     kernels::noise(draw, current_stream(out));

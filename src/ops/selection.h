@@ -1,8 +1,8 @@
 // ops/selection.h: what a choice is made of beside the logits: scores q for router_scores, or choices outright. Plain
 // ATen, no gradients, no shape that depends on data.
 //
-// Columns [0, E) of q are the real experts; zero experts (moe_spec E10) may follow them up to E', and neither groups nor
-// whole-expert dropout touch those.
+// Columns [0, E) of q are the real experts; zero experts (moe_spec E10) may follow them up to E', and neither groups
+// nor whole-expert dropout touch those.
 #pragma once
 
 #include <vector>

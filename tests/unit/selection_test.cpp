@@ -260,8 +260,8 @@ TEST(ExpertDropout, EnoughSurviveWhenAllWouldDrop) {
 
 TEST(ExpertDropout, LeavesZeroExperts) {
   const Tensor dropped = at::tensor({1, 0, 1}).to(at::kBool), q = at::zeros({2, 5});
-  EXPECT_TRUE(at::equal(without_experts(q, dropped).isfinite(),
-                        at::tensor({0, 1, 0, 1, 1}).to(at::kBool).expand({2, 5})));
+  EXPECT_TRUE(
+      at::equal(without_experts(q, dropped).isfinite(), at::tensor({0, 1, 0, 1, 1}).to(at::kBool).expand({2, 5})));
 }
 
 // ---- choices that no score makes ----

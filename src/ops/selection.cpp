@@ -1,5 +1,6 @@
 #include "ops/selection.h"
 
+#include <algorithm>
 #include <limits>
 
 namespace switchyard::ops {
@@ -50,8 +51,8 @@ Tensor limit_groups(const Tensor& q_TE, int experts, const GroupLimit& limit, co
 }
 
 Tensor dropped_experts(const Tensor& u_E, double p, int top_k, const GroupLimit& limit) {
-  const std::int64_t survivors = (top_k + limit.kept - 1) / limit.kept;
   const Tensor u = u_E.view({limit.groups, -1});
+  const std::int64_t survivors = std::min<std::int64_t>((top_k + limit.kept - 1) / limit.kept, u.size(1));
   const Tensor largest = std::get<1>(u.topk(survivors, 1));
   return (u < p).scatter(1, largest, false).view({-1});
 }

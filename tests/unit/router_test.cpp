@@ -183,7 +183,9 @@ TEST(TopkRouter, ClippedLogitsSaturateAndTheZLossSeesThemWhole) {
     EXPECT_TRUE(at::equal(got.scores.expert_TK, want.expert_TK));
     const Tensor outside = logits.detach().abs().gt(1);
     EXPECT_GT(outside.sum().item<double>(), 50);
-    const auto loss = [](const ops::RouterScores& s) { return s.weight_TK.square().sum() + s.prob_sum_GE.square().sum(); };
+    const auto loss = [](const ops::RouterScores& s) {
+      return s.weight_TK.square().sum() + s.prob_sum_GE.square().sum();
+    };
     EXPECT_LT(largest_difference(gradient_of(loss(got.scores), logits),
                                  gradient_of(loss(want), clipped).masked_fill(outside, 0)),
               1e-12);
@@ -214,13 +216,14 @@ TEST(TopkRouter, ActsInTheOrderOfTheSpecification) {
   rule.score = ops::Score::kSigmoid;
   const Tensor logits = bench.input().logits_TE.detach().clamp(-2, 2);
   const ops::GroupLimit groups{4, 2, true};
-  const Tensor dropped = ops::dropped_experts(
-      ops::step_uniform(16, draw_site(RouterDraw::kDropout, 3), step.dropout), 0.4, 4, groups);
+  const Tensor dropped =
+      ops::dropped_experts(ops::step_uniform(16, draw_site(RouterDraw::kDropout, 3), step.dropout), 0.4, 4, groups);
   ASSERT_GT(dropped.sum().item<int>(), 0);
-  Tensor q = at::sigmoid(logits + 0.3 * ops::noise(ops::Noise::kGumbel, kTokens, 18, draw_site(RouterDraw::kNoise, 3),
-                                                   step.dropout));
+  Tensor q = at::sigmoid(
+      logits + 0.3 * ops::noise(ops::Noise::kGumbel, kTokens, 18, draw_site(RouterDraw::kNoise, 3), step.dropout));
   q = ops::limit_groups(ops::without_experts(q + bench.state.bias_LE[1], dropped), 16, groups, rule);
-  const ops::RouterScores got = bench.route(step).scores, want = ops::router_scores(logits, {Tensor(), q, Tensor()}, rule);
+  const ops::RouterScores got = bench.route(step).scores,
+                          want = ops::router_scores(logits, {Tensor(), q, Tensor()}, rule);
   EXPECT_TRUE(at::equal(got.expert_TK, want.expert_TK));
   EXPECT_TRUE(at::equal(got.weight_TK, want.weight_TK));
   EXPECT_EQ(got.count_GE.narrow(1, 0, 16).masked_select(dropped.unsqueeze(0)).sum().item<int>(), 0);
@@ -234,9 +237,9 @@ TEST(TopkRouter, TheBiasActsThroughTheChoiceAlone) {
   const ops::RouterScores without = bench.route(step_of(true)).scores;
   bench.state.bias_LE = 0.1 * random({2, 8}, 4);
   const ops::RouterScores with = bench.route(step_of(true)).scores;
-  expect_same(with,
-              ops::router_scores(bench.input().logits_TE, {bench.state.bias_LE[1], Tensor(), Tensor()}, rule_of(config)),
-              "bias");
+  expect_same(
+      with, ops::router_scores(bench.input().logits_TE, {bench.state.bias_LE[1], Tensor(), Tensor()}, rule_of(config)),
+      "bias");
   const Tensor same = with.expert_TK.eq(without.expert_TK).all(1);
   EXPECT_FALSE(same.all().item<bool>());
   EXPECT_TRUE(at::equal(with.weight_TK.index({same}), without.weight_TK.index({same})));

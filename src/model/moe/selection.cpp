@@ -34,8 +34,8 @@ at::Tensor ExpertSelection::scores(const at::Tensor& logits_TE, const ops::Routi
   at::Tensor logits = logits_TE.detach();
   if (step.training && noise_scale_ > 0) {
     const auto kind = gaussian_ ? ops::Noise::kGaussian : ops::Noise::kGumbel;
-    const at::Tensor noise = ops::noise(kind, logits.size(0), logits.size(1),
-                                        draw_site(RouterDraw::kNoise, place_.layer), step.dropout);
+    const at::Tensor noise =
+        ops::noise(kind, logits.size(0), logits.size(1), draw_site(RouterDraw::kNoise, place_.layer), step.dropout);
     logits = logits + noise_scale_ * noise;
   }
   at::Tensor q = ops::scores_of(logits, rule.score);

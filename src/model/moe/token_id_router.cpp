@@ -21,12 +21,13 @@ Routing TokenIdRouter::route(const RouterInput& in, const StepContext& step) con
   }
   const at::Tensor column = at::arange(experts_, expert.options());
   Routing routing;
-  routing.scores = {expert,
-                    weight,
-                    expert.unsqueeze(2).eq(column).sum({0, 1}).to(at::kInt).unsqueeze(0),
-                    at::zeros({1, experts_}, floats),
-                    at::zeros({experts_}, floats),
-                    at::zeros({1}, floats)};
+  ops::RouterScores& scores = routing.scores;
+  scores.expert_TK = expert;
+  scores.weight_TK = weight;
+  scores.count_GE = expert.unsqueeze(2).eq(column).sum(at::IntArrayRef{0, 1}).to(at::kInt).unsqueeze(0);
+  scores.prob_sum_GE = at::zeros({1, experts_}, floats);
+  scores.importance_E = at::zeros({experts_}, floats);
+  scores.z_sum = at::zeros({1}, floats);
   routing.tokens = routing.group_size = expert.size(0);
   routing.experts = experts_;
   routing.top_k = top_k_;

@@ -70,10 +70,11 @@ def auxiliary(config, choice, sequences, step):
 
 
 class State:
-    """What routing depends on besides weights: the step, each layer's selection bias and counts since the last step."""
+    """What a pass depends on besides weights: the step, each layer's selection bias and counts since the last step, and
+    the random draws of the micro-batch at hand (philox.Draws)."""
 
     def __init__(self, step=0):
-        self.step, self.bias, self.counts = step, {}, {}
+        self.step, self.bias, self.counts, self.draws = step, {}, {}, None
 
     def count(self, layer, chosen, e):
         self.counts[layer] = self.counts.get(layer, 0) + torch.bincount(chosen.flatten(), minlength=e)

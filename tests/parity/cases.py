@@ -129,6 +129,14 @@ CASES |= {
     "sequence term": {**FEATURE, "router.seq_balance_coef": 0.2, "router.score": "sigmoid"},
     "sequence term, by autograd": {**FEATURE, "router.seq_balance_coef": 0.2, "moe.aux_injection": "autograd", "router.aux_ramp_steps": 4,
                                    "router.balance_scope": "global", "at_step": 2},
+    "gumbel": {**FEATURE, "router.noise": "gumbel", "router.noise_scale": 0.5, "at_step": 2},
+    "gaussian, bias": {**SIGMOID_BIAS, "router.noise": "gaussian"},
+    "jitter": {**FEATURE, "router.noise": "jitter", "router.noise_scale": 0.1, "at_step": 2},
+    "expert dropout": {**FEATURE, "moe.expert_dropout": 0.4, "at_step": 2},
+    "expert dropout, groups": {**GROUPS, "router.topk_method": "noaux_tc", "moe.expert_dropout": 0.5, "router.top_k": 3},
+    "hidden dropout": {**FEATURE, "moe.expert_hidden_dropout": 0.3, "at_step": 2},
+    "hidden dropout, swiglu, capacity": {**LLAMA, **TIGHT, "moe.expert_hidden_dropout": 0.3},
+    "dropout": {**FEATURE, "model.dropout": 0.2, "at_step": 2},
     "all: DeepSeek style": {
         **LLAMA, **GROUPS, **SIGMOID_BIAS, "model.n_layer": 3, "moe.first_dense": 1, "moe.n_experts": 8, "router.n_group": 4,
         "moe.n_shared_experts": 1, "router.top_k": 3, "router.routed_scaling_factor": 2.5, "router.seq_balance_coef": 0.01},
@@ -138,7 +146,8 @@ CASES |= {
         "moe.warmup_steps": 3, "moe.capacity_factor": 1.0, "moe.overflow": "null_expert", "moe.n_shared_experts": 1,
         "moe.token_importance": "learned", "moe.drop_policy": "importance", "moe.flexible_ffn": True, "at_step": 2},
     "all: tiny_002": {
-        **REROUTE, "moe.n_experts": 8, "moe.n_shared_experts": 1, "moe.capacity_factor": 1.0, "moe.aux_injection": "autograd"},
+        **REROUTE, "router.noise": "gumbel", "moe.expert_dropout": 0.1, "moe.n_experts": 8, "moe.n_shared_experts": 1,
+        "moe.capacity_factor": 1.0, "moe.aux_injection": "autograd"},
     "all: tiny_003": {
         **GROUPS, "router.n_group": 2, "router.topk_group": 1, "router.topk_method": "noaux_tc", "router.bias_balancing": True,
         "moe.capacity_factor": 1.0, "moe.overflow": "null_expert", "moe.null_expert": "copy", "moe.token_importance": "learned",

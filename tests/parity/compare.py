@@ -93,7 +93,8 @@ class Dump:
         self.weights, self.weights_after = read("weights"), read("weights_after")
         self.forward, self.gradients, self.step_gradients = read("forward"), read("gradients"), read("gradients_step")
         tokens = read("tokens")
-        self.micro_batches = list(zip(tokens["inputs"], tokens["targets"]))
+        windows = torch.arange(tokens["inputs"].shape[:2].numel()).view(tokens["inputs"].shape[:2])
+        self.micro_batches = list(zip(tokens["inputs"], tokens["targets"], windows.tolist()))
         self.curve = torch.tensor(json.loads((folder / "steps.json").read_text())["loss"], dtype=torch.float64)
         sequences = self.config.train.micro_batch * self.config.model.seq_len
         self.accumulation = self.config.train.batch_tokens // sequences
@@ -112,7 +113,7 @@ def recompute(dump, dtype):
         bad = sorted(set(shapes) ^ set(weights)) or [n for n in shapes if tuple(weights[n].shape) != shapes[n]]
         raise Mismatch(f"parameters differ by name or shape: {bad}")
     with torch.no_grad():
-        loss, auxiliary, logits = model.losses(dump.config, weights, *dump.micro_batches[0], balance.State(dump.at_step))
+        loss, auxiliary, logits = model.losses(dump.config, weights, *dump.micro_batches[0], state=balance.State(dump.at_step))
     gradients, _ = model.gradients(dump.config, weights, dump.micro_batches[:1], balance.State(dump.at_step))
     step_gradients, _ = model.gradients(dump.config, weights, dump.of_step(0))
     return {"logits": {"logits": logits}, "loss": {"loss": loss}, "aux": {"aux": auxiliary}, "gradients": gradients,

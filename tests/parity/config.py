@@ -17,11 +17,11 @@ DEFAULTS = {
                 max_expert_capacity=0, capacity_ramp_steps=0, drop_policy="position", overflow="drop",
                 null_expert="zero", reroute_rounds=1, renormalize_after_drop=False, token_importance="none",
                 zero_experts=dict(zero=0, copy=0, constant=0), zero_expert_tau=1.0, flexible_ffn=False,
-                warmup_steps=0, warmup_mode="blend"),
+                warmup_steps=0, warmup_mode="blend", expert_dropout=0.0, expert_hidden_dropout=0.0),
     "router": dict(type="topk", top_k=2, score="softmax", norm_topk_prob=True, routed_scaling_factor=1.0,
                    tie_break="rotate", balance_loss="switch", balance_coef=0.01, balance_topk_normalize=False,
                    balance_scope="micro", z_loss_coef=0.0, topk_method="greedy", n_group=1, topk_group=1,
-                   logit_clip=0.0, aux_ramp_steps=0, aux_ramp_start=0.0, aux_ramp_end=1.0, seq_balance_coef=0.0,
+                   logit_clip=0.0, noise="none", noise_scale=1.0, aux_ramp_steps=0, aux_ramp_start=0.0, aux_ramp_end=1.0, seq_balance_coef=0.0,
                    bias_balancing=False, bias_update_rate=0.001, reset_interval=0, reset_noise=0.02, reset_until=0,
                    semantic=False, semantic_dim=0, force_balanced=False),
     "optim": dict(matrix_optimizer="muon", matrix_lr=0.004, router_optimizer="muon", clip_norm=0.0,
@@ -31,7 +31,7 @@ DEFAULTS = {
                              x0_lr=0.5, beta1=0.8, x0_beta1=0.96, beta2=0.95, eps=1e-10, weight_decay=0.0,
                              scale_lr_with_width=True),
                   schedule=dict(shape="linear", warmup_steps=0, warmdown_fraction=0.5, final_fraction=0.0)),
-    "train": dict(steps=50, micro_batch=2, batch_tokens=0),
+    "train": dict(steps=50, micro_batch=2, batch_tokens=0, seed=3),
 }
 
 

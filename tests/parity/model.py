@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import balance
 import inl
 import moe
+import philox
 
 GATED = ("swiglu", "geglu")
 
@@ -94,8 +95,9 @@ def activate(kind, pre):
     return {"swiglu": F.silu, "geglu": F.gelu}[kind](gate) * value
 
 
-def mlp(kind, x, up, down):
-    return activate(kind, x @ up.mT) @ down.mT
+def mlp(kind, x, up, down, mask=1):
+    """mask multiplies hidden units."""
+    return (activate(kind, x @ up.mT) * mask) @ down.mT
 
 
 def rotate(x, theta):
@@ -140,16 +142,19 @@ def feed_forward(config, layer, p, n, tokens, state):
 def block(config, layer, p, x, tokens, table, state):
     m = config.model
     norm = lambda x, name: rms_norm(x, m.norm_eps, p.get(name))
-    attended = attention(config, layer, p, norm(x, "attn_norm.weight"), tokens, table)
+    drop = lambda y, site: y * state.draws.keep(site, y.shape[-1], m.dropout).view_as(y).to(y) if m.dropout > 0 else y
+    attended = drop(attention(config, layer, p, norm(x, "attn_norm.weight"), tokens, table), 2 * layer)
     before = x if m.block == "parallel" else x + attended
     y, auxiliary = feed_forward(config, layer, p, norm(before, "mlp_norm.weight"), tokens, state)
-    return x + attended + y, auxiliary
+    return x + attended + drop(y, 2 * layer + 1), auxiliary
 
 
-def forward(config, parameters, tokens, state=None):
+def forward(config, parameters, tokens, state=None, windows=None):
     """tokens [B, S] -> logits [B, S, V] after the soft cap, and the auxiliary loss with its coefficients.
-    state: a balance.State; by default that of the first step."""
+    state: a balance.State; by default that of the first step. windows: the sequences' numbers, for random draws."""
     m, state = config.model, state or balance.State()
+    windows = range(len(tokens)) if windows is None else windows
+    state.draws = philox.Draws(config.train.seed, state.step, windows, tokens.shape[1])
     norm = lambda x, name: rms_norm(x, m.norm_eps, parameters.get(name))
     x = parameters["embed.weight"][tokens]
     if m.embed_norm:
@@ -170,19 +175,19 @@ def forward(config, parameters, tokens, state=None):
     return logits, auxiliary
 
 
-def losses(config, parameters, tokens, targets, state=None):
+def losses(config, parameters, tokens, targets, windows=None, state=None):
     """Mean cross entropy over targets that are not -1, the auxiliary loss, and the logits."""
-    logits, auxiliary = forward(config, parameters, tokens, state)
+    logits, auxiliary = forward(config, parameters, tokens, state, windows)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
     return loss, auxiliary, logits
 
 
 def gradients(config, parameters, micro_batches, state=None):
-    """Gradients of the mean over (tokens, targets) micro-batches of loss + auxiliary; also the mean loss."""
+    """Gradients of the mean over micro-batches (tokens, targets[, windows]) of loss + auxiliary; also the mean loss."""
     leaves = {name: w.detach().requires_grad_() for name, w in parameters.items()}
     total = 0.0
-    for tokens, targets in micro_batches:
-        loss, auxiliary, _ = losses(config, leaves, tokens, targets, state)
+    for micro_batch in micro_batches:
+        loss, auxiliary, _ = losses(config, leaves, *micro_batch, state=state)
         ((loss + auxiliary) / len(micro_batches)).backward()
         total += loss.item() / len(micro_batches)
     zero = lambda w: torch.zeros_like(w) if w.grad is None else w.grad

@@ -4,6 +4,7 @@ import torch
 
 import balance
 import capacity
+import philox
 import routing
 
 
@@ -88,14 +89,18 @@ def settle(config, choice, importance, step):
     return chosen, capacity.survivors_weight(weight, keep) if m.renormalize_after_drop else weight, keep, nothing
 
 
-def routed_sum(config, p, x, settled, expert):
-    """sum_k weight A(x) over kept assignments + sum_k weight Z(x) over those that overflowed."""
+def routed_sum(config, p, x, settled, expert, hidden):
+    """sum_k weight A(x) over kept assignments + sum_k weight Z(x) over those that overflowed. hidden [T, K, N] multiplies
+    hidden units."""
     chosen, weight, keep, overflow = settled
     y = overflow.sum(-1, keepdim=True) * null_output(config, p, x, expert)
     for column in range(routing.columns(config.moe)):
         token, slot = ((chosen == column) & keep).nonzero(as_tuple=True)
-        run = expert if column < config.moe.n_experts else lambda c, rows: zero_output(config, p, rows, c)
-        y = y.index_add(0, token, run(column, x[token]) * weight[token, slot, None])
+        if column < config.moe.n_experts:
+            rows = expert(column, x[token], 1 if hidden is None else hidden[token, slot])
+        else:
+            rows = zero_output(config, p, x[token], column)
+        y = y.index_add(0, token, rows * weight[token, slot, None])
     return y
 
 
@@ -104,10 +109,21 @@ def warm_up(moe, step):
 
 
 def choose(config, p, x, ids, sequences, state, layer):
-    if config.router.type == "token_id":
+    m, router, e = config.moe, config.router, routing.columns(config.moe)
+    if router.type == "token_id":
         return routing.by_token_id(config, ids.reshape(-1), x)
+    noise, dropped, read = None, torch.zeros(m.n_experts, dtype=torch.bool), x
+    if router.noise in ("gumbel", "gaussian"):
+        noise = router.noise_scale * getattr(state.draws, router.noise)(philox.NOISE + layer, e).to(x)
+    if router.noise == "jitter":
+        u = state.draws.open_uniform(philox.JITTER + layer, x.shape[1]).to(x)
+        read = x * (1 + router.noise_scale * (2 * u - 1))
+    if m.expert_dropout > 0:
+        u = state.draws.shared_uniform(philox.EXPERTS + layer, m.n_experts)
+        dropped = routing.dropped_experts(u, m.expert_dropout, router)
     position = torch.arange(len(x) // sequences).repeat(sequences)
-    return routing.route(config.router, routing.logits(config.router, p, x), position, state.bias.get(layer))
+    logits = routing.logits(router, p, read)
+    return routing.route(router, logits, position, state.bias.get(layer), noise, dropped)
 
 
 def forward(config, p, n, ids, mlp, state, layer):
@@ -115,7 +131,7 @@ def forward(config, p, n, ids, mlp, state, layer):
     expert. state: a balance.State, whose counts grow."""
     m, b, x = config.moe, len(n), n.flatten(0, 1)
     run = lambda rows, up, down: mlp(config.model.mlp, rows, p[f"moe.{up}"], p[f"moe.{down}"])
-    expert = lambda i, rows: mlp(config.model.mlp, rows, p["moe.experts.up"][i], p["moe.experts.down"][i])
+    expert = lambda i, rows, mask=1: mlp(config.model.mlp, rows, p["moe.experts.up"][i], p["moe.experts.down"][i], mask)
     choice = choose(config, p, x, ids, b, state, layer)
     state.count(layer, choice.chosen, routing.columns(m))
     shared = run(x, "shared.up.weight", "shared.down.weight") if m.n_shared_experts else 0
@@ -123,7 +139,11 @@ def forward(config, p, n, ids, mlp, state, layer):
     if done < 1 and m.warmup_mode == "dense_average":
         y = (1 - done) * shared + done * sum(expert(i, x) for i in range(m.n_experts)) / m.n_experts
     else:
-        routed = routed_sum(config, p, x, settle(config, choice, importance_of(config, p, x), state.step), expert)
+        hidden = None
+        if m.expert_hidden_dropout > 0:
+            hidden = state.draws.keep_hidden(philox.HIDDEN + layer, m.d_expert, m.expert_hidden_dropout, config.router.top_k).to(x)
+        settled = settle(config, choice, importance_of(config, p, x), state.step)
+        routed = routed_sum(config, p, x, settled, expert, hidden)
         share = done if m.flexible_ffn else 1
         y = (1 if m.flexible_ffn else done) * routed + shared
     if m.flexible_ffn:

@@ -159,7 +159,9 @@ int dump(const CommandLine& line) {
   perturb(run.model.store(), line.own.at("zero_router") == "true");
   write_safetensors(folder + "/weights.safetensors", copies(run.model.store(), &Parameter::master));
   const std::vector<Batch> batches = random_text(resolved.config, folder);
-  run.model.set_step(std::stoll(line.own.at("at_step")));
+  const std::int64_t at_step = std::stoll(line.own.at("at_step"));
+  run.model.set_step(at_step);
+  run.scalars.step.fill_(at_step);
   dump_one_micro_batch(run, batches[0], folder);
   std::vector<std::string> losses;
   for (std::int64_t step = 0; step < resolved.config.train.steps; ++step)

@@ -4,6 +4,7 @@ Shapes: T tokens of one micro-batch, E columns of the router (zero experts inclu
 """
 
 import contextlib
+import math
 from types import SimpleNamespace
 
 import torch
@@ -70,9 +71,9 @@ def mask_groups(router, q, position):
     """q with -inf outside each token's best topk_group groups of consecutive experts. A group's score is the sum of its
     two largest q (DeepSeek-V3) or its largest (V2); equal groups: the one with the smallest expert in the tie order."""
     t, e = q.shape
-    grouped = q.view(t, router.n_group, e // router.n_group)
-    best = 1 if router.topk_method == "group_limited_greedy" else min(2, grouped.shape[-1])
-    value = grouped.topk(best, -1).values.sum(-1)
+    grouped = q.reshape(t, router.n_group, e // router.n_group)
+    best = grouped.topk(1 if router.topk_method == "group_limited_greedy" else min(2, grouped.shape[-1]), -1).values
+    value = best[..., 0] + best[..., 1:].masked_fill(best[..., 1:] == -math.inf, 0).sum(-1)      # of one left: its own
     order = tie_order(position, e, router.top_k, router.tie_break == "rotate")
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(e).expand(t, e))
     first = rank.view_as(grouped).amin(-1)
@@ -81,7 +82,7 @@ def mask_groups(router, q, position):
     if router.topk_group < router.n_group:
         in_order = value.gather(1, ranked)
         watch((in_order[:, router.topk_group - 1] - in_order[:, router.topk_group]).min())
-    return grouped.masked_fill(~keep[..., None], float("-inf")).view(t, e)
+    return grouped.masked_fill(~keep[..., None], -math.inf).view(t, e)
 
 
 def sorted_by(first, value):
@@ -90,10 +91,20 @@ def sorted_by(first, value):
     return order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
-def select(router, q, position):
-    """[T, K] from the selection scores q."""
-    if router.topk_method != "greedy" and router.n_group > 1:
-        q = mask_groups(router, q, position)
+def dropped_experts(u, p, router):
+    """[E] bool: whole experts that sit a step out, u < p, but of each group the largest u stay, as many as let any
+    topk_group groups serve top_k."""
+    grouped = router.n_group > 1
+    stay = math.ceil(router.top_k / router.topk_group) if grouped else router.top_k
+    of_group = u.view(router.n_group if grouped else 1, -1)
+    lucky = torch.zeros_like(of_group, dtype=torch.bool).scatter(1, of_group.topk(min(stay, of_group.shape[1]), 1).indices, True)
+    return (u < p) & ~lucky.view(-1)
+
+
+def select(router, q, position, experts):
+    """[T, K] from the selection scores q, and q with the experts outside the kept groups at -inf."""
+    if router.n_group > 1:
+        q = torch.cat([mask_groups(router, q[:, :experts], position), q[:, experts:]], 1)
     if router.top_k < q.shape[1]:
         ranked = q.sort(1, descending=True).values
         watch((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).min())
@@ -117,16 +128,21 @@ def by_token_id(config, ids, like):
     return SimpleNamespace(chosen=chosen, weight=weight, logits=None, scores=None, probability=None, q=None)
 
 
-def route(router, clean, position, bias=None):
-    """clean [T, E] logits -> the experts chosen, their weights, scores, probabilities, and the selection scores q."""
+def route(router, clean, position, bias=None, noise=None, dropped=None):
+    """clean [T, E'] logits -> the experts chosen, their weights, scores, probabilities, and the selection scores q.
+    noise [T, E'] moves the choice alone; dropped [E] experts are never chosen; columns beyond E are zero experts."""
     clipped = clean.clamp(-router.logit_clip, router.logit_clip) if router.logit_clip > 0 else clean
     scores = score(router, clipped)
-    q = scores.detach() if bias is None else scores.detach() + bias
     if router.force_balanced:
-        t, k, e = *torch.meshgrid(position, torch.arange(router.top_k), indexing="ij"), clean.shape[1]
-        chosen = (t * router.top_k + k) % e
+        t, k = torch.arange(len(clean))[:, None], torch.arange(router.top_k)
+        chosen, q = (t * router.top_k + k) % clean.shape[1], None
     else:
-        chosen, q = select(router, q, position)
+        q = (scores if noise is None else score(router, clipped + noise)).detach()
+        q = q if bias is None else q + bias
+        experts = clean.shape[1] if dropped is None else len(dropped)
+        if dropped is not None:
+            q = torch.cat([q[:, :experts].masked_fill(dropped, -math.inf), q[:, experts:]], 1)
+        chosen, q = select(router, q, position, experts)
     probability = scores / scores.sum(-1, keepdim=True) if router.score == "sigmoid" else clipped.softmax(-1)
     return SimpleNamespace(chosen=chosen, weight=weights(router, scores, chosen), logits=clean, scores=scores,
                            probability=probability, q=q)

@@ -223,6 +223,9 @@ DIFFERENCES = {
     "ramp": ({**SPARSE, "router.aux_ramp_steps": 4, "router.aux_ramp_end": 3.0}, 1),
     "semantic": {**SPARSE, "router.semantic": True, "router.semantic_dim": 3},
     "force balanced": {**SPARSE, "router.force_balanced": True},
+    "jitter": {**SPARSE, "router.noise": "jitter", "router.noise_scale": 0.1},
+    "gumbel, whole experts dropped": {**SPARSE, "router.noise": "gumbel", "moe.expert_dropout": 0.5},
+    "dropout, of hidden units too": {**SPARSE, "model.dropout": 0.3, "moe.expert_hidden_dropout": 0.3},
 }
 
 CHECKS = {

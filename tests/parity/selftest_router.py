@@ -8,6 +8,7 @@ import balance
 import config as options
 import inl
 import model
+import philox
 import routing
 from selftest_tools import TINY, close, random_parameters, random_text
 
@@ -86,6 +87,41 @@ def cosine_gradients():
             and close(p["moe.router.project_bias"].grad, ds.sum(0)) and close(p["moe.router.scale"].grad, (dl * l.detach()).sum())
             and l.abs().max() <= 2 and big.abs().max() <= 100 and at_cap.item() == 0
             and bool(routing.logits(r, {**p, "moe.router.project_bias": torch.zeros(3, dtype=d64)}, 0 * x).isfinite().all()))
+
+
+# ---------------------------------------------------------------- random draws
+def philox_known_answers():
+    """Of the authors' kat_vectors."""
+    answers = {(0, 0, 0): (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+               (philox.MASK64,) * 3: (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)}
+    return all(tuple(philox.blocks(k, low, high).tolist()) == want for (k, low, high), want in answers.items())
+
+
+def gumbel_draws_from_softmax():
+    """With K = 1 the choice's frequency is softmax(l)."""
+    draws, l = philox.Draws(5, 2, range(4000), 10), torch.tensor([1.0, 0.0, -1.0, 0.5, 2.0], dtype=torch.float64)
+    count = torch.bincount((l + draws.gumbel(7, 5)).argmax(-1), minlength=5) / 40000
+    return bool((count - l.softmax(-1)).abs().max() < 0.01)
+
+
+def gaussian_moments():
+    z = philox.Draws(5, 2, range(4000), 10).gaussian(7, 3)
+    return bool(z.mean().abs() < 0.01 and (z.var() - 1).abs() < 0.01 and abs((z[:, 0] * z[:, 1]).mean()) < 0.02)
+
+
+def noise_moves_the_choice_alone():
+    logits, noise = torch.randn(2, 20, 4, dtype=torch.float64)
+    noisy = routing.route(rule(score="sigmoid"), logits, torch.arange(20), noise=noise)
+    return close(noisy.chosen.double(), (logits + noise).topk(2).indices) and close(noisy.weight.sum(-1), torch.ones(20)) and torch.equal(
+        noisy.weight, routing.weights(rule(score="sigmoid"), logits.sigmoid(), noisy.chosen))
+
+
+def some_experts_stay():
+    u = torch.tensor([0.1, 0.6, 0.2, 0.3, 0.05, 0.01, 0.9, 0.02])
+    alone = routing.dropped_experts(u, 0.5, rule(top_k=2)).tolist() == [True, False, True, True, True, True, False, True]
+    all_gone = routing.dropped_experts(u, 1.0, rule(top_k=2)).sum() == 6
+    grouped = routing.dropped_experts(u, 1.0, rule(top_k=3, n_group=2, topk_group=2))
+    return alone and bool(all_gone) and (~grouped).nonzero().flatten().tolist() == [1, 3, 4, 6]
 
 
 # ---------------------------------------------------------------- balance
@@ -172,6 +208,11 @@ CHECKS = {
     "logit clip": clip_saturates,
     "force balanced": balanced_by_force,
     "cosine gradients": cosine_gradients,
+    "Philox": philox_known_answers,
+    "gumbel": gumbel_draws_from_softmax,
+    "gaussian": gaussian_moments,
+    "noise moves the choice alone": noise_moves_the_choice_alone,
+    "some experts stay": some_experts_stay,
     "ramp corners": ramp_corners,
     "sequence term": sequence_term,
     "z-loss of equal logits": z_loss_of_equal_logits,

@@ -42,7 +42,7 @@ def finite_differences(overrides, step=0):
     grads, _ = model.gradients(config, parameters, [(tokens, targets)], balance.State(step))
 
     def total(shifted):
-        loss, auxiliary, _ = model.losses(config, shifted, tokens, targets, balance.State(step))
+        loss, auxiliary, _ = model.losses(config, shifted, tokens, targets, state=balance.State(step))
         return (loss + auxiliary).item()
 
     for name, weight in parameters.items():

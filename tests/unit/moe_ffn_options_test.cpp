@@ -103,22 +103,27 @@ TEST(HiddenDropout, MatchesTheLoopOverExpertsWithTheSameMask) {
 
 // The definition, drawn here number by number.
 TEST(HiddenDropout, TheMaskIsThatOfTheDefinition) {
-  const HiddenDropout dropout = draws(0.3, {4, 900, 17}, at::kCPU);
-  const Tensor mask = at::ones({72, 30});
-  drop_hidden_(mask, assignment_ids(dropout.key, 36, 2).view(-1), at::full({1}, 72, at::kInt), dropout);
-  const std::vector<std::int64_t> windows = {4, 900, 17};
-  double kept = 0;
-  for (int t = 0; t < 36; ++t)
-    for (int k = 0; k < 2; ++k)
-      for (int n = 0; n < 30; ++n) {
+  for (const at::Device device : devices()) {
+    const HiddenDropout dropout = draws(0.3, {4, 900, 17}, device);
+    const Tensor rows = at::ones({72, 40}, device),
+                 in_use = at::full({1}, 70, at::TensorOptions(at::kInt).device(device));
+    drop_hidden_(rows, assignment_ids(dropout.key, 36, 2).view(-1), in_use, dropout);
+    const Tensor mask = rows.cpu();
+    EXPECT_TRUE(mask.narrow(0, 70, 2).eq(1).all().item<bool>()) << "rows that are not in use";
+    const std::vector<std::int64_t> windows = {4, 900, 17};
+    double kept = 0;
+    for (int row = 0; row < 70; ++row)
+      for (int n = 0; n < 40; ++n) {
+        const int t = row / 2, k = row % 2;
         const std::int64_t id = (windows[t / 12] * 12 + t % 12) * 2 + k;
         const Words4 w = philox(kernels::dropout_key(77, 5, 3), id, n / 4);
         const std::uint32_t word[4] = {w.x, w.y, w.z, w.w};
         const bool keep = to_uniform(word[n % 4]) >= 0.3f;
-        ASSERT_FLOAT_EQ(mask[t * 2 + k][n].item<float>(), keep ? 1 / 0.7f : 0.0f) << t << " " << k << " " << n;
+        ASSERT_FLOAT_EQ(mask[row][n].item<float>(), keep ? 1 / 0.7f : 0.0f) << t << " " << k << " " << n;
         kept += keep;
       }
-  EXPECT_NEAR(kept / (72 * 30), 0.7, 4 * std::sqrt(0.21 / (72 * 30)));
+    EXPECT_NEAR(kept / (70 * 40), 0.7, 4 * std::sqrt(0.21 / (70 * 40)));
+  }
 }
 
 TEST(HiddenDropout, DoesNotDependOnTheOrderOfRowsOrOnWhoHoldsTheSequence) {

@@ -9,6 +9,8 @@ namespace switchyard::ops {
 
 using kernels::Score;
 
+Score parse_score(const std::string& name);  // softmax, sigmoid, identity; asserts on others
+
 struct RoutingRule {
   int top_k = 2;
   int seq_len = 1;              // a token's position in its sequence breaks ties
@@ -33,6 +35,9 @@ struct RouterScores {
 // logits [T, E] fp32 (fp64 in tests); selection_bias [E] fp32 is added for the choice only, or undefined.
 RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
 RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
+
+// s in plain ATen: the kernels', within rounding.
+Tensor scores_of(const Tensor& logits_TE, Score score);
 
 struct RouterLogits {
   Tensor logits_TE;

@@ -11,11 +11,6 @@ Init router_init(const RouterConfig& config, std::int64_t width) {
   return {Init::Kind::kConstant, 0.0};
 }
 
-ops::Score parse_score(const std::string& name) {
-  if (name == "sigmoid") return ops::Score::kSigmoid;
-  return name == "identity" ? ops::Score::kIdentity : ops::Score::kSoftmax;
-}
-
 }  // namespace
 
 std::shared_ptr<Router> make_router(ParameterStore& store, const std::string& name, const Config& config,
@@ -37,7 +32,7 @@ Routing TopkRouter::route(const RouterInput& in, const StepContext& step) const 
   rule.seq_len = step.seq_len;
   rule.first_position = step.first_position;
   rule.group_size = config_.balance_scope == "sequence" ? step.seq_len : 0;
-  rule.score = parse_score(config_.score);
+  rule.score = ops::parse_score(config_.score);
   rule.normalize = config_.norm_topk_prob;
   rule.rotate_ties = config_.tie_break == "rotate";
   rule.scale = config_.routed_scaling_factor;

@@ -19,6 +19,12 @@ bool has_null_experts(const MoeConfig& moe) {
   return overflows || moe.zero_experts.copy + moe.zero_experts.constant > 0;
 }
 
+at::Tensor scores_of(const Routing& routing, const RouterConfig& config, const StepContext& step) {
+  const at::Tensor& logits = routing.logits_TE;  // padding may hold anything, and 0 times NaN is NaN in backward
+  return ops::scores_of(step.real_T.defined() ? logits.masked_fill(step.real_T.logical_not().unsqueeze(1), 0) : logits,
+                        ops::parse_score(config.score));
+}
+
 at::Tensor number_of(const at::Tensor& marked_TK) { return marked_TK.sum().view({1}); }
 
 // Where ties begin: the router's order (e - position K) mod E' over the columns that are real experts.
@@ -87,7 +93,7 @@ ops::Placement Dispatcher::placed(Routing& routing, const at::Tensor& importance
   const at::Tensor none = at::zeros({1}, weight_TK.options().dtype(at::kLong));
   routing.diverted = {none, none, none};
   if (moe.overflow == "reroute") {
-    const at::Tensor scores_TE = ops::scores_of(routing.logits_TE, ops::parse_score(config_.router.score));
+    const at::Tensor scores_TE = scores_of(routing, config_.router, step);
     const ops::Rerouted rerouted = this->rerouted(placement, routing, scores_TE.detach(), priority, step);
     const at::Tensor moved_TK =
         ops::rerouted_weight(routing.scores.weight_TK, scores_TE, routing.scores.expert_TK, rerouted,

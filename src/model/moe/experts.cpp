@@ -1,10 +1,9 @@
 #include "model/moe/experts.h"
 
+#include "model/moe/selection.h"
+
 namespace switchyard {
 namespace {
-
-// Apart from the blocks' dropouts (numbers of layers) and the routers' draws (1 to 3 in the upper half).
-constexpr std::uint64_t kHiddenDropoutSite = std::uint64_t{4} << 32;
 
 std::int64_t up_rows(const ExpertShape& shape) {
   return ops::is_gated(shape.activation) ? 2 * shape.hidden : shape.hidden;
@@ -33,7 +32,7 @@ Experts::Experts(ParameterStore& store, const std::string& name, const ExpertSha
       fp8_(policy.converts(name + ".up") && policy.converts(name + ".down") ? policy.fp8_grouped : nullptr) {}
 
 ops::HiddenDropout Experts::hidden_dropout(const StepContext& step) const {
-  return {step.training ? hidden_dropout_ : 0, kHiddenDropoutSite | static_cast<std::uint64_t>(layer_), step.dropout};
+  return {step.training ? hidden_dropout_ : 0, draw_site(RouterDraw::kHidden, layer_), step.dropout};
 }
 
 at::Tensor Experts::forward(const at::Tensor& x_TD, const Dispatched& rows, const StepContext& step) const {

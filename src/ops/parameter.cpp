@@ -78,18 +78,23 @@ const char* to_string(ParameterKind kind) {
       return "x0 scalars";
     case ParameterKind::kNorm:
       return "norms";
+    case ParameterKind::kInlController:
+      return "INL controllers";
+    case ParameterKind::kInlVector:
+      return "INL vectors";
   }
   return "?";
 }
 
 bool computes_in_fp32(ParameterKind kind) {
   return kind == ParameterKind::kRouter || kind == ParameterKind::kKeepScalar || kind == ParameterKind::kAgainScalar ||
-         kind == ParameterKind::kNorm;
+         kind == ParameterKind::kNorm || kind == ParameterKind::kInlVector;
 }
 
 bool is_block_matrix(ParameterKind kind) {
   return kind == ParameterKind::kAttention || kind == ParameterKind::kMlp || kind == ParameterKind::kRouter ||
-         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert;
+         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert ||
+         kind == ParameterKind::kInlController;
 }
 
 Parameter::Parameter(std::string name_, ParameterKind kind_, std::vector<std::int64_t> shape_, Init init_,
@@ -105,6 +110,12 @@ std::int64_t Parameter::count() const { return product(shape); }
 
 std::int64_t Parameter::logical_matrices() const {
   return (shape.size() == 3 ? shape[0] : 1) * static_cast<std::int64_t>(row_split.size());
+}
+
+thread_local int UsesAreCounted::depth_ = 0;
+
+void Parameter::use() const {
+  if (!UsesAreCounted::here()) ++pending_;
 }
 
 void Parameter::grad_added() const {

@@ -29,14 +29,14 @@ Tensor clamped_mu(const Call& call) {
   return at::clamp(mu, bound(call.rule.mu_min), bound(call.rule.mu_max));
 }
 
-// The half of W_a that reads h, or v; the third of W_b that makes one coefficient.
+// The half of W_a that reads h, or v; the third of W_b, b_b or their gradients that makes one coefficient.
 Tensor columns(const Parameter* in, int half) {
   const std::int64_t width = in->shape[1] / 2;
   return in->compute.detach().narrow(1, half * width, width);
 }
-Tensor rows(const Parameter* out, int which) {
-  const std::int64_t width = out->shape[0] / 3;
-  return out->compute.detach().narrow(0, which * width, width);
+Tensor third(const Tensor& of, int which) {
+  const std::int64_t width = of.size(0) / 3;
+  return of.narrow(0, which * width, width);
 }
 
 // The controller's hidden layer before silu [T, C], in the state's type.
@@ -58,8 +58,8 @@ Value coefficient(const Call& call, Coefficient which, const Tensor& active, con
     const double constants[] = {rule.alpha, std::min(rule.beta, rule.beta_max), rule.gate};
     return {at::full({1, 1}, constants[which], like.options()), Tensor()};
   }
-  const Parameter* bias[] = {c.alpha_bias, c.beta_bias, c.gate_bias};
-  const Tensor raw = at::mm(active, rows(c.out, which).t()).to(like.scalar_type()).add_(bias[which]->master);
+  const Tensor product = at::mm(active, third(c.out->compute.detach(), which).t());
+  const Tensor raw = product.to(like.scalar_type()) + third(c.out_bias->master, which);
   Tensor slope;
   if (which != kBeta) {
     const Tensor s = at::sigmoid(raw);
@@ -139,19 +139,19 @@ class Inl : public torch::autograd::Function<Inl> {
   static void through_controller(const InlController& c, const std::vector<Tensor>& d, const variable_list& saved,
                                  const Tensor& active, Tensor& d_h, Tensor& d_v) {
     const Tensor &h = saved[0], &v = saved[1], &pre = saved[2];
-    const Parameter* bias[] = {c.alpha_bias, c.beta_bias, c.gate_bias};
     const std::int64_t width = h.size(1);
     Tensor d_active;
     for (int which = 0; which < 3; ++which) {
       const Tensor d_raw = d[static_cast<std::size_t>(which)].to(h.scalar_type());
-      const Tensor part = at::mm(d_raw, rows(c.out, which)).to(pre.scalar_type());
-      d_active = which == 0 ? part : d_active.add_(part);
-      add_product(c.out->grad.narrow(0, which * width, width), d_raw, active);
-      add_to(bias[which], d[static_cast<std::size_t>(which)].sum(0));
+      const Tensor part = at::mm(d_raw, third(c.out->compute.detach(), which)).to(pre.scalar_type());
+      d_active = which == 0 ? part : d_active + part;
+      add_product(third(c.out->grad, which), d_raw, active);
+      third(c.out_bias->grad, which).add_(d[static_cast<std::size_t>(which)].sum(0));
     }
     c.out->grad_added();
+    c.out_bias->grad_added();
     const Tensor s = at::sigmoid(pre);
-    const Tensor d_pre = d_active.mul_(s * (1 + pre * (1 - s)));
+    const Tensor d_pre = d_active * s * (1 + pre * (1 - s));
     add_to(c.in_bias, d_pre.sum(0));
     const Tensor d_low = d_pre.to(h.scalar_type());
     add_product(c.in->grad.narrow(1, 0, width), d_low, h);
@@ -167,8 +167,7 @@ class Inl : public torch::autograd::Function<Inl> {
 InlState inl(const InlState& in, const Parameter& mu_D, const InlController& controller, const InlRule& rule) {
   if (at::GradMode::is_enabled()) {
     mu_D.use();
-    for (const Parameter* p : {controller.in, controller.in_bias, controller.out, controller.alpha_bias,
-                               controller.beta_bias, controller.gate_bias})
+    for (const Parameter* p : {controller.in, controller.in_bias, controller.out, controller.out_bias})
       if (p) p->use();
   }
   auto call = c10::make_intrusive<Call>();
@@ -184,10 +183,8 @@ InlState inl_reference(const InlState& in, const Parameter& mu_D, const InlContr
          gate = at::full({1}, rule.gate, h.options());
   if (c.in) {
     const Tensor active = at::silu(at::mm(at::cat({h, v}, 1), attach(*c.in).to(type).t()) + attach(*c.in_bias));
-    const auto raw = at::mm(active, attach(*c.out).to(type).t()).chunk(3, 1);
-    alpha = at::sigmoid(raw[0] + attach(*c.alpha_bias));
-    beta = at::softplus(raw[1] + attach(*c.beta_bias));
-    gate = at::sigmoid(raw[2] + attach(*c.gate_bias));
+    const auto raw = (at::mm(active, attach(*c.out).to(type).t()) + attach(*c.out_bias)).chunk(3, 1);
+    alpha = at::sigmoid(raw[0]), beta = at::softplus(raw[1]), gate = at::sigmoid(raw[2]);
   }
   Tensor mu = attach(mu_D);
   if (rule.mu_min) mu = mu.clamp_min(*rule.mu_min);

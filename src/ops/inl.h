@@ -9,12 +9,10 @@ namespace switchyard::ops {
 
 // The controller that makes the coefficients; all null: they are the constants of InlRule.
 struct InlController {
-  const Parameter* in = nullptr;       // W_a [C, 2D]: D columns for h, then D for v
-  const Parameter* in_bias = nullptr;  // b_a [C]
-  const Parameter* out = nullptr;      // W_b [3D, C]: D rows for alpha, beta and gamma each
-  const Parameter* alpha_bias = nullptr;
-  const Parameter* beta_bias = nullptr;
-  const Parameter* gate_bias = nullptr;  // b_b, a third each [D]
+  const Parameter* in = nullptr;        // W_a [C, 2D]: D columns for h, then D for v
+  const Parameter* in_bias = nullptr;   // b_a [C]
+  const Parameter* out = nullptr;       // W_b [3D, C]: D rows for alpha, beta and gamma each
+  const Parameter* out_bias = nullptr;  // b_b [3D]
 };
 
 struct InlRule {

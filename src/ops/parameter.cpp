@@ -170,6 +170,12 @@ void ParameterStore::initialize(std::uint64_t seed) {
       parameter->master.fill_(parameter->init.scale);
       continue;
     }
+    if (parameter->init.kind == Init::Kind::kPieces) {
+      const std::vector<double>& pieces = parameter->init.pieces;
+      const auto parts = parameter->master.chunk(static_cast<std::int64_t>(pieces.size()), 0);
+      for (std::size_t i = 0; i < pieces.size(); ++i) parts[i].fill_(pieces[i]);
+      continue;
+    }
     Tensor values = at::empty(parameter->shape, at::kFloat);
     const Init::Kind kind = parameter->init.kind;
     const Init drawn = kind == Init::Kind::kOrthogonalRows ? Init{Init::Kind::kNormal, 1.0} : parameter->init;

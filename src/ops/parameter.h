@@ -39,8 +39,9 @@ bool is_block_matrix(ParameterKind kind);
 
 // Initial values: a function of (seed, name, index) alone, so no weight depends on layers, ranks or placement.
 struct Init {
-  enum class Kind { kConstant, kUniform, kNormal, kOrthogonalRows } kind = Kind::kConstant;
+  enum class Kind { kConstant, kUniform, kNormal, kOrthogonalRows, kPieces } kind = Kind::kConstant;
   double scale = 0;  // the constant, the bound of the uniform, the deviation of the normal, 1 / the rows' norm
+  std::vector<double> pieces = {};  // of equal parts of the first dimension, a constant each
 };
 
 class Parameter {

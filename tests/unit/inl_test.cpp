@@ -50,9 +50,7 @@ struct Weights {
       controller.in = &store.add("in", ParameterKind::kInlController, {c.hidden, 2 * c.width}, wide);
       controller.in_bias = &store.add("in_bias", ParameterKind::kInlVector, {c.hidden}, wide);
       controller.out = &store.add("out", ParameterKind::kInlController, {3 * c.width, c.hidden}, wide);
-      controller.alpha_bias = &store.add("alpha", ParameterKind::kInlVector, {c.width}, wide);
-      controller.beta_bias = &store.add("beta", ParameterKind::kInlVector, {c.width}, wide);
-      controller.gate_bias = &store.add("gate", ParameterKind::kInlVector, {c.width}, wide);
+      controller.out_bias = &store.add("out_bias", ParameterKind::kInlVector, {3 * c.width}, wide);
     }
     store.allocate(device, type, store.contiguous(), type);
     store.initialize(11);

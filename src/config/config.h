@@ -8,6 +8,22 @@
 
 namespace switchyard {
 
+struct InlConfig {
+  bool enabled = false;
+  std::string mode = "adaptive";  // adaptive, lite
+  bool shared = true;             // one module for all blocks
+  double dt = 0.1;
+  double beta_max = 2.0;
+  double velocity_max = 10;
+  double init_alpha = 0.9;
+  double init_beta = 0.1;
+  double init_gate = 0.5;
+  int controller_hidden = 64;
+  double mu_min = 0;  // both 0: mu is not clamped
+  double mu_max = 0;
+  bool carry_velocity = false;
+};
+
 struct ModelConfig {
   int depth = 0;  // shorthand: sets n_layer, and n_embd with aspect_ratio (0: unset)
   int aspect_ratio = 64;
@@ -33,8 +49,16 @@ struct ModelConfig {
   bool tie_head = false;
   bool embed_norm = true;
   double dropout = 0;
-  std::string init = "nanochat";  // nanochat, llama
-  double init_std = 0.02;         // of init = llama
+  std::string block = "sequential";  // sequential, parallel
+  std::string init = "nanochat";     // nanochat, llama
+  double init_std = 0.02;            // of init = llama
+  InlConfig inl;
+};
+
+struct ZeroExpertsConfig {
+  int zero = 0;
+  int copy = 0;
+  int constant = 0;
 };
 
 struct MoeConfig {
@@ -50,10 +74,36 @@ struct MoeConfig {
   std::string init = "uniform";       // uniform, normal
   double init_std = 0.02;             // of init = normal
   std::string aux_injection = "sum";  // sum, autograd
+  int segments = 1;
+  double capacity_factor = 0;            // 0: dropless
+  int expert_capacity = 0;               // rows; 0: from capacity_factor
+  int min_expert_capacity = 1;           // rows
+  int max_expert_capacity = 0;           // rows; 0: what capacity_factor gives
+  int capacity_ramp_steps = 0;           // from min to max; 0: no ramp
+  double eval_capacity_factor = 0;       // 0: evaluation drops nothing
+  std::string drop_policy = "position";  // position, weight, importance
+  std::string overflow = "drop";         // drop, null_expert, reroute
+  std::string null_expert = "zero";      // zero, copy, constant, ffn
+  int reroute_rounds = 1;
+  bool renormalize_after_drop = false;
+  std::string token_importance = "none";  // none, norm, learned
+  ZeroExpertsConfig zero_experts;
+  double zero_expert_tau = 1;
+  bool flexible_ffn = false;
+  double combine_init = 0.5;
+  int warmup_steps = 0;
+  std::string warmup_mode = "blend";  // blend, dense_average
+  double expert_dropout = 0;
+  double expert_hidden_dropout = 0;
 };
 
+// Experts that a router may choose: the routed ones, then the zero experts.
+inline int router_columns(const MoeConfig& moe) {
+  return moe.n_experts + moe.zero_experts.zero + moe.zero_experts.copy + moe.zero_experts.constant;
+}
+
 struct RouterConfig {
-  std::string type = "topk";
+  std::string type = "topk";  // topk, token_id
   int top_k = 2;
   std::string score = "softmax";  // softmax, sigmoid, identity
   bool norm_topk_prob = true;
@@ -61,12 +111,31 @@ struct RouterConfig {
   std::string dtype = "fp32";
   std::string init = "zeros";  // zeros, normal, orthogonal
   double init_std = 0.02;
-  std::string tie_break = "rotate";     // rotate, lowest_index
+  std::string tie_break = "rotate";    // rotate, lowest_index
+  std::string topk_method = "greedy";  // greedy, group_limited_greedy, noaux_tc
+  int n_group = 1;
+  int topk_group = 1;
+  double logit_clip = 0;       // 0: off
+  std::string noise = "none";  // none, gumbel, gaussian, jitter
+  double noise_scale = 0;      // 0: 1 for gumbel and gaussian, 0.01 for jitter
+  bool semantic = false;
+  int semantic_dim = 0;  // 0: the smaller of 256 and n_embd
+  double semantic_scale_init = 2.0;
+  bool force_balanced = false;
   std::string balance_loss = "switch";  // switch, cv_squared, cv_squared_topk, none
   double balance_coef = 0.01;
   bool balance_topk_normalize = false;
   std::string balance_scope = "micro";  // micro, sequence, global
   double z_loss_coef = 0;
+  double seq_balance_coef = 0;
+  int aux_ramp_steps = 0;
+  double aux_ramp_start = 0;
+  double aux_ramp_end = 1;
+  bool bias_balancing = false;
+  double bias_update_rate = 0.001;
+  int reset_interval = 0;  // 0: never
+  double reset_noise = 0.02;
+  int reset_until = 0;  // 0: to the end
 };
 
 struct MuonConfig {
@@ -133,8 +202,10 @@ struct TrainConfig {
   std::string init_from = "";
   std::string out = "";  // run folder; "" : runs/out/<name>
   std::int64_t seed = 1337;
-  int nonfinite_limit = 20;  // skipped steps in a row after which the run stops
-  int profile_step = 0;      // 0: none
+  int nonfinite_limit = 20;        // skipped steps in a row after which the run stops
+  int profile_step = 0;            // 0: none
+  std::string recompute = "none";  // none, moe, block
+  std::string debug = "off";       // off, stats, tensors
 };
 
 struct DataConfig {
@@ -163,6 +234,7 @@ struct ParallelConfig {
 
 struct LogConfig {
   std::string routing = "summary";  // summary, layer
+  int dead_window = 100;            // steps
 };
 
 struct Config {

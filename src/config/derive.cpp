@@ -22,6 +22,9 @@ void derive_zeros(Config& config) {
   if (model.ffn_hidden == 0) model.ffn_hidden = 4 * model.n_embd;
   if (moe.d_expert == 0) moe.d_expert = moe.expert_hidden_mult * model.n_embd;
   if (moe.d_shared == 0) moe.d_shared = moe.d_expert;
+  RouterConfig& router = config.router;
+  if (router.noise_scale == 0 && router.noise != "none") router.noise_scale = router.noise == "jitter" ? 0.01 : 1.0;
+  if (router.semantic && router.semantic_dim == 0) router.semantic_dim = std::min(256, model.n_embd);
   if (config.train.out.empty()) config.train.out = "runs/out/" + (config.name.empty() ? "run" : config.name);
 }
 
@@ -48,8 +51,27 @@ class Yielding {
       yields("router.top_k", std::to_string(config_.moe.n_experts), "moe.n_experts");
     if (router.score == "identity" && !set("router.norm_topk_prob"))
       yields("router.norm_topk_prob", "false", "router.score");
+    if (router.type == "token_id" && !set("router.balance_loss")) yields("router.balance_loss", "none", "router.type");
+    if (router.type == "token_id" && !set("router.balance_coef")) yields("router.balance_coef", "0", "router.type");
+    if (router.semantic && !set("router.init")) {
+      yields("router.init", "normal", "router.semantic");
+      if (!set("router.init_std")) yields("router.init_std", "0.01", "router.semantic");
+    }
+    grouping();
     const bool never_spreads = router.balance_loss == "cv_squared" && router.tie_break == "lowest_index";
     if (never_spreads && !set("router.init")) yields("router.init", "normal", "router.tie_break");
+  }
+
+  // Groups and biases are noaux_tc's; the groups left must hold top_k experts.
+  void grouping() {
+    const RouterConfig& router = config_.router;
+    if (!set("router.topk_method") && router.bias_balancing)
+      yields("router.topk_method", "noaux_tc", "router.bias_balancing");
+    if (!set("router.topk_method") && router.n_group > 1) yields("router.topk_method", "noaux_tc", "router.n_group");
+    const int group = std::max(1, config_.moe.n_experts / std::max(1, router.n_group));
+    const int needed = std::min(router.n_group, (router.top_k + group - 1) / group);
+    if (!set("router.topk_group") && router.topk_group < needed)
+      yields("router.topk_group", std::to_string(needed), "router.n_group");
   }
 
   void optimizer_and_precision() {

@@ -7,6 +7,7 @@
 #include "config/describe_model.h"
 #include "config/describe_moe.h"
 #include "config/describe_optim.h"
+#include "config/describe_router.h"
 #include "config/describe_run.h"
 
 namespace switchyard {

@@ -59,6 +59,11 @@ void describe_blocks(V& v, ModelConfig& c) {
       "dropout", c.dropout, from_up_to(0, 1),
       "Share of the attention's and MLP's outputs zeroed in training, the rest scaled up. 0 is usual in pre-training.",
       "M6");
+  v.field(
+      "block", c.block, one_of({"sequential", "parallel"}),
+      "sequential: x += attention(norm(x)), then x += mlp(norm(x)). parallel: both read the same x and their sum is "
+      "added.",
+      "M7; Wang, Komatsuzaki 2021 (GPT-J)");
   v.field("init", c.init, one_of({"nanochat", "llama"}),
           "Initial values. nanochat: embedding N(0,1), head N(0, 0.001^2), first matrices uniform with bound sqrt(3 / "
           "n_embd), output matrices 0. llama: all N(0, init_std^2), residual outputs scaled by 1 / sqrt(2 n_layer), "
@@ -96,10 +101,38 @@ void describe_attention(V& v, ModelConfig& c) {
 }
 
 template <class V>
+void describe(V& v, InlConfig& c) {
+  v.field("enabled", c.enabled, any(),
+          "Second-order dynamics after each block: a velocity, carried from block to block, pulls the stream towards a "
+          "learned mean mu. v' = alpha v - beta (h - mu), h' = h + dt gamma v'.",
+          "M8");
+  v.field("mode", c.mode, one_of({"adaptive", "lite"}),
+          "adaptive: a small network of (h, v) gives alpha, beta and gamma for each token and channel. lite: they stay "
+          "at their initial values, and only mu is learned.",
+          "M8");
+  v.field("shared", c.shared, any(), "One module for all blocks, or one a block.", "M8");
+  v.field("dt", c.dt, positive(), "Step of the dynamics; dt * beta_max of at most 2 is always stable.", "M8");
+  v.field("beta_max", c.beta_max, positive(), "Bound on beta, the pull towards mu.", "M8");
+  v.field("velocity_max", c.velocity_max, positive(), "Bound on each channel of the velocity.", "M8");
+  v.field("init_alpha", c.init_alpha, between(0, 1),
+          "Initial alpha, the share of the velocity that stays; inside 0 to 1.", "M8");
+  v.field("init_beta", c.init_beta, positive(), "Initial beta, below beta_max.", "M8");
+  v.field("init_gate", c.init_gate, between(0, 1),
+          "Initial gamma, how much of the velocity moves the stream; inside 0 to 1.", "M8");
+  v.field("controller_hidden", c.controller_hidden, between(1, 65536), "Hidden width of the adaptive mode's network.",
+          "M8");
+  v.field("mu_min", c.mu_min, any(), "Lower bound on mu. With mu_max, both 0: mu is free.", "M8");
+  v.field("mu_max", c.mu_max, any(), "Upper bound on mu.", "M8");
+  v.field("carry_velocity", c.carry_velocity, any(),
+          "Start a step from the last step's velocity instead of 0. Only for text that is read in order.", "M8");
+}
+
+template <class V>
 void describe(V& v, ModelConfig& c) {
   describe_dimensions(v, c);
   describe_blocks(v, c);
   describe_attention(v, c);
+  v.group("inl", c.inl, "second-order dynamics after each block");
 }
 
 }  // namespace switchyard

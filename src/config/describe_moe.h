@@ -1,4 +1,4 @@
-// The sparse layer's options: the experts (moe) and who goes where (router).
+// The sparse layer's options: its experts, their capacity, and what stands beside them.
 #pragma once
 
 #include "config/config.h"
@@ -7,7 +7,7 @@
 namespace switchyard {
 
 template <class V>
-void describe(V& v, MoeConfig& c) {
+void describe_experts(V& v, MoeConfig& c) {
   v.field(
       "use_moe", c.use_moe, any(),
       "Replace dense MLPs by experts. false: the dense model, and every other moe and router key is without effect.",
@@ -26,6 +26,10 @@ void describe(V& v, MoeConfig& c) {
           "E2");
   v.field("d_expert", c.d_expert, between(0, 16777216), "An expert's hidden width N. 0: expert_hidden_mult * n_embd.",
           "E2; DeepSeekMoE, Dai et al. 2024 (fine-grained experts)");
+  v.field("segments", c.segments, between(1, 1024),
+          "Cut each expert into so many of an equal share of its width: n_experts and top_k become segments times as "
+          "many, less n_shared_experts, at unchanged cost.",
+          "E16; DeepSeekMoE, Dai et al. 2024");
   v.field("backend", c.backend, one_of({"auto", "cuda", "cpu", "reference"}),
           "Who computes the experts. auto: CUDA kernels for tensors on a GPU, the vectorised CPU path otherwise. "
           "reference: a plain loop over experts, slow and obvious, which the others are tested against. Same "
@@ -48,62 +52,80 @@ void describe(V& v, MoeConfig& c) {
 }
 
 template <class V>
-void describe_scores(V& v, RouterConfig& c) {
-  v.field("type", c.type, one_of({"topk"}),
-          "How experts are chosen. topk: the top_k highest scores of a learned linear map.", "R1; Shazeer et al. 2017");
-  v.field("top_k", c.top_k, between(1, 65536),
-          "Experts that process each token, 1 to moe.n_experts. A token's cost grows with it; 1 is cheaper and less "
-          "stable.",
-          "R2");
-  v.field("score", c.score, one_of({"softmax", "sigmoid", "identity"}),
-          "How a logit becomes a routing score: softmax over all experts, a sigmoid each, or the logit itself. The "
-          "weights of a token's experts are their scores.",
-          "R2; Fedus et al. 2021 (softmax), DeepSeek-V3, 2024 (sigmoid)");
-  v.field("norm_topk_prob", c.norm_topk_prob, any(),
-          "Divide a token's weights by their sum. Skipped for top_k = 1, where it would cut the router off from the "
-          "loss. Not with score = identity, whose sum may be 0 or less: there an untouched true yields to false.",
-          "R2");
-  v.field("routed_scaling_factor", c.routed_scaling_factor, positive(), "Multiplies the weights after norm_topk_prob.",
-          "R2; DeepSeek-V2, 2024");
-  v.field("dtype", c.dtype, one_of({"fp32"}),
-          "Precision of router weights, logits and scores. Lower ones bring ties and drift.", "R4; Fedus et al. 2021");
-  v.field("init", c.init, one_of({"zeros", "normal", "orthogonal"}),
-          "Initial values of the router. zeros: all experts tie, and tie_break decides. normal: N(0, init_std^2). "
-          "orthogonal: rows orthonormal, divided by sqrt(n_embd).",
-          "R6");
-  v.field("init_std", c.init_std, positive(), "Standard deviation of init = normal; nothing else reads it.", "R6");
+void describe_capacity(V& v, MoeConfig& c) {
   v.field(
-      "tie_break", c.tie_break, one_of({"rotate", "lowest_index"}),
-      "Order of experts whose scores are exactly equal. rotate: by (e - position * top_k) mod n_experts, so that a "
-      "router of zeros loads all experts equally. lowest_index: by e, so that it sends everything to the first top_k.",
-      "R6");
+      "capacity_factor", c.capacity_factor, at_least(0),
+      "Rows that an expert takes, as a multiple of its even share T * top_k / n_experts of a rank's micro-batch. 0: "
+      "dropless, every expert takes what it is given.",
+      "E6; Lepikhin et al. 2020 (GShard), Fedus et al. 2021");
+  v.field("expert_capacity", c.expert_capacity, at_least(0),
+          "The same as a number of rows; overrides factor, bounds and ramp. 0: unset.", "E6");
+  v.field("min_expert_capacity", c.min_expert_capacity, at_least(1), "Rows that an expert takes at least.", "E6");
+  v.field("max_expert_capacity", c.max_expert_capacity, at_least(0),
+          "Rows that an expert takes at most, where the ramp ends. 0: what capacity_factor gives.", "E6");
+  v.field("capacity_ramp_steps", c.capacity_ramp_steps, at_least(0),
+          "The upper bound grows from min_expert_capacity to max_expert_capacity over so many steps. 0: it is there "
+          "from the start.",
+          "E6");
+  v.field("eval_capacity_factor", c.eval_capacity_factor, at_least(0),
+          "capacity_factor of evaluation and generation. 0: nothing is dropped there.", "E6");
+  v.field("drop_policy", c.drop_policy, one_of({"position", "weight", "importance"}),
+          "Who keeps a place in a full expert. position: first choices before second ones, earlier tokens before later "
+          "ones. weight: larger routing weights. importance: tokens of larger token_importance.",
+          "E7; Lepikhin et al. 2020, Riquelme et al. 2021 (batch-prioritised routing)");
+  v.field("overflow", c.overflow, one_of({"drop", "null_expert", "reroute"}),
+          "What becomes of assignments without a place. drop: they add nothing, the residual stream carries the token. "
+          "null_expert: that expert takes them. reroute: they ask the best other expert that has room.",
+          "E8");
+  v.field(
+      "null_expert", c.null_expert, one_of({"zero", "copy", "constant", "ffn"}),
+      "What the null expert gives for x. zero: nothing; copy: x; constant: a mix of x and a learned vector; ffn: one "
+      "more expert without capacity.",
+      "E8; Zeng et al. 2024 (AdaMoE), Jin et al. 2024 (MoE++)");
+  v.field("reroute_rounds", c.reroute_rounds, between(1, 64), "Rounds of asking; what is left then is dropped.", "E8");
+  v.field("renormalize_after_drop", c.renormalize_after_drop, any(),
+          "Scale the weights that are left so that their sum is what it was.", "E8");
 }
 
 template <class V>
-void describe_balance(V& v, RouterConfig& c) {
-  v.field("balance_loss", c.balance_loss, one_of({"switch", "cv_squared", "cv_squared_topk", "none"}),
-          "What keeps experts evenly loaded. With P the mean routing probability of an expert and f its share of "
-          "tokens: switch: E sum f P, top_k when uniform. cv_squared: squared coefficient of variation of P. "
-          "cv_squared_topk: of the summed weights of the chosen only. Summed over layers.",
-          "R8; Fedus et al. 2021 (switch), Shazeer et al. 2017 (importance)");
-  v.field("balance_coef", c.balance_coef, at_least(0),
-          "Weight of the balance loss in the total. 0: measured, without effect.", "R8");
-  v.field("balance_topk_normalize", c.balance_topk_normalize, any(),
-          "Divide the switch loss by top_k: 1 when uniform, as Megatron-LM reports it.", "R8");
-  v.field("balance_scope", c.balance_scope, one_of({"micro", "sequence", "global"}),
-          "Over which tokens f and P are taken: a micro-batch of one rank, each sequence (then their mean), or f over "
-          "all ranks' micro-batches, which leaves experts freer to specialise.",
-          "R8; Dai et al. 2024 (sequence), Qiu et al. 2025 (global)");
-  v.field(
-      "z_loss_coef", c.z_loss_coef, at_least(0),
-      "Weight of the mean squared log-sum-exp of the router's logits, which keeps them small; 0.001 is usual. 0: off.",
-      "R10; Zoph et al. 2022 (ST-MoE)");
+void describe(V& v, ZeroExpertsConfig& c) {
+  v.field("zero", c.zero, between(0, 1024), "Experts that give 0.", "E10; Zeng et al. 2024 (AdaMoE)");
+  v.field("copy", c.copy, between(0, 1024), "Experts that give their input.", "E10; Jin et al. 2024 (MoE++)");
+  v.field("constant", c.constant, between(0, 1024), "Experts that give a mix of their input and a learned vector.",
+          "E10; Jin et al. 2024 (MoE++)");
 }
 
 template <class V>
-void describe(V& v, RouterConfig& c) {
-  describe_scores(v, c);
-  describe_balance(v, c);
+void describe_beside(V& v, MoeConfig& c) {
+  v.field("token_importance", c.token_importance, one_of({"none", "norm", "learned"}),
+          "A token's priority. norm: the length of its vector. learned: a linear map of it, which also multiplies its "
+          "routing weights by 2 sigmoid(importance), 1 at the start.",
+          "E9");
+  v.group("zero_experts", c.zero_experts, "experts without products that the router may choose");
+  v.field("zero_expert_tau", c.zero_expert_tau, at_least(0),
+          "Factor on the zero experts' terms of the balance loss: below 1 lets tokens prefer them.",
+          "E10; Jin et al. 2024 (MoE++)");
+  v.field("flexible_ffn", c.flexible_ffn, any(),
+          "A dense MLP of ffn_hidden beside the experts; a learned share a layer mixes the two.", "E11");
+  v.field("combine_init", c.combine_init, any(), "Initial logit of the share of flexible_ffn: 0.5 gives 0.62.", "E11");
+  v.field("warmup_steps", c.warmup_steps, at_least(0), "Steps over which the routed experts fade in. 0: none.", "E12");
+  v.field(
+      "warmup_mode", c.warmup_mode, one_of({"blend", "dense_average"}),
+      "blend: the routed output is scaled by step / warmup_steps. dense_average: until then all experts run and are "
+      "averaged, which costs as much as it sounds, and jumps at the end.",
+      "E12");
+  v.field("expert_dropout", c.expert_dropout, from_up_to(0, 1),
+          "Probability with which a whole expert is left out of a layer for a step, for all tokens.", "E13");
+  v.field("expert_hidden_dropout", c.expert_hidden_dropout, from_up_to(0, 1),
+          "Share of the experts' hidden units zeroed in training, the rest scaled up.",
+          "E13; Fedus et al. 2021 (expert dropout)");
+}
+
+template <class V>
+void describe(V& v, MoeConfig& c) {
+  describe_experts(v, c);
+  describe_capacity(v, c);
+  describe_beside(v, c);
 }
 
 }  // namespace switchyard

@@ -58,6 +58,14 @@ void describe_loop(V& v, TrainConfig& c) {
           "Record this step, counted from 1, kernel by kernel: the run's folder gets profile.txt, a table by total "
           "time, and profile.json, a trace for ui.perfetto.dev. On a GPU the first 3 steps record graphs; 8 is a good "
           "choice. 0: none.");
+  v.field("recompute", c.recompute, one_of({"none", "moe", "block"}),
+          "What backward computes again instead of keeping. moe: the experts' hidden activations; block: whole blocks. "
+          "Less memory for more time, the same bits.",
+          "T4; Chen et al. 2016");
+  v.field("debug", c.debug, one_of({"off", "stats", "tensors"}),
+          "stats: each layer's norms at every log line, and the name of the first layer whose values are not finite. "
+          "tensors: also writes them to the run's folder; without CUDA graphs.",
+          "T9");
 }
 
 template <class V>
@@ -114,6 +122,8 @@ template <class V>
 void describe(V& v, LogConfig& c) {
   v.field("routing", c.routing, one_of({"summary", "layer"}),
           "Expert load in the log: summary: over all layers; layer: each sparse layer's own.", "T3");
+  v.field("dead_window", c.dead_window, at_least(1), "An expert without a token for so many steps is called dead.",
+          "T3");
 }
 
 }  // namespace switchyard

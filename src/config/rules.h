@@ -31,7 +31,8 @@ struct Rules {
 };
 
 void check_model(Rules& rules);
-void check_moe(Rules& rules);
+void check_moe(Rules& rules);     // experts, their capacity, what stands beside them
+void check_router(Rules& rules);  // of sparse models
 void check_optim(Rules& rules);
 void check_run(Rules& rules);  // batch, precision, device, data, folder
 

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
+#include "config/field.h"
 #include "config/rules.h"
 
 namespace switchyard {
@@ -74,6 +76,32 @@ void check_attention(Rules& rules) {
                       m.window_pattern.c_str(), m.n_layer));
 }
 
+void check_inl(Rules& rules) {
+  const InlConfig& inl = rules.config().model.inl;
+  if (!inl.enabled) {
+    for (const Field& field : default_fields())
+      if (field.group() == "model.inl") rules.warn_if_inert(field.key, field.leaf() == "enabled", "model.inl.enabled");
+    return;
+  }
+  if (inl.dt * inl.beta_max > 2)
+    rules.fail(
+        format("model.inl is unstable: dt = %g times beta_max = %g is %g, more than 2; choose a beta_max of at "
+               "most %g",
+               inl.dt, inl.beta_max, inl.dt * inl.beta_max, 2 / inl.dt));
+  for (const auto& [key, value, high] :
+       {std::tuple{"init_alpha", inl.init_alpha, 1.0}, std::tuple{"init_beta", inl.init_beta, inl.beta_max},
+        std::tuple{"init_gate", inl.init_gate, 1.0}})
+    if (value <= 0 || value >= high) rules.fail(format("model.inl.%s = %g is not inside 0 to %g", key, value, high));
+  if ((inl.mu_min != 0 || inl.mu_max != 0) && inl.mu_min >= inl.mu_max)
+    rules.fail(format("model.inl.mu_min = %g is not below model.inl.mu_max = %g; give both, or neither", inl.mu_min,
+                      inl.mu_max));
+  if (inl.mode == "lite") rules.warn_if_inert("model.inl.controller_hidden", false, "model.inl.mode = adaptive");
+  if (inl.carry_velocity)
+    rules.fail(
+        "model.inl.carry_velocity = true needs text that is read in order, and training reads windows in random "
+        "order; leave it out");
+}
+
 }  // namespace
 
 void check_model(Rules& rules) {
@@ -81,6 +109,7 @@ void check_model(Rules& rules) {
   check_shorthand(rules);
   check_heads(rules);
   check_attention(rules);
+  check_inl(rules);
   rules.warn_if_inert("model.init_std", c.model.init == "llama", "model.init = llama");
   rules.warn_if_inert("optim.adamw.head_lr", !c.model.tie_head, "a head of its own (model.tie_head = false)");
   if (c.data.tokenizer.empty() && c.model.vocab_size < 260)

@@ -68,6 +68,10 @@ void check_device(Rules& rules) {
     rules.fail(
         "train.cuda_graph = true cannot capture moe.backend = reference, which reads counts on the host; choose "
         "another backend, or cuda_graph auto or false");
+  if (c.train.cuda_graph == "true" && c.train.debug == "tensors")
+    rules.fail(
+        "train.cuda_graph = true cannot capture train.debug = tensors, which writes files; choose cuda_graph auto, "
+        "or debug stats");
   if (cpu && c.precision.mode == "bf16")
     rules.warn("precision.mode = bf16 on a CPU is far slower than fp32 unless the CPU has bf16 units");
   if (cpu && c.precision.mode == "fp8") {

@@ -13,14 +13,20 @@ MoeShape moe_shape(const Config& config) {
                            initial_expert(Role::kInput, config), initial_expert(Role::kOutput, config)};
   ExpertShape shared = routed;
   shared.hidden = shared_width(config);
-  return {config.model.n_embd, config.moe.n_experts, routed, shared};
+  return {routed, shared};
+}
+
+int sparse_layers_before(const Config& config, int layer) {
+  int count = 0;
+  for (int i = 0; i < layer; ++i) count += is_moe_layer(config, i);
+  return count;
 }
 #endif
 
 }  // namespace
 
 Block::Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
-             const Parameter* again, const PrecisionPolicy& policy)
+             const Parameter* again, [[maybe_unused]] const RoutingState* state, const PrecisionPolicy& policy)
     : Layer(name), layer_(layer), dropout_(config.model.dropout) {
   const auto gain = [&](const char* local) -> const Parameter* {
     if (!config.model.norm_weight) return nullptr;
@@ -31,8 +37,10 @@ Block::Block(ParameterStore& store, const std::string& name, const Config& confi
   before_mlp_ = {nullptr, nullptr, 0, gain("mlp_norm.weight"), config.model.norm_eps};
 #ifdef SWITCHYARD_WITH_MOE
   if (is_moe_layer(config, layer)) {
-    moe_ = register_module("moe", std::make_shared<Moe>(store, name + ".moe", moe_shape(config), config, policy));
-    before_mlp_.router = &moe_->router_weight();
+    moe_ = register_module(
+        "moe", std::make_shared<Moe>(store, name + ".moe", moe_shape(config), config,
+                                     RouterPlace{layer, sparse_layers_before(config, layer), state}, policy));
+    before_mlp_.router = moe_->norm_weight();
     return;
   }
 #else
@@ -61,7 +69,7 @@ std::optional<Routing> Block::forward(Stream& stream, const at::Tensor& value, c
 std::optional<Routing> Block::feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const {
 #ifdef SWITCHYARD_WITH_MOE
   if (moe_) {
-    MoeOutput output = moe_->forward(in.n_TD, in.logits_TE, step);
+    MoeOutput output = moe_->forward({in.n_TD, in.logits_TE}, step);
     out_TD = output.out_TD;
     return output.routing;
   }

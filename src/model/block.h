@@ -15,6 +15,7 @@ namespace switchyard {
 
 #ifndef SWITCHYARD_WITH_MOE
 struct Routing {};  // no block of this build has any
+struct RoutingState {};
 #endif
 
 // The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
@@ -26,9 +27,9 @@ struct Stream {
 
 class Block : public Layer {
  public:
-  // keep and again: the residual scalars [L] of all blocks, or null
+  // keep and again: the residual scalars [L] of all blocks, or null; state: of the model's routers
   Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
-        const Parameter* again, const PrecisionPolicy& policy);
+        const Parameter* again, const RoutingState* state, const PrecisionPolicy& policy);
 
   // cache null: training and evaluation over whole sequences. Returns what a sparse block's router decided.
   std::optional<Routing> forward(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,

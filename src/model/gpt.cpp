@@ -35,7 +35,7 @@ Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), confi
   for (int layer = 0; layer < layers; ++layer) {
     blocks_.push_back(register_module(
         format("block%d", layer),
-        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, keep, again, policy)));
+        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, keep, again, &state_, policy)));
     sparse_layers_ += blocks_.back()->sparse();
   }
   final_norm_.eps = model.norm_eps;
@@ -51,12 +51,18 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   device_ = device;
   dtype_ = activation_dtype;
   tables_ = {};
-  if (sparse_layers_ == 0) return;
   const auto options = at::TensorOptions().device(device);
-  totals_.count_LE = at::zeros({sparse_layers_, config_.moe.n_experts}, options.dtype(at::kLong));
-  totals_.prob_LE = at::zeros({sparse_layers_, config_.moe.n_experts}, options.dtype(at::kFloat));
+  step_ = at::full({1}, host_step_, options.dtype(at::kLong));
+  if (sparse_layers_ == 0) return;
+  totals_.count_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kLong));
+  totals_.prob_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kFloat));
   totals_.balance_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
   totals_.z_loss_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
+}
+
+void Gpt::set_step(std::int64_t step) {
+  host_step_ = step;
+  step_.fill_(step);
 }
 
 const ops::RotaryTables& Gpt::tables(const StepContext& step) {
@@ -67,8 +73,12 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   return tables_;
 }
 
-at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
+at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                            std::vector<Routing>& layers) {
+  StepContext step = given;
+  step.step = step_;
+  step.host_step = host_step_;
+  step.token_T = tokens_T;
   ops::RotaryTables tables = this->tables(step);
   if (step.first_position > 0)
     tables = {tables.cos_SC.narrow(0, step.first_position, step.seq_len),

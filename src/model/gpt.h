@@ -42,13 +42,17 @@ class Gpt : public Layer {
   at::Tensor logits_cached(const at::Tensor& tokens_T, StepContext step, KvCache& cache);
   KvCache make_cache(std::int64_t sequences, std::int64_t capacity) const;
 
+  // Attempted steps so far: what the schedules of routers, capacities and warm-ups go by. Between replays of a graph.
+  void set_step(std::int64_t step);
+
   RoutingTotals& routing_totals() { return totals_; }
+  RoutingState& routing_state() { return state_; }
   int sparse_layers() const { return sparse_layers_; }
   const Config& config() const { return config_; }
 
  private:
   // The normalised output of the last block [T, D]; the routing of each sparse layer is appended to `layers`.
-  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& step, KvCache* cache,
+  at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                         std::vector<Routing>& layers);
   // Auxiliary losses into `output`, counts into it (evaluation) or into the totals (training).
   void add_routing(const std::vector<Routing>& layers, const StepContext& step, ModelOutput& output);
@@ -66,7 +70,10 @@ class Gpt : public Layer {
   at::Device device_ = at::kCPU;
   at::ScalarType dtype_ = at::kFloat;
   ops::RotaryTables tables_;
+  at::Tensor step_;  // int64 [1], on the device
+  std::int64_t host_step_ = 0;
   RoutingTotals totals_;
+  RoutingState state_;
 };
 
 }  // namespace switchyard

@@ -103,6 +103,7 @@ void Trainer::open_text(const PreparedData& data) {
 void Trainer::train_step(std::int64_t step) {
   scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_),
                          muon_momentum(config_.optim.muon, step), weight_decay_factor(step, steps_));
+  model_->set_step(step);
   timer_.mark(StepTimer::kBegin);
   for (std::int64_t i = 0; i < micro_batches_; ++i) step_->micro_batch(prefetcher_->next(), i);
   timer_.mark(StepTimer::kUpdate);
@@ -147,6 +148,7 @@ int Trainer::run() {
 
 double Trainer::evaluate_now(std::int64_t step) {
   const Clock::time_point start = Clock::now();
+  model_->set_step(state_.step);
   last_evaluation_ = evaluate(*model_, *held_out_, device_.device, world_.control());
   evaluated_step_ = step;
   EvalMetrics metrics;
@@ -165,6 +167,7 @@ double Trainer::evaluate_now(std::int64_t step) {
 void Trainer::sample_now(std::int64_t step) {
   if (!world_.is_main() || config_.train.sample_tokens == 0) return;
   const Clock::time_point start = Clock::now();
+  model_->set_step(state_.step);
   SamplingOptions options;
   options.max_tokens = config_.train.sample_tokens;
   options.seed = static_cast<std::uint64_t>(config_.train.seed) + static_cast<std::uint64_t>(step);

@@ -49,6 +49,7 @@ void Trainer::restore() {
     at::Tensor(state.values).copy_(DataParallel::slice_of(found->second, state.slice));
   }
   state_ = RunState::from_json(snapshot.state_json);
+  model_->set_step(state_.step);
   loader_->check_resumable(state_.loader);
   scalars_->applied.fill_(state_.applied_steps);
   scalars_->skipped.fill_(state_.skipped_steps);

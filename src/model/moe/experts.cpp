@@ -25,14 +25,13 @@ Experts::Experts(ParameterStore& store, const std::string& name, int experts, co
       reference_(backend == "reference"),
       fp8_(policy.converts(name + ".up") && policy.converts(name + ".down") ? policy.fp8_grouped : nullptr) {}
 
-at::Tensor Experts::forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const {
-  const ops::RouterScores& scores = routing.scores;
-  if (reference_) return ops::moe_ffn_reference(x_TD, scores.weight_TK, scores.expert_TK, weights_);
+at::Tensor Experts::forward(const at::Tensor& x_TD, const Dispatched& rows, const StepContext& step) const {
+  if (reference_) return ops::moe_ffn_reference(x_TD, rows.weight_TK, rows.expert_TK, weights_);
   const auto& products =
       step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
   const ops::DispatchPlan plan =
-      ops::dispatch(scores.expert_TK, experts_, products.alignment(scores.expert_TK.numel(), experts_));
-  return ops::moe_ffn(x_TD, scores.weight_TK, weights_, plan, products);
+      ops::dispatch(rows.expert_TK, experts_, products.alignment(rows.expert_TK.numel(), experts_));
+  return ops::moe_ffn(x_TD, rows.weight_TK, weights_, plan, products);
 }
 
 SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,

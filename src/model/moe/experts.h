@@ -22,7 +22,7 @@ class Experts : public Layer {
           const std::string& backend, const PrecisionPolicy& policy);
 
   // x [T, D] -> sum over the chosen experts of weight * expert(x), [T, D].
-  at::Tensor forward(const at::Tensor& x_TD, const Routing& routing, const StepContext& step) const;
+  at::Tensor forward(const at::Tensor& x_TD, const Dispatched& rows, const StepContext& step) const;
 
  private:
   const ops::ExpertWeights weights_;

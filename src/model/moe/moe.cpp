@@ -6,20 +6,21 @@
 namespace switchyard {
 
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
-         const PrecisionPolicy& policy)
+         const RouterPlace& place, const PrecisionPolicy& policy)
     : Layer(name), router_config_(config.router), inject_(config.moe.aux_injection == "autograd") {
-  router_ = register_module(
-      "router", std::make_shared<TopkRouter>(store, name + ".router", shape.width, shape.experts, config.router));
-  experts_ = register_module("experts", std::make_shared<Experts>(store, name + ".experts", shape.experts, shape.routed,
-                                                                  config.moe.backend, policy));
+  router_ = register_module("router", make_router(store, name + ".router", config, place));
+  dispatcher_ = register_module("dispatcher", std::make_shared<Dispatcher>(name + ".dispatcher"));
+  experts_ = register_module("experts", std::make_shared<Experts>(store, name + ".experts", config.moe.n_experts,
+                                                                  shape.routed, config.moe.backend, policy));
   if (shape.shared.hidden > 0)
     shared_ = register_module("shared", std::make_shared<SharedExperts>(store, name + ".shared", shape.shared, policy));
 }
 
-MoeOutput Moe::forward(const at::Tensor& x_TD, const at::Tensor& logits_TE, const StepContext& step) const {
-  const Routing routing = router_->route(logits_TE, step);
-  at::Tensor out_TD = experts_->forward(x_TD, routing, step);
-  if (shared_) out_TD = out_TD + shared_->forward(x_TD, step);
+MoeOutput Moe::forward(const RouterInput& in, const StepContext& step) const {
+  Routing routing = router_->route(in, step);
+  const Dispatched rows = dispatcher_->place(in.x_TD, routing, step);
+  at::Tensor out_TD = experts_->forward(in.x_TD, rows, step);
+  if (shared_) out_TD = out_TD + shared_->forward(in.x_TD, step);
   if (inject_ && step.training) {
     const at::Tensor weighted_L = layer_losses(stacked({routing}), router_config_, step).weighted_L;
     if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);

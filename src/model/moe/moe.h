@@ -1,14 +1,13 @@
 // The sparse layer that stands where a dense MLP would: router, experts, shared experts, auxiliary losses.
 #pragma once
 
+#include "model/moe/dispatcher.h"
 #include "model/moe/experts.h"
 #include "model/moe/router.h"
 
 namespace switchyard {
 
 struct MoeShape {
-  std::int64_t width;
-  int experts;
   ExpertShape routed;
   ExpertShape shared;  // hidden 0: none
 };
@@ -21,15 +20,17 @@ struct MoeOutput {
 class Moe : public Layer {
  public:
   Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
-      const PrecisionPolicy& policy);
-  const Parameter& router_weight() const { return router_->weight(); }
-  // x [T, D] normalised input of the layer, logits [T, E] its product with router_weight().
-  MoeOutput forward(const at::Tensor& x_TD, const at::Tensor& logits_TE, const StepContext& step) const;
+      const RouterPlace& place, const PrecisionPolicy& policy);
+  // What the norm before the layer multiplies with, or null (Router::norm_weight).
+  const Parameter* norm_weight() const { return router_->norm_weight(); }
+  // The whole layer, in the order of moe_spec 2.9. Returns [T, D].
+  MoeOutput forward(const RouterInput& in, const StepContext& step) const;
 
  private:
   const RouterConfig router_config_;
   const bool inject_;
-  std::shared_ptr<TopkRouter> router_;
+  std::shared_ptr<Router> router_;
+  std::shared_ptr<Dispatcher> dispatcher_;
   std::shared_ptr<Experts> experts_;
   std::shared_ptr<SharedExperts> shared_;
 };

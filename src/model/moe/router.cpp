@@ -18,14 +18,20 @@ ops::Score parse_score(const std::string& name) {
 
 }  // namespace
 
-TopkRouter::TopkRouter(ParameterStore& store, const std::string& name, std::int64_t width, int experts,
-                       const RouterConfig& config)
-    : Layer(name),
-      weight_ED_(declare(store, "weight", ParameterKind::kRouter, {experts, width}, router_init(config, width))),
-      config_(config),
-      experts_(experts) {}
+std::shared_ptr<Router> make_router(ParameterStore& store, const std::string& name, const Config& config,
+                                    const RouterPlace& place) {
+  return std::make_shared<TopkRouter>(store, name, config, place);
+}
 
-Routing TopkRouter::route(const at::Tensor& logits_TE, const StepContext& step) const {
+TopkRouter::TopkRouter(ParameterStore& store, const std::string& name, const Config& config, const RouterPlace& place)
+    : Router(name),
+      config_(config.router),
+      place_(place),
+      experts_(router_columns(config.moe)),
+      weight_ED_(declare(store, "weight", ParameterKind::kRouter, {experts_, config.model.n_embd},
+                         router_init(config_, config.model.n_embd))) {}
+
+Routing TopkRouter::route(const RouterInput& in, const StepContext& step) const {
   ops::RoutingRule rule;
   rule.top_k = config_.top_k;
   rule.seq_len = step.seq_len;
@@ -37,8 +43,9 @@ Routing TopkRouter::route(const at::Tensor& logits_TE, const StepContext& step) 
   rule.scale = config_.routed_scaling_factor;
 
   Routing routing;
-  routing.scores = ops::router_scores(logits_TE, at::Tensor(), rule);
-  routing.tokens = logits_TE.size(0);
+  routing.scores = ops::router_scores(in.logits_TE, at::Tensor(), rule);
+  routing.logits_TE = in.logits_TE;
+  routing.tokens = in.logits_TE.size(0);
   routing.group_size = rule.group_size ? rule.group_size : routing.tokens;
   routing.experts = experts_;
   routing.top_k = config_.top_k;

@@ -1,14 +1,27 @@
-// What the router decided about the tokens of one micro-batch.
+// What the router decided about the tokens of one micro-batch, and what became of it.
 #pragma once
 
 #include "ops/router_scores.h"
 
 namespace switchyard {
 
+// Assignments that did not go where the router sent them; int64 [1] each, undefined where no expert has a capacity.
+struct Diverted {
+  at::Tensor dropped, to_null, rerouted;
+};
+
 struct Routing {
   ops::RouterScores scores;  // choices, weights, counts, and the sums the balance losses are made of
+  at::Tensor logits_TE;      // what the scores are of, differentiable; undefined without a learned router
   std::int64_t tokens = 0, group_size = 0;
-  int experts = 0, top_k = 0;
+  int experts = 0, top_k = 0;  // experts: columns of the router, zero experts among them
+  Diverted diverted;
+};
+
+// Which expert computes what: the router's choice after capacities.
+struct Dispatched {
+  at::Tensor expert_TK;  // int32; -1: none does
+  at::Tensor weight_TK;  // fp32, differentiable
 };
 
 }  // namespace switchyard

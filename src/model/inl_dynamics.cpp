@@ -29,17 +29,16 @@ Init first_coefficients(const InlConfig& inl) {
 InlDynamics::InlDynamics(ParameterStore& store, const std::string& name, const ModelConfig& model)
     : Layer(name),
       rule_(rule_of(model.inl)),
-      mean_(declare(store, "mean", ParameterKind::kInlVector, {model.n_embd},
-                    {Init::Kind::kConstant,
-                     bounded(model.inl) ? std::clamp(0.0, model.inl.mu_min, model.inl.mu_max) : 0.0})) {
+      mean_(declare(
+          store, "mean", ParameterKind::kInlVector, {model.n_embd},
+          {Init::Kind::kConstant, bounded(model.inl) ? std::clamp(0.0, model.inl.mu_min, model.inl.mu_max) : 0.0})) {
   if (model.inl.mode == "lite") return;
   const std::int64_t width = model.n_embd, hidden = model.inl.controller_hidden;
   const Init drawn{Init::Kind::kNormal, kControllerDeviation};
   controller_.in = &declare(store, "in.weight", ParameterKind::kInlController, {hidden, 2 * width}, drawn);
-  controller_.in_bias =
-      &declare(store, "in.bias", ParameterKind::kInlVector, {hidden}, {Init::Kind::kConstant, 0.0});
-  controller_.out = &declare(store, "out.weight", ParameterKind::kInlController, {3 * width, hidden}, drawn,
-                             {width, width, width});
+  controller_.in_bias = &declare(store, "in.bias", ParameterKind::kInlVector, {hidden}, {Init::Kind::kConstant, 0.0});
+  controller_.out =
+      &declare(store, "out.weight", ParameterKind::kInlController, {3 * width, hidden}, drawn, {width, width, width});
   controller_.out_bias =
       &declare(store, "out.bias", ParameterKind::kInlVector, {3 * width}, first_coefficients(model.inl));
 }

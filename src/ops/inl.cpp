@@ -189,8 +189,8 @@ InlState inl_reference(const InlState& in, const Parameter& mu_D, const InlContr
   Tensor mu = attach(mu_D);
   if (rule.mu_min) mu = mu.clamp_min(*rule.mu_min);
   if (rule.mu_max) mu = mu.clamp_max(*rule.mu_max);
-  const Tensor velocity = (alpha * v - beta.clamp_max(rule.beta_max) * (h - mu))
-                              .clamp(-rule.velocity_max, rule.velocity_max);
+  const Tensor velocity =
+      (alpha * v - beta.clamp_max(rule.beta_max) * (h - mu)).clamp(-rule.velocity_max, rule.velocity_max);
   return {(h + rule.dt * gate * velocity).to(in.h_TD.scalar_type()), velocity};
 }
 

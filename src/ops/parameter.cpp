@@ -78,6 +78,8 @@ const char* to_string(ParameterKind kind) {
       return "x0 scalars";
     case ParameterKind::kNorm:
       return "norms";
+    case ParameterKind::kMixScalar:
+      return "mixing scalars";
     case ParameterKind::kInlController:
       return "INL controllers";
     case ParameterKind::kInlVector:
@@ -88,7 +90,7 @@ const char* to_string(ParameterKind kind) {
 
 bool computes_in_fp32(ParameterKind kind) {
   return kind == ParameterKind::kRouter || kind == ParameterKind::kKeepScalar || kind == ParameterKind::kAgainScalar ||
-         kind == ParameterKind::kNorm || kind == ParameterKind::kInlVector;
+         kind == ParameterKind::kNorm || kind == ParameterKind::kMixScalar || kind == ParameterKind::kInlVector;
 }
 
 bool is_block_matrix(ParameterKind kind) {

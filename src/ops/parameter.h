@@ -28,6 +28,7 @@ enum class ParameterKind {
   kKeepScalar,
   kAgainScalar,
   kNorm,
+  kMixScalar,
   kInlController,
   kInlVector,
 };

@@ -35,8 +35,7 @@ struct Call : torch::CustomClassHolder {
 
 variable_list leaves_of(const variable_list& inputs, const std::vector<bool>& needs_grad) {
   variable_list leaves;
-  for (std::size_t i = 0; i < inputs.size(); ++i)
-    leaves.push_back(inputs[i].detach().requires_grad_(needs_grad[i]));
+  for (std::size_t i = 0; i < inputs.size(); ++i) leaves.push_back(inputs[i].detach().requires_grad_(needs_grad[i]));
   return leaves;
 }
 

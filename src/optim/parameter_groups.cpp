@@ -33,6 +33,7 @@ GroupRule group_rule(const Parameter& parameter, const Config& config) {
       return adamw(a.gate_lr, a);
     case ParameterKind::kKeepScalar:
     case ParameterKind::kNorm:
+    case ParameterKind::kMixScalar:
     case ParameterKind::kInlVector:
       return {false, a.scalar_lr, a.beta1, 0};
     case ParameterKind::kAgainScalar:

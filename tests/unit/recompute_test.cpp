@@ -73,7 +73,8 @@ struct Model {
     const Tensor rows = moe_ffn(gated.n_TD, scores.weight_TK, {at(up), at(down), ActivationKind::kGelu},
                                 dispatch(scores.expert_TK, 4), GroupedProducts::choose(at::kCPU, at::kFloat));
     const Tensor out = ops::linear(rows, *at(linear)) * at::sigmoid(gated.gate_TK);
-    return {n.x_TD, dropout(out, block.dropout, static_cast<std::uint64_t>(i), key), n.x0_TD, scores.prob_sum_GE,
+    return {n.x_TD,          dropout(out, block.dropout, static_cast<std::uint64_t>(i), key),
+            n.x0_TD,         scores.prob_sum_GE,
             scores.count_GE, Tensor()};
   }
 
@@ -159,9 +160,8 @@ TEST(Recompute, ParametersAloneAreACaseToo) {  // no input has a gradient: a pla
   const Parameter& w = store.add("w", ParameterKind::kMlp, {4, 4}, {Init::Kind::kConstant, 1});
   store.allocate(at::kCPU, at::kFloat, store.contiguous());
   store.initialize(1);
-  const Tensor out = recompute({random({3, 4}, 1)}, [&](const std::vector<Tensor>& in) -> std::vector<Tensor> {
-    return {linear(in[0], w)};
-  })[0];
+  const Tensor out = recompute(
+      {random({3, 4}, 1)}, [&](const std::vector<Tensor>& in) -> std::vector<Tensor> { return {linear(in[0], w)}; })[0];
   torch::autograd::backward({out.sum()}, {});
   EXPECT_GT(w.grad.abs().sum().item<float>(), 0);
 }
@@ -169,8 +169,7 @@ TEST(Recompute, ParametersAloneAreACaseToo) {  // no input has a gradient: a pla
 // What lives between forward and backward: the inputs, the outputs, nothing between.
 TEST(Recompute, KeepsNoActivation) {
   const Tensor x = random({4, 4}, 1).requires_grad_(true);
-  c10::weak_intrusive_ptr<c10::StorageImpl> inner(
-      c10::intrusive_ptr<c10::StorageImpl>::reclaim(nullptr));
+  c10::weak_intrusive_ptr<c10::StorageImpl> inner(c10::intrusive_ptr<c10::StorageImpl>::reclaim(nullptr));
   const Tensor out = recompute({x}, [&](const std::vector<Tensor>& in) -> std::vector<Tensor> {
     const Tensor y = in[0].exp();
     inner = c10::weak_intrusive_ptr<c10::StorageImpl>(

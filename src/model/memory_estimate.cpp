@@ -54,6 +54,14 @@ std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int w
   return config.parallel.shard_optimizer ? (bytes + world_size - 1) / world_size : bytes;
 }
 
+// What a block that is computed again keeps: x and delta, the velocity with INL (which leaves no delta), and the value
+// embedding.
+std::int64_t block_input_elements(const Config& config, int layer) {
+  const ModelConfig& model = config.model;
+  const std::int64_t value = has_value_embedding(model, layer) ? kv_width(model) : 0;
+  return (model.inl.enabled ? 1 + words(config) : 2) * model.n_embd + value;
+}
+
 // Beside the layers: the embedding before its norm (which keeps its input), x0, the last residual, and the head's
 // gradient of its input, taken in forward.
 std::int64_t activation_bytes(const Config& config) {
@@ -63,14 +71,6 @@ std::int64_t activation_bytes(const Config& config) {
     elements +=
         recomputes_blocks(config) ? block_input_elements(config, layer) : activation_elements_per_token(config, layer);
   return micro_tokens(config) * elements * compute_bytes(config);
-}
-
-// What a block that is computed again keeps: x and delta, the velocity with INL (which leaves no delta), and the value
-// embedding.
-std::int64_t block_input_elements(const Config& config, int layer) {
-  const ModelConfig& model = config.model;
-  const std::int64_t value = has_value_embedding(model, layer) ? kv_width(model) : 0;
-  return (model.inl.enabled ? 1 + words(config) : 2) * model.n_embd + value;
 }
 
 // What a feed-forward's backward has at once, for one of its rows: the gradient of the activation and of the

@@ -5,6 +5,7 @@
 
 #include <functional>
 
+#include "base/error.h"
 #include "config/load.h"
 #include "model/gpt.h"
 
@@ -23,6 +24,7 @@ struct Built {
     at::manual_seed(9);
     for (const auto& parameter : store.all()) parameter->master.add_(at::randn(parameter->shape), 0.15);
     model.prepare(at::kCPU, at::kFloat);
+    at::manual_seed(10);
     tokens = at::randint(config.model.vocab_size, {kTokens}, at::kLong);
     targets = at::randint(config.model.vocab_size, {kTokens}, at::kLong);
     context.seq_len = kLength;
@@ -76,13 +78,14 @@ Overrides joined(Overrides a, const Overrides& b) {
   return a;
 }
 
-const Overrides kLlama = {{"model.mlp", "swiglu"},        {"model.n_kv_head", "2"},         {"model.norm_weight", "true"},
-                          {"model.qk_norm_weight", "true"}, {"model.value_embeds", "false"}, {"model.resid_scalars", "false"},
+const Overrides kLlama = {{"model.mlp", "swiglu"},         {"model.n_kv_head", "2"},
+                          {"model.norm_weight", "true"},   {"model.qk_norm_weight", "true"},
+                          {"model.value_embeds", "false"}, {"model.resid_scalars", "false"},
                           {"model.embed_norm", "false"}};
 const Overrides kSparse = {{"moe.use_moe", "true"}};
 const Overrides kInl = {{"model.inl.enabled", "true"}, {"model.inl.controller_hidden", "5"}};
-const Overrides kEverything =
-    joined(joined(kSparse, kInl), {{"moe.flexible_ffn", "true"}, {"moe.n_shared_experts", "1"}, {"moe.first_dense", "1"}});
+const Overrides kEverything = joined(
+    joined(kSparse, kInl), {{"moe.flexible_ffn", "true"}, {"moe.n_shared_experts", "1"}, {"moe.first_dense", "1"}});
 
 const std::vector<Case> kModels = {
     {"dense", {}},
@@ -127,6 +130,7 @@ TEST(Recompute, BlocksGiveTheSameGradientsAndCounts) {
 
 TEST(Blocks, GenerationWithACacheEqualsTheFullForward) {
   for (const auto& [name, overrides] : kModels) {
+    SCOPED_TRACE(name);
     Built built(overrides);
     built.model.set_step(5);
     const at::Tensor all = built.logits().view({kSequences, kLength, -1});
@@ -144,8 +148,7 @@ TEST(Blocks, GenerationWithACacheEqualsTheFullForward) {
 
 // With one of its halves silent, a block is the same in either order.
 TEST(ParallelBlock, AddsAttentionAndMlpOfOneX) {
-  for (const auto& [name, overrides] :
-       std::vector<Case>{
+  for (const auto& [name, overrides] : std::vector<Case>{
 #ifdef SWITCHYARD_WITH_MOE
            {"sparse", kSparse},
            {"sparse, weighted norms", joined(kLlama, kSparse)},
@@ -153,7 +156,8 @@ TEST(ParallelBlock, AddsAttentionAndMlpOfOneX) {
            {"one norm", {}},
            {"weighted norms", kLlama}}) {
     const auto logits = [&, overrides = overrides](const char* block, bool attention, bool mlp) {
-      const Config config = Built::parsed(joined(overrides, {{"model.block", block}, {"model.n_layer", "1"},
+      const Config config = Built::parsed(joined(overrides, {{"model.block", block},
+                                                             {"model.n_layer", "1"},
                                                              {"model.value_embeds", "false"},
                                                              {"model.resid_scalars", "false"}}));
       Built built(config);
@@ -208,7 +212,8 @@ TEST(InlInTheModel, ASharedModuleTakesTheSumOfItsUses) {
   own.copy_weights(shared);
   for (int layer = 0; layer < 3; ++layer)
     for (const char* name : {"mean", "in.weight", "in.bias", "out.weight", "out.bias"})
-      own.weight("blocks." + std::to_string(layer) + ".inl." + name).master.copy_(shared.weight(std::string("inl.") + name).master);
+      own.weight("blocks." + std::to_string(layer) + ".inl." + name)
+          .master.copy_(shared.weight(std::string("inl.") + name).master);
   EXPECT_TRUE(at::equal(shared.train(), own.train()));
   for (const char* name : {"mean", "in.weight", "in.bias", "out.weight", "out.bias"}) {
     at::Tensor sum = at::zeros_like(shared.weight(std::string("inl.") + name).grad);
@@ -240,8 +245,8 @@ struct Layer0 {
   std::shared_ptr<FlexibleFfn> flexible;
   Layer0() {
     const Init wide{Init::Kind::kNormal, 0.3};
-    flexible = std::make_shared<FlexibleFfn>(
-        store, "moe", ExpertShape{16, 24, ops::ActivationKind::kGelu, wide, wide}, 0.5, PrecisionPolicy{});
+    flexible = std::make_shared<FlexibleFfn>(store, "moe", ExpertShape{16, 24, ops::ActivationKind::kGelu, wide, wide},
+                                             0.5, PrecisionPolicy{});
     store.allocate(at::kCPU, at::kFloat, store.contiguous());
     store.initialize(5);
   }
@@ -311,7 +316,8 @@ TEST(WarmUp, BlendScalesTheRoutedSumAlone) {
       EXPECT_TRUE(at::equal(warm.logits(), scaled.logits())) << name << " at step " << step;
     }
   Built flexible(joined(kEverything, warming)), dense(kEverything);
-  for (int layer = 1; layer < 3; ++layer) dense.weight("blocks." + std::to_string(layer) + ".moe.mix").master.fill_(-200);
+  for (int layer = 1; layer < 3; ++layer)
+    dense.weight("blocks." + std::to_string(layer) + ".moe.mix").master.fill_(-200);
   EXPECT_TRUE(at::equal(flexible.logits(), dense.logits())) << "m = 0 leaves the dense path";
 }
 
@@ -327,9 +333,8 @@ TEST(WarmUp, IsOffBitwiseOnceItIsOver) {
 // Every expert chosen by a router of zeros is the mean too.
 TEST(WarmUp, DenseAverageIsTheMeanOfAllExperts) {
   for (const char* backend : {"auto", "reference"}) {
-    Built average(joined(kSparse, {{"moe.warmup_steps", "8"},
-                                   {"moe.warmup_mode", "dense_average"},
-                                   {"moe.backend", backend}})),
+    Built average(
+        joined(kSparse, {{"moe.warmup_steps", "8"}, {"moe.warmup_mode", "dense_average"}, {"moe.backend", backend}})),
         every(joined(kSparse, {{"router.top_k", "4"}}));
     every.scale("router.weight", 0);
     average.scale("router.weight", 0);

@@ -8,8 +8,8 @@ FlexibleFfn::FlexibleFfn(ParameterStore& store, const std::string& name, const E
                          const PrecisionPolicy& policy)
     : Layer(name),
       mix_(declare(store, "mix", ParameterKind::kMixScalar, {1}, {Init::Kind::kConstant, first_mix})),
-      dense_(register_module("dense", std::make_shared<SharedExperts>(store, name + ".dense", ParameterKind::kMlp,
-                                                                      dense, policy))) {}
+      dense_(register_module(
+          "dense", std::make_shared<SharedExperts>(store, name + ".dense", ParameterKind::kMlp, dense, policy))) {}
 
 at::Tensor FlexibleFfn::forward(const at::Tensor& x_TD, const at::Tensor& moe_TD, const at::Tensor& fade,
                                 const StepContext& step) const {

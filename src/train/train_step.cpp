@@ -78,11 +78,11 @@ void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
   // Steps that average all experts launch other kernels than those after them.
-  const bool settled = !averages_experts(config_.moe, model_.step());
-  if (reduces) return last_->run(settled);
+  if (averages_experts(config_.moe, model_.step())) return (reduces ? last_ : inner_)->run_apart();
+  if (reduces) return last_->run();
   // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
   // that one's activations would be held a second time beside it.
-  inner_->run(settled && (parallel_.ranks() == 1 || last_->warm()));
+  inner_->run(parallel_.ranks() == 1 || last_->warm());
 }
 
 void TrainStep::forward_backward() {

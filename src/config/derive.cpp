@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "base/text.h"
 #include "config/field.h"
 
@@ -12,6 +13,28 @@ namespace {
 int width_of_depth(const ModelConfig& model) {
   const int width = model.depth * model.aspect_ratio;
   return (width + model.head_dim - 1) / model.head_dim * model.head_dim;
+}
+
+// Fine-grained experts: each of E0 experts of width N0, K0 a token, cut into m; S of them, and S choices, are the
+// shared experts' (moe_spec E16; DeepSeekMoE, Dai et al. 2024).
+struct Segments {
+  int experts, width, top_k;
+};
+Segments cut(const Config& config) {
+  const MoeConfig& moe = config.moe;
+  const int m = moe.segments, shared = moe.n_shared_experts, k = config.router.top_k;
+  const int width = moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * config.model.n_embd;
+  if (width % m != 0)
+    throw ConfigError(
+        format("moe.segments = %d does not divide an expert's width of %d; choose a divisor of it, or another "
+               "moe.d_expert",
+               m, width));
+  if (m * k - shared < 1)
+    throw ConfigError(
+        format("moe.segments = %d times router.top_k = %d less moe.n_shared_experts = %d leaves %d experts a token; "
+               "choose fewer shared experts",
+               m, k, shared, m * k - shared));
+  return {m * moe.n_experts - shared, width / m, m * k - shared};
 }
 
 void derive_zeros(Config& config) {
@@ -49,6 +72,7 @@ class Yielding {
     const RouterConfig& router = config_.router;
     if (!set("router.top_k") && router.top_k > config_.moe.n_experts)
       yields("router.top_k", std::to_string(config_.moe.n_experts), "moe.n_experts");
+    segments();
     if (router.score == "identity" && !set("router.norm_topk_prob"))
       yields("router.norm_topk_prob", "false", "router.score");
     if (router.type == "token_id" && !set("router.balance_loss")) yields("router.balance_loss", "none", "router.type");
@@ -60,6 +84,21 @@ class Yielding {
     grouping();
     const bool never_spreads = router.balance_loss == "cv_squared" && router.tie_break == "lowest_index";
     if (never_spreads && !set("router.init")) yields("router.init", "normal", "router.tie_break");
+  }
+
+  void segments() {
+    const MoeConfig& moe = config_.moe;
+    if (!moe.use_moe || moe.segments == 1) return;
+    const int experts = moe.n_experts, top_k = config_.router.top_k;
+    const Segments now = cut(config_);
+    resolved_.replace("moe.d_expert", std::to_string(now.width));
+    resolved_.replace("moe.n_experts", std::to_string(now.experts));
+    resolved_.replace("router.top_k", std::to_string(now.top_k));
+    resolved_.notes.push_back(
+        format("moe.segments = %d: %d experts of width %d, %d a token, become %d of width %d, %d a token, beside %d "
+               "shared",
+               moe.segments, experts, now.width * moe.segments, top_k, now.experts, now.width, now.top_k,
+               moe.n_shared_experts));
   }
 
   // Groups and biases are noaux_tc's; the groups left must hold top_k experts.
@@ -121,6 +160,11 @@ void derive(Config& config) {
   if (config.model.depth > 0) {
     config.model.n_layer = config.model.depth;
     config.model.n_embd = width_of_depth(config.model);
+  }
+  if (config.moe.use_moe && config.moe.segments > 1) {
+    const Segments now = cut(config);
+    config.moe.n_experts = now.experts, config.moe.d_expert = now.width, config.router.top_k = now.top_k;
+    config.moe.segments = 1;
   }
   derive_zeros(config);
 }

@@ -70,7 +70,16 @@ void ResolvedConfig::mark(const std::string& key, Source from) {
   sources_[key] = from;
 }
 
+void ResolvedConfig::replace(const std::string& key, const std::string& text) {
+  if (!was_set(key)) return set(key, text, Source::kDerived);
+  for (const Field& field : fields_of(config))
+    if (field.key == key) replaced_.emplace(key, field.text());
+  set(key, text, source(key));
+}
+
 void ResolvedConfig::forget_derived() {
+  for (const auto& [key, text] : replaced_) set(key, text, source(key));
+  replaced_.clear();
   for (Field& field : fields_of(config)) {
     // The run's name and its device are settled once, from the file's name and the machine.
     if (field.key == "name" || field.key == "device" || source(field.key) != Source::kDerived) continue;
@@ -89,8 +98,10 @@ std::vector<std::string> ResolvedConfig::given_keys() const {
 }
 
 std::string ResolvedConfig::given_json() const {
+  ResolvedConfig given = *this;
+  given.forget_derived();
   Json root = Json::object();
-  for (const Field& field : fields_of(config)) {
+  for (const Field& field : fields_of(given.config)) {
     if (says_how_it_started(field.key)) continue;
     if (was_set(field.key) || (field.key == "name" && !config.name.empty())) put(root, field.key, to_json(field));
   }

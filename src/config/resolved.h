@@ -25,7 +25,11 @@ class ResolvedConfig {
   // Sets a key from its command-line text. ConfigError names an unknown key, a wrong type, a value out of range.
   void set(const std::string& key, const std::string& text, Source source = Source::kCommandLine);
   void mark(const std::string& key, Source source);
-  // Puts every derived value back to its default, so that derive() can start again.
+  // Another value in place of a given one, which still counts as given: given_json() holds what the user wrote. A key
+  // that was not given becomes derived.
+  void replace(const std::string& key, const std::string& text);
+  // Puts every derived value back to its default and every replaced one to what was given, so that derive() can start
+  // again.
   void forget_derived();
 
   std::vector<std::string> given_keys() const;  // was_set(), in the order of declaration
@@ -35,7 +39,8 @@ class ResolvedConfig {
   std::string table() const;          // "router.top_k  2  (file)" a line, for --dry-run
 
  private:
-  std::map<std::string, Source> sources_;  // absent: default
+  std::map<std::string, Source> sources_;        // absent: default
+  std::map<std::string, std::string> replaced_;  // what was given, as text
 };
 
 // What must be equal on all ranks of a run, as "key = value" lines for them to compare: every key but the comment,

@@ -77,6 +77,8 @@ void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
                     "a training target is to be ignored, but the loss is a mean over all");
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
+  // Steps that average all experts launch other kernels than those after them.
+  if (averages_experts(config_.moe, model_.step())) return (reduces ? last_ : inner_)->run_apart();
   if (reduces) return last_->run();
   // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
   // that one's activations would be held a second time beside it.

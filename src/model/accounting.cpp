@@ -41,6 +41,23 @@ void add_attention(Table& table, const ModelConfig& model, int layer) {
   }
 }
 
+void add_router(Table& table, const Config& config) {
+  const std::int64_t columns = router_columns(config.moe), width = config.model.n_embd;
+  const std::int64_t semantic = semantic_width(config);
+  table.add(PartKind::kRouter, semantic ? semantic * (width + columns) : width * columns);
+  if (semantic) table.add(PartKind::kScalars, semantic + 1);  // the projection's bias, the scale
+}
+
+// Of a sparse layer: importance, share of flexible_ffn, and of each null or zero expert that is a constant the map of
+// its shares [2, D] and the constant [D].
+std::int64_t sparse_vectors(const Config& config) {
+  const MoeConfig& moe = config.moe;
+  const std::int64_t width = config.model.n_embd;
+  const bool null_constant = moe.overflow == "null_expert" && moe.null_expert == "constant";
+  return (moe.zero_experts.constant + null_constant) * 3 * width +
+         (moe.token_importance == "learned" ? width + 1 : 0) + (moe.flexible_ffn ? 1 : 0);
+}
+
 void add_feed_forward(Table& table, const Config& config, int layer) {
   const std::int64_t width = config.model.n_embd, matrices = is_gated(config.model.mlp) ? 3 : 2;
   if (!is_moe_layer(config, layer)) {
@@ -48,9 +65,12 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  table.add(PartKind::kRouter, config.moe.n_experts * width);
-  table.add(PartKind::kExperts, config.moe.n_experts * expert, config.router.top_k * expert);
+  const std::int64_t stack = expert_stack(config), visited = std::min(config.router.top_k, config.moe.n_experts);
+  table.add(PartKind::kExperts, stack * expert, (visited + stack - config.moe.n_experts) * expert);
   table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
+  if (config.moe.flexible_ffn) table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
+  if (config.router.type == "topk") add_router(table, config);
+  table.add(PartKind::kScalars, sparse_vectors(config));
 }
 
 std::int64_t norm_weights(const ModelConfig& model) {
@@ -75,7 +95,7 @@ std::string table_line(const std::string& name, std::int64_t total, std::int64_t
 std::string part_name(PartKind kind) {
   static const char* const names[kPartKinds] = {
       "token embedding", "value embeddings", "value gates", "attention", "routers", "experts",
-      "shared experts",  "dense mlp",        "head",        "norms",     "scalars"};
+      "shared experts",  "dense mlp",        "head",        "norms",     "vectors, scalars"};
   return names[static_cast<int>(kind)];
 }
 

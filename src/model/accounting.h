@@ -28,7 +28,7 @@ std::string part_name(PartKind kind);  // "token embedding", "value embeddings",
 struct Part {
   PartKind kind;
   std::int64_t total = 0;
-  std::int64_t active = 0;  // used by any one token: top_k of n_experts experts
+  std::int64_t active = 0;  // what a token may use: top_k of n_experts experts, everything else
 };
 
 struct Accounting {
@@ -48,7 +48,8 @@ Accounting account(const Config& config);
 // A matrix of P active parameters multiplies and adds once a token forward and twice backward: 6 P (Kaplan et al. 2020,
 // section 2.1). Attention's two products, QK' and AV, cost 2 * 2 * n_head * head_dim a key forward and twice that
 // backward: 12 (PaLM, Chowdhery et al. 2022, appendix B; the masked half counts too, as there). Embedding look-ups,
-// norms and scalars count nothing; experts that a token does not visit count nothing; a tied head counts as a matrix.
+// norms, vectors and scalars count nothing, null and zero experts without matrices neither; experts that a token does not
+// visit count nothing; a tied head counts as a matrix. moe.null_expert = ffn counts as if every token used it.
 std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters);
 
 // The parameter table with totals, each exact and in millions, and the FLOPs a token.

@@ -15,6 +15,12 @@ void add_attention(std::vector<LinearLayer>& layers, const ModelConfig& model, i
   layers.push_back({block + "attn.out", width, q, 1, false});
 }
 
+void add_router(std::vector<LinearLayer>& layers, const Config& config, const std::string& name) {
+  const int semantic = semantic_width(config), width = config.model.n_embd;
+  if (semantic) layers.push_back({name + ".semantic", semantic, width, 1, true});
+  layers.push_back({name, router_columns(config.moe), semantic ? semantic : width, 1, true});
+}
+
 // An MLP of `hidden` columns, or `experts` of them.
 void add_mlp(std::vector<LinearLayer>& layers, const std::string& prefix, const ModelConfig& model, std::int64_t hidden,
              int experts) {
@@ -34,9 +40,10 @@ std::vector<LinearLayer> linear_layers(const Config& config) {
       add_mlp(layers, block + "mlp.", config.model, ffn_width(config.model), 1);
       continue;
     }
-    layers.push_back({block + "moe.router", config.moe.n_experts, config.model.n_embd, 1, true});
-    add_mlp(layers, block + "moe.experts.", config.model, expert_width(config), config.moe.n_experts);
+    if (config.router.type == "topk") add_router(layers, config, block + "moe.router");
+    add_mlp(layers, block + "moe.experts.", config.model, expert_width(config), expert_stack(config));
     if (shared_width(config) > 0) add_mlp(layers, block + "moe.shared.", config.model, shared_width(config), 1);
+    if (config.moe.flexible_ffn) add_mlp(layers, block + "moe.dense.", config.model, ffn_width(config.model), 1);
   }
   layers.push_back({"head", config.model.vocab_size, config.model.n_embd, 1, false});
   return layers;

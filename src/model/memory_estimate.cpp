@@ -26,7 +26,7 @@ std::int64_t copy_bytes(const Config& config, const Accounting& size) {
       // rows of an expert stack are those of one expert
       const LinearLayer& layer = decision.layer;
       const bool stack = layer.name.find(".experts.") != std::string::npos;
-      if (decision.converts) bytes += layer.rows * layer.cols * (stack ? config.moe.n_experts : 1);
+      if (decision.converts) bytes += layer.rows * layer.cols * (stack ? expert_stack(config) : 1);
     }
   }
   return bytes;
@@ -84,7 +84,8 @@ std::int64_t workspace_bytes(const Config& config) {
 // dense mlp     the pre-activation (two when gated) and the activation
 // MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
 //               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
-//               row and token of each assignment. Shared experts as a dense mlp
+//               row and token of each assignment; a semantic router's projection, before and after its norm, and its
+//               cosines. Shared experts as a dense mlp; so is the one of flexible_ffn, whose mix keeps both its inputs
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
   const std::int64_t words = 4 / compute_bytes(config);  // elements that one fp32 value takes
@@ -96,7 +97,9 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
   elements += config.router.top_k * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
-  elements += (config.moe.n_experts + 4 * config.router.top_k) * words;
+  elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
+  if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;
+  if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * model.n_embd;
   return elements;
 }
 

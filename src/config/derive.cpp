@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/error.h"
 #include "base/text.h"
 #include "config/field.h"
 
@@ -15,26 +14,8 @@ int width_of_depth(const ModelConfig& model) {
   return (width + model.head_dim - 1) / model.head_dim * model.head_dim;
 }
 
-// Fine-grained experts: each of E0 experts of width N0, K0 a token, cut into m; S of them, and S choices, are the
-// shared experts' (moe_spec E16; DeepSeekMoE, Dai et al. 2024).
-struct Segments {
-  int experts, width, top_k;
-};
-Segments cut(const Config& config) {
-  const MoeConfig& moe = config.moe;
-  const int m = moe.segments, shared = moe.n_shared_experts, k = config.router.top_k;
-  const int width = moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * config.model.n_embd;
-  if (width % m != 0)
-    throw ConfigError(
-        format("moe.segments = %d does not divide an expert's width of %d; choose a divisor of it, or another "
-               "moe.d_expert",
-               m, width));
-  if (m * k - shared < 1)
-    throw ConfigError(
-        format("moe.segments = %d times router.top_k = %d less moe.n_shared_experts = %d leaves %d experts a token; "
-               "choose fewer shared experts",
-               m, k, shared, m * k - shared));
-  return {m * moe.n_experts - shared, width / m, m * k - shared};
+int expert_width(const MoeConfig& moe, const ModelConfig& model) {
+  return moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * model.n_embd;
 }
 
 void derive_zeros(Config& config) {
@@ -43,7 +24,7 @@ void derive_zeros(Config& config) {
   if (model.n_head == 0) model.n_head = model.n_embd / std::max(1, model.head_dim);
   if (model.n_kv_head == 0) model.n_kv_head = model.n_head;
   if (model.ffn_hidden == 0) model.ffn_hidden = 4 * model.n_embd;
-  if (moe.d_expert == 0) moe.d_expert = moe.expert_hidden_mult * model.n_embd;
+  moe.d_expert = expert_width(moe, model);
   if (moe.d_shared == 0) moe.d_shared = moe.d_expert;
   RouterConfig& router = config.router;
   if (router.noise_scale == 0 && router.noise != "none") router.noise_scale = router.noise == "jitter" ? 0.01 : 1.0;
@@ -86,19 +67,19 @@ class Yielding {
     if (never_spreads && !set("router.init")) yields("router.init", "normal", "router.tie_break");
   }
 
+  // moe_spec E16: E = m E0 - S, K = m K0 - S, N = N0 / m. Left as they are where that cannot be; validate() says why.
   void segments() {
     const MoeConfig& moe = config_.moe;
-    if (!moe.use_moe || moe.segments == 1) return;
-    const int experts = moe.n_experts, top_k = config_.router.top_k;
-    const Segments now = cut(config_);
-    resolved_.replace("moe.d_expert", std::to_string(now.width));
-    resolved_.replace("moe.n_experts", std::to_string(now.experts));
-    resolved_.replace("router.top_k", std::to_string(now.top_k));
+    const int m = moe.segments, shared = moe.n_shared_experts, width = expert_width(moe, config_.model);
+    const int experts = m * moe.n_experts - shared, top_k = m * config_.router.top_k - shared;
+    if (!moe.use_moe || m == 1 || width % m != 0 || top_k < 1) return;
     resolved_.notes.push_back(
-        format("moe.segments = %d: %d experts of width %d, %d a token, become %d of width %d, %d a token, beside %d "
-               "shared",
-               moe.segments, experts, now.width * moe.segments, top_k, now.experts, now.width, now.top_k,
-               moe.n_shared_experts));
+        format("moe.segments = %d: moe.n_experts is %d, router.top_k %d, moe.d_expert %d, in place of %d, %d and %d", m,
+               experts, top_k, width / m, moe.n_experts, config_.router.top_k, width));
+    resolved_.replace("moe.n_experts", std::to_string(experts));
+    resolved_.replace("router.top_k", std::to_string(top_k));
+    resolved_.replace("moe.d_expert", std::to_string(width / m));
+    resolved_.replace("moe.segments", "1");
   }
 
   // Groups and biases are noaux_tc's; the groups left must hold top_k experts.
@@ -160,11 +141,6 @@ void derive(Config& config) {
   if (config.model.depth > 0) {
     config.model.n_layer = config.model.depth;
     config.model.n_embd = width_of_depth(config.model);
-  }
-  if (config.moe.use_moe && config.moe.segments > 1) {
-    const Segments now = cut(config);
-    config.moe.n_experts = now.experts, config.moe.d_expert = now.width, config.router.top_k = now.top_k;
-    config.moe.segments = 1;
   }
   derive_zeros(config);
 }

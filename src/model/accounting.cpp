@@ -41,13 +41,21 @@ void add_attention(Table& table, const ModelConfig& model, int layer) {
   }
 }
 
-// Vectors of a sparse layer: a learned importance, and constant experts' maps and values.
-std::int64_t beside_experts(const Config& config) {
+void add_router(Table& table, const Config& config) {
+  const std::int64_t columns = router_columns(config.moe), width = config.model.n_embd;
+  const std::int64_t semantic = semantic_width(config);
+  table.add(PartKind::kRouter, semantic ? semantic * (width + columns) : width * columns);
+  if (semantic) table.add(PartKind::kScalars, semantic + 1);  // the projection's bias, the scale
+}
+
+// Of a sparse layer: importance, share of flexible_ffn, and of each null or zero expert that is a constant the map of
+// its shares [2, D] and the constant [D].
+std::int64_t sparse_vectors(const Config& config) {
   const MoeConfig& moe = config.moe;
   const std::int64_t width = config.model.n_embd;
-  const int constants =
-      moe.zero_experts.constant + (moe.overflow == "null_expert" && moe.null_expert == "constant" ? 1 : 0);
-  return constants * 3 * width + (moe.token_importance == "learned" ? width + 1 : 0);
+  const bool null_constant = moe.overflow == "null_expert" && moe.null_expert == "constant";
+  return (moe.zero_experts.constant + null_constant) * 3 * width +
+         (moe.token_importance == "learned" ? width + 1 : 0) + (moe.flexible_ffn ? 1 : 0);
 }
 
 // Matrices of null experts, which count as active: any token may use one, and few do.
@@ -66,15 +74,12 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  table.add(PartKind::kRouter, router_columns(config.moe) * width);
-  table.add(PartKind::kExperts, expert_stack(config.moe) * expert,
-            (config.router.top_k + has_null_ffn(config.moe)) * expert);
-  table.add(PartKind::kScalars, beside_experts(config));
+  const std::int64_t stack = expert_stack(config.moe), visited = std::min(config.router.top_k, config.moe.n_experts);
+  table.add(PartKind::kExperts, stack * expert, (visited + stack - config.moe.n_experts) * expert);
   table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
-  if (config.moe.flexible_ffn) {
-    table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
-    table.add(PartKind::kScalars, 1);
-  }
+  if (config.moe.flexible_ffn) table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
+  if (config.router.type == "topk") add_router(table, config);
+  table.add(PartKind::kScalars, sparse_vectors(config));
 }
 
 // Of one module: the controller's matrices, and its biases with mu.

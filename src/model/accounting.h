@@ -30,7 +30,7 @@ std::string part_name(PartKind kind);  // "token embedding", "value embeddings",
 struct Part {
   PartKind kind;
   std::int64_t total = 0;
-  std::int64_t active = 0;  // used by any one token: top_k of n_experts experts
+  std::int64_t active = 0;  // what a token may use: top_k of n_experts experts, everything else
 };
 
 struct Accounting {

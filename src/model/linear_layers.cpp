@@ -15,6 +15,12 @@ void add_attention(std::vector<LinearLayer>& layers, const ModelConfig& model, i
   layers.push_back({block + "attn.out", width, q, 1, false});
 }
 
+void add_router(std::vector<LinearLayer>& layers, const Config& config, const std::string& name) {
+  const int semantic = semantic_width(config), width = config.model.n_embd;
+  if (semantic) layers.push_back({name + ".semantic", semantic, width, 1, true});
+  layers.push_back({name, router_columns(config.moe), semantic ? semantic : width, 1, true});
+}
+
 // An MLP of `hidden` columns, or `experts` of them.
 void add_mlp(std::vector<LinearLayer>& layers, const std::string& prefix, const ModelConfig& model, std::int64_t hidden,
              int experts) {
@@ -33,7 +39,7 @@ void add_inl(std::vector<LinearLayer>& layers, const std::string& prefix, const 
 void add_feed_forward(std::vector<LinearLayer>& layers, const Config& config, int layer, const std::string& block) {
   const ModelConfig& model = config.model;
   if (!is_moe_layer(config, layer)) return add_mlp(layers, block + "mlp.", model, ffn_width(model), 1);
-  layers.push_back({block + "moe.router", router_columns(config.moe), model.n_embd, 1, true});
+  if (config.router.type == "topk") add_router(layers, config, block + "moe.router");
   add_mlp(layers, block + "moe.experts.", model, expert_width(config), expert_stack(config.moe));
   if (shared_width(config) > 0) add_mlp(layers, block + "moe.shared.", model, shared_width(config), 1);
   if (config.moe.flexible_ffn) add_mlp(layers, block + "moe.dense.", model, ffn_width(model), 1);

@@ -112,8 +112,9 @@ std::int64_t workspace_bytes(const Config& config) {
 // dense mlp     the pre-activation (two when gated) and the activation
 // MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
 //               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
-//               row and token of each assignment. Shared experts and a flexible FFN as a dense mlp, and with the
-//               latter both outputs, for their share's gradient
+//               row and token of each assignment; a semantic router's projection, before and after its norm, and its
+//               cosines. Shared experts and a flexible FFN as a dense mlp, and with the latter both outputs, for their
+//               share's gradient
 // INL           h, the fp32 velocity, and the controller's hidden layer in fp32
 // A parallel block has one x', and without weights one norm.
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
@@ -131,7 +132,8 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * width;
   elements += experts_of_a_token(config) * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
-  elements += (config.moe.n_experts + 4 * config.router.top_k) * words;
+  elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
+  if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;
   return elements;
 }
 

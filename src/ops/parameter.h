@@ -41,6 +41,9 @@ struct Init {
   double scale = 0;  // the constant, the bound of the uniform, the deviation of the normal, 1 / the rows' norm
 };
 
+// Values of that Init for the key, fp32 on the CPU.
+Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key);
+
 class Parameter {
  public:
   Parameter(std::string name, ParameterKind kind, std::vector<std::int64_t> shape, Init init,

@@ -18,7 +18,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;  // the run's own
 };
 
-// path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read
+// The model stands at the checkpoint's step, with its routers' biases. path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read
 // in the device's compute type; fp8 training evaluates in bf16. ConfigError or RunError says what is missing.
 LoadedModel load_model(const std::string& path, const std::string& device);
 

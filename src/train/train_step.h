@@ -44,6 +44,7 @@ class TrainStep {
   const at::Device device_;
   const std::int64_t micro_batches_;
   StepContext context_;
+  std::function<at::Tensor(const at::Tensor&)> sum_counts_;  // of int64 over ranks; empty with one
   at::Tensor tokens_, targets_, windows_;  // fixed storage: a captured graph reads it
   at::Tensor step_loss_;                   // fp32 [1]: of this step, for the guard
   IntervalSums interval_;

@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "comm/stop_signal.h"
 #include "model/accounting.h"
+#include "model/layer_rules.h"
 #include "optim/parameter_groups.h"
 #include "optim/schedule.h"
 #include "train/generate.h"
@@ -100,7 +101,16 @@ void Trainer::open_text(const PreparedData& data) {
                                         tokenizer_->bytes_of(), tokenizer_->bos(), config_.train.eval_tokens);
 }
 
+void Trainer::reset_routers(std::int64_t step) {
+  for (const Parameter* parameter : model_->reset_routers(static_cast<std::uint64_t>(config_.train.seed), step))
+    optimizer_->forget(*parameter);
+  ++state_.resets;
+  log::info(format("step %lld: routers start anew (router.reset_interval = %d)", static_cast<long long>(step),
+                   config_.router.reset_interval));
+}
+
 void Trainer::train_step(std::int64_t step) {
+  if (resets_routers(config_, step)) reset_routers(step);
   scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_),
                          muon_momentum(config_.optim.muon, step), weight_decay_factor(step, steps_));
   model_->set_step(step);

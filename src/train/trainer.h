@@ -41,6 +41,7 @@ class Trainer {
   void open_text(const PreparedData& data);
   void restore();
   void load_weights_from(const std::string& path);
+  void reset_routers(std::int64_t step);
   void train_step(std::int64_t step);
   StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);

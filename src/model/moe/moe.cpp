@@ -7,7 +7,7 @@ namespace switchyard {
 
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
          const RouterPlace& place, const PrecisionPolicy& policy)
-    : Layer(name), router_config_(config.router), inject_(config.moe.aux_injection == "autograd") {
+    : Layer(name), config_(config), inject_(config.moe.aux_injection == "autograd") {
   router_ = register_module("router", make_router(store, name + ".router", config, place));
   dispatcher_ = register_module("dispatcher", std::make_shared<Dispatcher>(name + ".dispatcher"));
   experts_ = register_module("experts", std::make_shared<Experts>(store, name + ".experts", config.moe.n_experts,
@@ -22,7 +22,7 @@ MoeOutput Moe::forward(const RouterInput& in, const StepContext& step) const {
   at::Tensor out_TD = experts_->forward(in.x_TD, rows, step);
   if (shared_) out_TD = out_TD + shared_->forward(in.x_TD, step);
   if (inject_ && step.training) {
-    const at::Tensor weighted_L = layer_losses(stacked({routing}), router_config_, step).weighted_L;
+    const at::Tensor weighted_L = layer_losses(stacked({routing}), config_, step).weighted_L;
     if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);
   }
   return {out_TD, routing};

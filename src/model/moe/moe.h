@@ -27,7 +27,7 @@ class Moe : public Layer {
   MoeOutput forward(const RouterInput& in, const StepContext& step) const;
 
  private:
-  const RouterConfig router_config_;
+  const Config config_;
   const bool inject_;
   std::shared_ptr<Router> router_;
   std::shared_ptr<Dispatcher> dispatcher_;

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "model/moe/balance.h"
+
 namespace switchyard {
 namespace {
 
@@ -36,7 +38,7 @@ Routing TopkRouter::route(const RouterInput& in, const StepContext& step) const 
   rule.top_k = config_.top_k;
   rule.seq_len = step.seq_len;
   rule.first_position = step.first_position;
-  rule.group_size = config_.balance_scope == "sequence" ? step.seq_len : 0;
+  rule.group_size = sums_by_sequence(config_) ? step.seq_len : 0;
   rule.score = parse_score(config_.score);
   rule.normalize = config_.norm_topk_prob;
   rule.rotate_ties = config_.tie_break == "rotate";

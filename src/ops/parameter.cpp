@@ -66,6 +66,8 @@ const char* to_string(ParameterKind kind) {
       return "dense mlp";
     case ParameterKind::kRouter:
       return "router";
+    case ParameterKind::kRouterVector:
+      return "router vectors";
     case ParameterKind::kExpert:
       return "experts";
     case ParameterKind::kSharedExpert:
@@ -83,8 +85,8 @@ const char* to_string(ParameterKind kind) {
 }
 
 bool computes_in_fp32(ParameterKind kind) {
-  return kind == ParameterKind::kRouter || kind == ParameterKind::kKeepScalar || kind == ParameterKind::kAgainScalar ||
-         kind == ParameterKind::kNorm;
+  return kind == ParameterKind::kRouter || kind == ParameterKind::kRouterVector || kind == ParameterKind::kKeepScalar ||
+         kind == ParameterKind::kAgainScalar || kind == ParameterKind::kNorm;
 }
 
 bool is_block_matrix(ParameterKind kind) {

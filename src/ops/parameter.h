@@ -22,6 +22,7 @@ enum class ParameterKind {
   kAttention,
   kMlp,
   kRouter,
+  kRouterVector,
   kExpert,
   kSharedExpert,
   kValueGate,

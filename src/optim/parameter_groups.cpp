@@ -36,6 +36,8 @@ GroupRule group_rule(const Parameter& parameter, const Config& config) {
       return {false, a.scalar_lr, a.beta1, 0};
     case ParameterKind::kAgainScalar:
       return {false, a.x0_lr, a.x0_beta1, 0};
+    case ParameterKind::kRouterVector:
+      return {false, a.gate_lr, a.beta1, 0};
     case ParameterKind::kRouter:
       return matrix_rule(optim, optim.router_optimizer == "muon", a.gate_lr);
     case ParameterKind::kAttention:

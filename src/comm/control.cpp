@@ -102,9 +102,7 @@ double Control::max(double value) {
   return reduce("max", std::vector<double>{value}, larger)[0];
 }
 
-std::int64_t Control::max(std::int64_t value) {
-  return max(std::vector<std::int64_t>{value})[0];
-}
+std::int64_t Control::max(std::int64_t value) { return max(std::vector<std::int64_t>{value})[0]; }
 
 std::vector<std::int64_t> Control::max(const std::vector<std::int64_t>& values) {
   return reduce("integer max", values, [](std::int64_t a, std::int64_t b) { return std::max(a, b); });

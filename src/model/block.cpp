@@ -62,8 +62,19 @@ std::optional<Routing> Block::forward(Stream& stream, const at::Tensor& value, c
       ops::add_norm(in.x_TD, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
   at::Tensor out;
   std::optional<Routing> routing = feed_forward(middle, out, step);
+  if (step.watch) show(step.watch, in.x_TD, attended, routing, out);
   stream = {middle.x_TD, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout), in.x0_TD};
   return routing;
+}
+
+void Block::show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& attended_TD,
+                 [[maybe_unused]] const std::optional<Routing>& routing, const at::Tensor& out_TD) const {
+  watch(Watched::kResidual, layer_, x_TD);
+  watch(Watched::kAttention, layer_, attended_TD);
+#ifdef SWITCHYARD_WITH_MOE
+  if (routing) watch(Watched::kRouterLogits, layer_, routing->logits_TE);
+#endif
+  watch(Watched::kFfn, layer_, out_TD);
 }
 
 std::optional<Routing> Block::feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const {

@@ -37,6 +37,8 @@ class Block : public Layer {
   bool sparse() const;
 
  private:
+  void show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& attended_TD,
+            const std::optional<Routing>& routing, const at::Tensor& out_TD) const;
   std::optional<Routing> feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const;
 
   const int layer_;

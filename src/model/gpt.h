@@ -13,8 +13,8 @@ struct ModelOutput {
   at::Tensor total;      // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
   at::Tensor nll_T;      // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
   at::Tensor auxiliary;  // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
-  // Of sparse models, a row a sparse layer (moe_spec T1): assignments of this pass, int32; in training the raw losses by
-  // kind, undefined where the config asks for none; in evaluation what each router decided, its logits among it.
+  // Of sparse models, a row a sparse layer (moe_spec T1): assignments of this pass, int32; in training the raw losses
+  // by kind, undefined where the config asks for none; in evaluation what each router decided, its logits among it.
   at::Tensor count_LE, balance_L, z_loss_L, seq_balance_L;
   std::vector<Routing> routing;
 };
@@ -58,11 +58,11 @@ class Gpt : public Layer {
   // Attempted steps so far: what the schedules of routers, capacities and warm-ups go by. Between replays of a graph.
   void set_step(std::int64_t step);
   std::int64_t step() const { return host_step_; }
-  // After the optimizer's step, applied or not (apply [1]: 1 or 0): biases move (moe_spec R12). sum_over_ranks: of int64
-  // counts; empty with one rank. Nothing is read by the host.
+  // After the optimizer's step, applied or not (apply [1]: 1 or 0): biases move (moe_spec R12). sum_over_ranks: of
+  // int64 counts; empty with one rank. Nothing is read by the host.
   void finish_step(const at::Tensor& apply, const std::function<at::Tensor(const at::Tensor&)>& sum_over_ranks);
-  // Routers start anew (R13): each expert's vector gets initial values and noise, drawn by (seed, name, step) alone, on the
-  // same storage; biases 0. Returns whose optimizer state is to be forgotten.
+  // Routers start anew (R13): each expert's vector gets initial values and noise, drawn by (seed, name, step) alone, on
+  // the same storage; biases 0. Returns whose optimizer state is to be forgotten.
   std::vector<const Parameter*> reset_routers(std::uint64_t seed, std::int64_t step);
 
   RoutingTotals& routing_totals() { return totals_; }

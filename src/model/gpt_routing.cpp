@@ -69,8 +69,8 @@ std::vector<const Parameter*> Gpt::reset_routers(std::uint64_t seed, std::int64_
       return mix_key(mix_key(seed, fnv1a(parameter->name + purpose)), static_cast<std::uint64_t>(step));
     };
     const Init noise{Init::Kind::kNormal, config_.router.reset_noise};
-    const at::Tensor values = drawn(parameter->shape, parameter->init, key(".reset")) +
-                              drawn(parameter->shape, noise, key(".reset_noise"));
+    const at::Tensor values =
+        drawn(parameter->shape, parameter->init, key(".reset")) + drawn(parameter->shape, noise, key(".reset_noise"));
     parameter->master.copy_(values);
     if (parameter->compute.data_ptr() != parameter->master.data_ptr()) parameter->compute.detach().copy_(values);
     reset.push_back(parameter.get());

@@ -81,10 +81,24 @@ void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
                     "a training target is to be ignored, but the loss is a mean over all");
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
-  if (reduces) return last_->run();
+  if (reduces) return last_->run(may_record());
   // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
   // that one's activations would be held a second time beside it.
-  inner_->run(parallel_.ranks() == 1 || last_->warm());
+  inner_->run(may_record() && (parallel_.ranks() == 1 || last_->warm()));
+}
+
+bool TrainStep::may_record() const {
+  const MoeConfig& moe = config_.moe;
+  // Two steps more: what is recorded has run eagerly before.
+  return !moe.use_moe || moe.warmup_mode != "dense_average" || model_.step() >= moe.warmup_steps + 2;
+}
+
+void TrainStep::look_again(Watch watch) {
+  at::NoGradGuard no_grad;
+  StepContext context;
+  context.seq_len = context_.seq_len;
+  context.watch = std::move(watch);
+  model_.forward(tokens_, targets_, context);
 }
 
 void TrainStep::forward_backward() {

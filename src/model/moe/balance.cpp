@@ -95,8 +95,7 @@ at::Tensor balance_loss(const RoutingSums& sums, const Config& config, const Ste
   }
   const Groups groups = groups_of(sums, step, router.balance_scope == "sequence");
   if (router.balance_loss == "cv_squared")
-    return experts *
-           mean_over_groups((per_token(groups.prob_LGE, groups) - 1.0 / experts).square().sum(2), groups);
+    return experts * mean_over_groups((per_token(groups.prob_LGE, groups) - 1.0 / experts).square().sum(2), groups);
   const at::Tensor fraction = assignment_fraction(groups, router.balance_scope == "global", step);
   const at::Tensor loss = switch_loss(sums, groups, fraction, config.moe);
   return router.balance_topk_normalize ? loss / static_cast<double>(sums.top_k) : loss;

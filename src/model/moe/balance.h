@@ -39,8 +39,8 @@ at::Tensor seq_balance_loss(const RoutingSums& sums, const Config& config, const
 // mean over real tokens of (ln sum_e e^l)^2 (ST-MoE, Zoph et al. 2022), a value a layer [L].
 at::Tensor z_loss(const RoutingSums& sums, const StepContext& step);
 
-// balance_coef at step.step: times a factor from aux_ramp_start to aux_ramp_end over aux_ramp_steps (R9). On the device,
-// [1] of `like`'s type.
+// balance_coef at step.step: times a factor from aux_ramp_start to aux_ramp_end over aux_ramp_steps (R9). On the
+// device, [1] of `like`'s type.
 at::Tensor ramped_balance_coef(const RouterConfig& config, const StepContext& step, const at::Tensor& like);
 
 struct LayerLosses {

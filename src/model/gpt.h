@@ -67,6 +67,8 @@ class Gpt : public Layer {
 
   RoutingTotals& routing_totals() { return totals_; }
   RoutingState& routing_state() { return state_; }
+  // Rows that an expert takes of a micro-batch of training at that step (moe_spec E6); -1: as many as it gets.
+  std::int64_t expert_capacity_at(std::int64_t step) const;
   std::vector<KeptTensor> kept_tensors() const;  // of routing (moe_spec 4.3); none where nothing is on that keeps any
   int sparse_layers() const { return sparse_layers_; }
   const Config& config() const { return config_; }

@@ -79,6 +79,15 @@ std::vector<const Parameter*> Gpt::reset_routers(std::uint64_t seed, std::int64_
   return reset;
 }
 
+std::int64_t Gpt::expert_capacity_at(std::int64_t step) const {
+  if (config_.moe.capacity_factor == 0 && config_.moe.expert_capacity == 0) return -1;
+  StepContext context;
+  context.training = true;
+  context.step = at::full({1}, step, at::kLong);  // on the host
+  const std::int64_t tokens = std::int64_t{config_.train.micro_batch} * config_.model.seq_len;
+  return expert_capacity(config_, tokens, context).item<int>();
+}
+
 std::vector<KeptTensor> Gpt::kept_tensors() const {
   using Join = KeptTensor::Join;
   std::vector<KeptTensor> kept;
@@ -95,6 +104,7 @@ std::vector<KeptTensor> Gpt::kept_tensors() const {
 void Gpt::add_routing(std::vector<Routing>, const StepContext&, ModelOutput&) {}
 void Gpt::finish_step(const at::Tensor&, const std::function<at::Tensor(const at::Tensor&)>&) {}
 std::vector<const Parameter*> Gpt::reset_routers(std::uint64_t, std::int64_t) { return {}; }
+std::int64_t Gpt::expert_capacity_at(std::int64_t) const { return -1; }
 std::vector<KeptTensor> Gpt::kept_tensors() const { return {}; }
 #endif
 

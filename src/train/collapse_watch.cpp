@@ -33,10 +33,11 @@ std::vector<std::string> CollapseWatch::look(const std::vector<LayerRouting>& la
       watched.idle_steps_E[e] = layer.count_E[e] > 0 ? 0 : watched.idle_steps_E[e] + steps;
     const std::string found = finding(layer, watched);
     if (!found.empty() && !watched.collapsed)
-      warnings.push_back(format("layer %d: the router has collapsed, %s; a larger router.balance_coef (0.01), "
-                                "router.bias_balancing with topk_method noaux_tc, router.z_loss_coef = 0.001, or a "
-                                "router.reset_interval spread the load",
-                                layer.layer, found.c_str()));
+      warnings.push_back(
+          format("layer %d: the router has collapsed, %s; a larger router.balance_coef (0.01), "
+                 "router.bias_balancing with topk_method noaux_tc, router.z_loss_coef = 0.001, or a "
+                 "router.reset_interval spread the load",
+                 layer.layer, found.c_str()));
     watched.collapsed = !found.empty();
   }
   return warnings;

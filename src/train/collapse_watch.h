@@ -12,8 +12,9 @@ class CollapseWatch {
   // dead_window: steps without a token after which an expert counts as dead
   CollapseWatch(int top_k, int dead_window) : top_k_(top_k), dead_window_(dead_window) {}
 
-  // A warning for each layer that has collapsed and had not before: nearly all assignments are on top_k experts, or more
-  // than half of the experts are dead. A layer that has recovered may be warned of again. steps: since the last look.
+  // A warning for each layer that has collapsed and had not before: nearly all assignments are on top_k experts, or
+  // more than half of the experts are dead. A layer that has recovered may be warned of again. steps: since the last
+  // look.
   std::vector<std::string> look(const std::vector<LayerRouting>& layers, std::int64_t steps);
 
  private:

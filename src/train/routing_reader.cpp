@@ -44,8 +44,7 @@ at::Tensor kept(const Gpt& model, const std::string& name) {
 
 }  // namespace
 
-RoutingReader::RoutingReader(Gpt& model, Control& control)
-    : model_(model), control_(control), before_(diverted()) {}
+RoutingReader::RoutingReader(Gpt& model, Control& control) : model_(model), control_(control), before_(diverted()) {}
 
 RoutingReader::Diverted RoutingReader::diverted() {
   const auto over_ranks = [&](const char* name) {
@@ -103,6 +102,7 @@ void RoutingReader::add_kept(std::int64_t step, std::vector<LayerRouting>& layer
     layer.dropped = since(now.dropped_L, before_.dropped_L, i);
     layer.to_null = since(now.to_null_L, before_.to_null_L, i);
     layer.rerouted = since(now.rerouted_L, before_.rerouted_L, i);
+    layer.capacity = static_cast<double>(model_.expert_capacity_at(step - 1));
     if (config.moe.warmup_steps > 0)
       layer.warm_up = std::min(1.0, static_cast<double>(step - 1) / config.moe.warmup_steps);
   }

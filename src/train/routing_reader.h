@@ -8,8 +8,8 @@
 namespace switchyard {
 
 struct RoutingInterval {
-  std::vector<LayerRouting> layers;                                     // empty for a dense model
-  double balance_loss = 0, z_loss = 0, seq_balance_loss = -1;           // raw, a micro-batch, summed over layers
+  std::vector<LayerRouting> layers;                            // empty for a dense model
+  double balance_loss = 0, z_loss = 0, seq_balance_loss = -1;  // raw, a micro-batch, summed over layers
 };
 
 class RoutingReader {
@@ -17,7 +17,8 @@ class RoutingReader {
   // Counting starts here: after a restore. Collective, as read is.
   RoutingReader(Gpt& model, Control& control);
 
-  // step: done so far; passes: micro-batches since the last read, over all ranks. Waits for the device; zeroes the totals.
+  // step: done so far; passes: micro-batches since the last read, over all ranks. Waits for the device; zeroes the
+  // totals.
   RoutingInterval read(std::int64_t step, std::int64_t passes);
 
  private:

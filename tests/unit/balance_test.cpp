@@ -114,8 +114,7 @@ TEST(SequenceLoss, IsTheMeanOverSequencesAndLeavesTheOtherLossAlone) {
 TEST(SequenceLoss, OfOneSequenceIsTheSwitchLossOverK) {
   Config config = config_of();
   config.router.seq_balance_coef = 1;
-  const LayerLosses losses =
-      layer_losses(stacked({route(random({kSequence, 8}, 3), config)}), config, at_step(0));
+  const LayerLosses losses = layer_losses(stacked({route(random({kSequence, 8}, 3), config)}), config, at_step(0));
   EXPECT_NEAR(value(losses.seq_balance_L), value(losses.balance_L) / 2, 1e-12);
 }
 
@@ -148,8 +147,7 @@ TEST(Padding, ChangesNoLossAndNoGradient) {
       StepContext step = at_step(0), with_padding = step;
       with_padding.real_T = at::arange(kTokens + kSequence).lt(kTokens);
       const LayerLosses a = layer_losses(stacked({route(logits, config)}), config, step);
-      const LayerLosses b =
-          layer_losses(stacked({route(padded, config, with_padding.real_T)}), config, with_padding);
+      const LayerLosses b = layer_losses(stacked({route(padded, config, with_padding.real_T)}), config, with_padding);
       EXPECT_NEAR(value(a.balance_L), value(b.balance_L), 1e-12) << loss << " " << scope;
       EXPECT_NEAR(value(a.seq_balance_L), value(b.seq_balance_L), 1e-12) << loss << " " << scope;
       EXPECT_NEAR(value(a.z_loss_L), value(b.z_loss_L), 1e-12) << loss << " " << scope;

@@ -75,11 +75,13 @@ TEST(Bias, RisesBelowTheMeanFallsAboveItByExactlyTheRate) {
     bool applied;
     std::vector<double> sign;
   };
-  for (const Case& c : {Case{"skewed", {9, 1, 1, 1}, true, {-1, 1, 1, 1}}, Case{"even", {3, 3, 3, 3}, true, {0, 0, 0, 0}},
-                        Case{"one at the mean", {4, 2, 0, 2}, true, {-1, 0, 1, 0}},
-                        Case{"a mean that is no integer", {2, 1, 1, 1}, true, {-1, 1, 1, 1}},
-                        Case{"skipped", {9, 1, 1, 1}, false, {0, 0, 0, 0}},
-                        Case{"beyond fp32's integers", {(1LL << 40) + 1, 1LL << 40, (1LL << 40) - 1, 1LL << 40}, true, {-1, 0, 1, 0}}}) {
+  for (const Case& c :
+       {Case{"skewed", {9, 1, 1, 1}, true, {-1, 1, 1, 1}}, Case{"even", {3, 3, 3, 3}, true, {0, 0, 0, 0}},
+        Case{"one at the mean", {4, 2, 0, 2}, true, {-1, 0, 1, 0}},
+        Case{"a mean that is no integer", {2, 1, 1, 1}, true, {-1, 1, 1, 1}},
+        Case{"skipped", {9, 1, 1, 1}, false, {0, 0, 0, 0}},
+        Case{
+            "beyond fp32's integers", {(1LL << 40) + 1, 1LL << 40, (1LL << 40) - 1, 1LL << 40}, true, {-1, 0, 1, 0}}}) {
     RoutingState state;
     state.bias_LE = at::full({1, 4}, 0.5);
     state.bias_count_LE = counts(c.count);
@@ -147,7 +149,8 @@ TEST(Reset, DrawsAnewByStepAndTouchesRoutersAlone) {
     const bool router = p->kind == ParameterKind::kRouter;
     const Tensor old = before.narrow(0, p->master.storage_offset(), p->count()).view(p->shape);
     EXPECT_EQ(at::equal(p->master, old), !router) << p->name;
-    if (router) EXPECT_FALSE(at::equal(p->master, again.gpt.store().find(p->name)->master)) << "another step, another draw";
+    if (router)
+      EXPECT_FALSE(at::equal(p->master, again.gpt.store().find(p->name)->master)) << "another step, another draw";
   }
   for (const OptimizerState& state : optimizer.states())
     EXPECT_EQ(state.values.eq(0).all().item<bool>(), state.slice.parameter->kind == ParameterKind::kRouter);

@@ -106,6 +106,7 @@ std::optional<Routing> Block::run(Stream& stream, const at::Tensor& value, const
   const ops::Normed middle = second_norm(in, attended);
   at::Tensor out;
   std::optional<Routing> routing = feed_forward(middle, out, step);
+  if (step.watch && !ops::is_recomputing()) show(step.watch, in.x_TD, attended, routing, out);
   out = ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout);
   stream = {middle.x_TD, parallel_ ? attended + out : out, in.x0_TD, stream.v_TD};
   if (inl_) {
@@ -113,6 +114,16 @@ std::optional<Routing> Block::run(Stream& stream, const at::Tensor& value, const
     stream = {moved.h_TD, at::Tensor(), stream.x0_TD, moved.v_TD};
   }
   return routing;
+}
+
+void Block::show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& attended_TD,
+                 [[maybe_unused]] const std::optional<Routing>& routing, const at::Tensor& out_TD) const {
+  watch(Watched::kResidual, layer_, x_TD);
+  watch(Watched::kAttention, layer_, attended_TD);
+#ifdef SWITCHYARD_WITH_MOE
+  if (routing) watch(Watched::kRouterLogits, layer_, routing->logits_TE);
+#endif
+  watch(Watched::kFfn, layer_, out_TD);
 }
 
 std::optional<Routing> Block::feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const {

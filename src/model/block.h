@@ -56,6 +56,8 @@ class Block : public Layer {
   bool one_norm() const { return parallel_ && !before_mlp_.gain; }
   // The norm before the MLP. attended: what attention adds, not yet in x of `in` when the block is parallel.
   ops::Normed second_norm(const ops::Normed& in, const at::Tensor& attended_TD) const;
+  void show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& attended_TD,
+            const std::optional<Routing>& routing, const at::Tensor& out_TD) const;
   std::optional<Routing> feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const;
 
   const int layer_;

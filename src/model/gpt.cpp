@@ -6,14 +6,10 @@
 #include "model/layer_rules.h"
 #include "ops/embedding.h"
 
-#ifdef SWITCHYARD_WITH_MOE
-#include "model/moe/balance.h"
-#endif
-
 namespace switchyard {
 
 void RoutingTotals::zero() {
-  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L})
+  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L, seq_balance_L, importance_LE})
     if (total.defined()) total.zero_();
 }
 
@@ -65,6 +61,11 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   totals_.prob_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kFloat));
   totals_.balance_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
   totals_.z_loss_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
+  if (config_.router.seq_balance_coef > 0) totals_.seq_balance_L = at::zeros_like(totals_.z_loss_L);
+  if (config_.log.routing == "layer") totals_.importance_LE = at::zeros_like(totals_.prob_LE);
+#ifdef SWITCHYARD_WITH_MOE
+  state_.allocate(config_, sparse_layers_, device);
+#endif
 }
 
 void Gpt::set_step(std::int64_t step) {
@@ -116,32 +117,6 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
 }
 
-void Gpt::add_routing([[maybe_unused]] const std::vector<Routing>& layers, [[maybe_unused]] const StepContext& step,
-                      [[maybe_unused]] ModelOutput& output) {
-#ifdef SWITCHYARD_WITH_MOE
-  if (layers.empty()) return;
-  const RoutingSums sums = stacked(layers);
-  const auto over_groups = [](const at::Tensor& all_LGE) {
-    return all_LGE.size(1) == 1 ? all_LGE.select(1, 0) : all_LGE.sum(1);
-  };
-  if (!step.training) {
-    output.count_LE = over_groups(sums.count_LGE).to(at::kLong);
-    return;
-  }
-  const LayerLosses losses = layer_losses(sums, config_.router, step);
-  if (losses.weighted_L.defined() && config_.moe.aux_injection != "autograd") {
-    const at::Tensor auxiliary = losses.weighted_L.sum();
-    output.total = output.total + auxiliary * step.loss_scale;
-    output.auxiliary = auxiliary.detach();
-  }
-  at::NoGradGuard no_grad;
-  totals_.count_LE.add_(over_groups(sums.count_LGE));
-  totals_.prob_LE.add_(over_groups(sums.prob_LGE));
-  if (losses.balance_L.defined()) totals_.balance_L.add_(losses.balance_L);
-  totals_.z_loss_L.add_(losses.z_loss_L);
-#endif
-}
-
 ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {
   std::vector<Routing> layers;
   const at::Tensor n = run_blocks(tokens_T, step, nullptr, layers);
@@ -151,8 +126,11 @@ ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T
   const auto& products = head_ ? head_->products(step) : ops::LinearProducts::plain();
   const auto [loss, nll] = ops::head_loss(n, head(), targets_T, options, products);
 
-  ModelOutput output{loss, nll, at::zeros({}, nll.options()), at::Tensor()};
-  add_routing(layers, step, output);
+  ModelOutput output;
+  output.total = loss;
+  output.nll_T = nll;
+  output.auxiliary = at::zeros({}, nll.options());
+  add_routing(std::move(layers), step, output);
   return output;
 }
 

@@ -13,6 +13,7 @@ bool is_moe_layer(const Config& config, int layer);
 int moe_layer_count(const Config& config);
 bool has_value_embedding(const ModelConfig& model, int layer);  // alternate layers, the last included
 int attention_window(const ModelConfig& model, int layer);      // tokens seen: seq_len, or half of it on an S layer
+bool resets_routers(const Config& config, std::int64_t step);   // at the start of that step (moe_spec R13)
 bool is_gated(const std::string& mlp);                          // swiglu, geglu: two input matrices
 
 int head_count(const ModelConfig& model);

@@ -102,6 +102,16 @@ bool is_block_matrix(ParameterKind kind) {
          kind == ParameterKind::kInlController;
 }
 
+Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key) {
+  if (init.kind == Init::Kind::kConstant) return at::full(shape, init.scale, at::kFloat);
+  Tensor values = at::empty(shape, at::kFloat);
+  const bool orthogonal = init.kind == Init::Kind::kOrthogonalRows;
+  fill(values.data_ptr<float>(), values.numel(), key, orthogonal ? Init{Init::Kind::kNormal, 1.0} : init);
+  if (!orthogonal) return values;
+  const Tensor q = std::get<0>(at::linalg_qr(values.to(at::kDouble).t(), "reduced"));
+  return q.t().mul(init.scale).to(at::kFloat);
+}
+
 Parameter::Parameter(std::string name_, ParameterKind kind_, std::vector<std::int64_t> shape_, Init init_,
                      std::vector<std::int64_t> row_split_)
     : name(std::move(name_)),
@@ -181,15 +191,7 @@ void ParameterStore::initialize(std::uint64_t seed) {
       for (std::size_t i = 0; i < pieces.size(); ++i) parts[i].fill_(pieces[i]);
       continue;
     }
-    Tensor values = at::empty(parameter->shape, at::kFloat);
-    const Init::Kind kind = parameter->init.kind;
-    const Init drawn = kind == Init::Kind::kOrthogonalRows ? Init{Init::Kind::kNormal, 1.0} : parameter->init;
-    fill(values.data_ptr<float>(), values.numel(), mix_key(seed, fnv1a(parameter->name)), drawn);
-    if (kind == Init::Kind::kOrthogonalRows) {
-      const Tensor q = std::get<0>(at::linalg_qr(values.to(at::kDouble).t(), "reduced"));
-      values = q.t().mul(parameter->init.scale).to(at::kFloat);
-    }
-    parameter->master.copy_(values);
+    parameter->master.copy_(drawn(parameter->shape, parameter->init, mix_key(seed, fnv1a(parameter->name))));
   }
   refresh_copies();
 }

@@ -46,6 +46,9 @@ struct Init {
   std::vector<double> pieces = {};  // of equal parts of the first dimension, a constant each
 };
 
+// Values of that Init for the key, fp32 on the CPU.
+Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key);
+
 class Parameter {
  public:
   Parameter(std::string name, ParameterKind kind, std::vector<std::int64_t> shape, Init init,

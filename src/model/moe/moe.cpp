@@ -9,9 +9,8 @@ namespace switchyard {
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
          const RouterPlace& place, const PrecisionPolicy& policy)
     : Layer(name),
-      router_config_(config.router),
+      config_(config),
       inject_(config.moe.aux_injection == "autograd"),
-      experts_count_(config.moe.n_experts),
       warm_up_(config.moe) {
   router_ = register_module("router", make_router(store, name + ".router", config, place));
   dispatcher_ = register_module("dispatcher", std::make_shared<Dispatcher>(store, name, config));
@@ -41,13 +40,13 @@ at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, cons
 
 MoeOutput Moe::forward(const RouterInput& in, const StepContext& step) const {
   Routing routing = router_->route(in, step);
-  const Dispatched rows = warm_up_.averages(step) ? WarmUp::every_expert(in.x_TD, experts_count_)
+  const Dispatched rows = warm_up_.averages(step) ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts)
                                                   : dispatcher_->place(in.x_TD, routing, step);
   at::Tensor out_TD = experts_->forward(in.x_TD, rows, step);
   if (rows.beside_TD.defined()) out_TD = out_TD + rows.beside_TD;
   out_TD = joined(out_TD, in.x_TD, step);
   if (inject_ && step.training) {
-    const at::Tensor weighted_L = layer_losses(stacked({routing}), router_config_, step).weighted_L;
+    const at::Tensor weighted_L = layer_losses(stacked({routing}), config_, step).weighted_L;
     if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);
   }
   return {out_TD, routing};

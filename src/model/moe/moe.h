@@ -33,9 +33,8 @@ class Moe : public Layer {
   // What stands beside the routed experts joins their sum.
   at::Tensor joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, const StepContext& step) const;
 
-  const RouterConfig router_config_;
+  const Config config_;
   const bool inject_;
-  const int experts_count_;
   const WarmUp warm_up_;
   std::shared_ptr<Router> router_;
   std::shared_ptr<Dispatcher> dispatcher_;

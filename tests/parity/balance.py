@@ -69,6 +69,12 @@ def auxiliary(config, choice, sequences, step):
     return total + router.seq_balance_coef * sequence_loss(config, *args, sequences)
 
 
+def resets(router, step):
+    """Whether routers start anew at the start of a step: weights, their optimizer's state, and biases."""
+    due = router.reset_interval and step > 0 and step % router.reset_interval == 0
+    return bool(due) and (not router.reset_until or step <= router.reset_until)
+
+
 class State:
     """What a pass depends on besides weights: the step, each layer's selection bias and counts since the last step, and
     the random draws of the micro-batch at hand (philox.Draws)."""

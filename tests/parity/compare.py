@@ -41,6 +41,8 @@ class Mismatch(Exception):
     """The two sides cannot be compared at all: a name or a shape is different."""
 
 
+DERIVED = ("model.n_head", "model.n_kv_head", "model.ffn_hidden", "moe.n_experts", "moe.d_expert", "moe.d_shared", "router.top_k")
+
 # ---------------------------------------------------------------- errors
 def relative_error(a, b):
     """The larger of the errors by norm and by largest element. A zero tensor must be matched exactly."""
@@ -83,6 +85,17 @@ def run_program(dump, folder, name):
         raise Mismatch(f"parity_dump ended with {result.returncode}: {(result.stderr or result.stdout).strip()[-400:]}")
 
 
+def check_derived(name, config):
+    """Sizes that the program took for a case, against those the keys stand for."""
+    keys, _ = cases.options_of(name)
+    want = options.build({key: value for key, value in keys.items() if options.has(options.build(), key)})
+    for key in DERIVED:
+        group, leaf = key.split(".")
+        got, should = (getattr(getattr(side, group), leaf) for side in (config, want))
+        if got != should:
+            raise Mismatch(f"{key} = {got} instead of {should}")
+
+
 class Dump:
     """What the program wrote."""
 
@@ -95,6 +108,7 @@ class Dump:
         tokens = read("tokens")
         windows = torch.arange(tokens["inputs"].shape[:2].numel()).view(tokens["inputs"].shape[:2])
         self.micro_batches = list(zip(tokens["inputs"], tokens["targets"], windows.tolist()))
+        self.resets = {int(path.stem.removeprefix("reset_")): load_file(path) for path in folder.glob("reset_*.safetensors")}
         self.curve = torch.tensor(json.loads((folder / "steps.json").read_text())["loss"], dtype=torch.float64)
         sequences = self.config.train.micro_batch * self.config.model.seq_len
         self.accumulation = self.config.train.batch_tokens // sequences
@@ -149,6 +163,13 @@ def curve(dump, weights):
     weights = {name: w.clone() for name, w in weights.items()}
     optimizer, state, losses = optimizers.Optimizer(dump.config, weights), balance.State(), []
     for step in range(len(dump.curve)):
+        if balance.resets(dump.config.router, step):
+            if step not in dump.resets:
+                raise Mismatch(f"the routers are not reset at step {step}")
+            state.bias = {}
+            for name, fresh in dump.resets[step].items():
+                optimizer.forget(weights, name)
+                weights[name].copy_(fresh)
         gradients, loss = model.gradients(dump.config, weights, dump.of_step(step), state)
         optimizer.apply(weights, gradients)
         state.after_step(dump.config)
@@ -199,6 +220,7 @@ def run_case(arguments, folder, name):
     try:
         run_program(arguments.dump, folder, name)
         dump = Dump(folder, cases.CASES[name].get("at_step", 0))
+        check_derived(name, dump.config)
         return report(name, compare(dump), dump, arguments.gaps)
     except Mismatch as mismatch:
         return f"{name:34s} FAILED: {mismatch}", False

@@ -12,7 +12,7 @@ DEFAULTS = {
                   block="sequential",
                   inl=dict(enabled=False, mode="adaptive", shared=True, dt=0.1, beta_max=2.0, velocity_max=10.0,
                            init_alpha=0.9, init_beta=0.1, init_gate=0.5, controller_hidden=64, mu_min=0.0, mu_max=0.0)),
-    "moe": dict(use_moe=False, moe_freq=1, first_dense=0, n_experts=8, expert_hidden_mult=4, d_expert=0,
+    "moe": dict(use_moe=False, moe_freq=1, first_dense=0, n_experts=8, expert_hidden_mult=4, d_expert=0, segments=1,
                 n_shared_experts=0, d_shared=0, capacity_factor=0.0, expert_capacity=0, min_expert_capacity=1,
                 max_expert_capacity=0, capacity_ramp_steps=0, drop_policy="position", overflow="drop",
                 null_expert="zero", reroute_rounds=1, renormalize_after_drop=False, token_importance="none",
@@ -47,6 +47,13 @@ def load(path):
         return to_namespace(json.load(file))
 
 
+def has(config, key):
+    *groups, name = key.split(".")
+    for group in groups:
+        config = getattr(config, group, None)
+    return hasattr(config, name)
+
+
 def build(overrides=None):
     """The defaults with dotted overrides, {"router.top_k": 1}, and derived values filled in."""
     config = to_namespace(DEFAULTS)
@@ -58,12 +65,22 @@ def build(overrides=None):
         if not hasattr(place, name):
             raise KeyError(f"no option {key}")
         setattr(place, name, value)
+    derive(config)
+    return config
+
+
+def derive(config):
+    """Values of 0 that stand for others, and segments: each expert cut into m, of which each token takes m times as
+    many, both less the shared experts."""
     model, moe, router, train = config.model, config.moe, config.router, config.train
     model.n_head = model.n_head or model.n_embd // model.head_dim
     model.n_kv_head = model.n_kv_head or model.n_head
     model.ffn_hidden = model.ffn_hidden or 4 * model.n_embd
     moe.d_expert = moe.d_expert or moe.expert_hidden_mult * model.n_embd
+    if moe.segments > 1:
+        moe.n_experts = moe.segments * moe.n_experts - moe.n_shared_experts
+        router.top_k = moe.segments * router.top_k - moe.n_shared_experts
+        moe.d_expert, moe.segments = moe.d_expert // moe.segments, 1
     moe.d_shared = moe.d_shared or moe.d_expert
     router.semantic_dim = router.semantic_dim or min(256, model.n_embd)
     train.batch_tokens = train.batch_tokens or train.micro_batch * model.seq_len
-    return config

@@ -23,11 +23,27 @@ def coefficients(inl, p, h, v):
     return alpha.sigmoid(), F.softplus(beta).clamp(max=inl.beta_max), gamma.sigmoid()
 
 
+class Held(torch.autograd.Function):
+    """Clamped to [low, high]; what lies beyond a bound takes only a gradient whose descent leads back."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save_for_backward(x)
+        ctx.low, ctx.high = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, = ctx.saved_tensors
+        away = ((x > ctx.high) & (gradient < 0)) | ((x < ctx.low) & (gradient > 0))
+        return gradient.masked_fill(away, 0), None, None
+
+
 def step(inl, p, h, v):
     """(h, v) -> (h', v')."""
     alpha, beta, gamma = coefficients(inl, p, h, v)
     mean = p["inl.mean"]
     if inl.mu_min < inl.mu_max:      # both 0: free
-        mean = mean.clamp(inl.mu_min, inl.mu_max)
+        mean = Held.apply(mean, inl.mu_min, inl.mu_max)
     v = (alpha * v - beta * (h - mean)).clamp(-inl.velocity_max, inl.velocity_max)
     return h + inl.dt * gamma * v, v

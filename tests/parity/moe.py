@@ -18,8 +18,8 @@ def shapes(config, d):
     if r.type == "topk":
         out["moe.router.weight"] = (routing.columns(m), width)
     if r.semantic:
-        out["moe.router.project"], out["moe.router.project_bias"] = (width, d), (width,)
-        out["moe.router.scale"] = (1,)
+        out["moe.router.semantic.weight"], out["moe.router.semantic.bias"] = (width, d), (width,)
+        out["moe.router.semantic.log_scale"] = (1,)
     if m.token_importance == "learned":
         out["moe.importance.weight"], out["moe.importance.bias"] = (d,), (1,)
     if m.overflow == "null_expert" and m.null_expert == "constant":

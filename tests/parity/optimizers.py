@@ -121,7 +121,7 @@ class AdamW:
 
 
 # One-dimensional parameters of blocks other than norms.
-VECTORS = ("importance.weight", ".bias", "project_bias", "router.scale", ".value", "moe.mix", "inl.mean")
+VECTORS = ("importance.weight", ".bias", ".log_scale", ".value", "moe.mix", "inl.mean")
 
 
 def adamw_group(config, name):
@@ -150,14 +150,17 @@ class Optimizer:
 
     def __init__(self, config, parameters):
         self.config, self.step, self.state = config, 0, {}
-        a = config.optim.adamw
-        for name, weight in parameters.items():
-            group = adamw_group(config, name)
-            if group:
-                lr, beta1, decay = group
-                self.state[name] = AdamW(weight, lr, beta1, a.beta2, a.eps, decay)
-            else:
-                self.state[name] = [Muon(config.optim.muon, w) for w in logical_matrices(config, name, weight)]
+        for name in parameters:
+            self.forget(parameters, name)
+
+    def forget(self, parameters, name):
+        """The state of a parameter that was never updated."""
+        config, weight, group = self.config, parameters[name], adamw_group(self.config, name)
+        if group:
+            lr, beta1, decay = group
+            self.state[name] = AdamW(weight, lr, beta1, config.optim.adamw.beta2, config.optim.adamw.eps, decay)
+        else:
+            self.state[name] = [Muon(config.optim.muon, w) for w in logical_matrices(config, name, weight)]
 
     @torch.no_grad()
     def apply(self, parameters, grads):

@@ -5,11 +5,10 @@
 //   config.json                every key, resolved
 //   weights.safetensors        before anything ran
 //   tokens.safetensors         inputs, targets int64 [M, B, S]; step s takes micro-batches s*A .. s*A+A-1, modulo M
-//   forward.safetensors        of micro-batch 0 at step N: logits [B, S, V], loss, aux (sum of the weighted auxiliary losses)
-//   gradients.safetensors      of micro-batch 0
-//   gradients_step.safetensors of the first step's A micro-batches, their mean
-//   weights_after.safetensors  after the first step
-//   steps.json                 {"loss": [a value a step]}
+//   forward.safetensors        of micro-batch 0 at step N: logits [B, S, V], loss, aux (sum of the weighted auxiliary
+//   losses) gradients.safetensors      of micro-batch 0 gradients_step.safetensors of the first step's A micro-batches,
+//   their mean weights_after.safetensors  after the first step reset_N.safetensors        what routers were reset to at
+//   the start of step N, for each N where they were steps.json                 {"loss": [a value a step]}
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -22,6 +21,7 @@
 #include "base/text.h"
 #include "config/command_line.h"
 #include "config/derive.h"
+#include "model/layer_rules.h"
 #include "optim/schedule.h"
 #include "train/safetensors.h"
 #include "train/train_step.h"
@@ -101,12 +101,6 @@ std::vector<Batch> random_text(const Config& config, const std::string& folder) 
 
 at::Tensor longs(const std::vector<std::int32_t>& values) { return at::tensor(values, at::kLong); }
 
-// Read from the totals, because with moe.aux_injection = autograd the output itself carries no auxiliary loss.
-at::Tensor auxiliary_loss(const RoutingTotals& totals, const RouterConfig& router) {
-  if (!totals.balance_L.defined()) return at::zeros({1});
-  return (totals.balance_L.sum() * router.balance_coef + totals.z_loss_L.sum() * router.z_loss_coef).reshape({1});
-}
-
 void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folder) {
   const ModelConfig& model = run.config.model;
   StepContext context;
@@ -120,10 +114,9 @@ void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folde
   run.model.routing_totals().zero();
   const ModelOutput output = run.model.forward(tokens, longs(batch.targets), context);
   torch::autograd::backward({output.total}, {});
-  write_safetensors(folder + "/forward.safetensors",
-                    {{"logits", logits},
-                     {"loss", output.nll_T.mean().reshape({1})},
-                     {"aux", auxiliary_loss(run.model.routing_totals(), run.config.router)}});
+  write_safetensors(
+      folder + "/forward.safetensors",
+      {{"logits", logits}, {"loss", output.nll_T.mean().reshape({1})}, {"aux", output.auxiliary.reshape({1})}});
   write_safetensors(folder + "/gradients.safetensors", copies(run.model.store(), &Parameter::grad));
   run.model.store().zero_grad();
 }
@@ -131,6 +124,15 @@ void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folde
 double one_step(Run& run, const std::vector<Batch>& batches, std::int64_t step, const std::string& folder) {
   const OptimConfig& optim = run.config.optim;
   const std::int64_t steps = run.config.train.steps;
+  if (resets_routers(run.config, step)) {
+    NamedTensors fresh;
+    for (const Parameter* parameter :
+         run.model.reset_routers(static_cast<std::uint64_t>(run.config.train.seed), step)) {
+      run.optimizer->forget(*parameter);
+      fresh.emplace_back(parameter->name, parameter->master.detach().clone());
+    }
+    write_safetensors(folder + format("/reset_%lld.safetensors", static_cast<long long>(step)), fresh);
+  }
   run.model.set_step(step);
   run.scalars.set_schedule(step, learning_rate_factor(optim.schedule, step, steps), muon_momentum(optim.muon, step),
                            weight_decay_factor(step, steps));

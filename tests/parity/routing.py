@@ -42,8 +42,8 @@ def logits(router, p, x):
     if not router.semantic:
         return x @ weight.mT
     unit = lambda v: v / v.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    projected = x @ p["moe.router.project"].mT + p["moe.router.project_bias"]
-    kappa = p["moe.router.scale"].exp().clamp(max=100)
+    projected = x @ p["moe.router.semantic.weight"].mT + p["moe.router.semantic.bias"]
+    kappa = p["moe.router.semantic.log_scale"].exp().clamp(max=100)
     return kappa * (unit(projected) @ unit(weight).mT)
 
 

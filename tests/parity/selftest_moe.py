@@ -203,7 +203,7 @@ INL = {"model.inl.enabled": True, "model.inl.controller_hidden": 5}
 DIFFERENCES = {
     "parallel block": {"model.block": "parallel", **SPARSE},
     "INL shared": INL,
-    "INL a module a layer, mean clamped": {**INL, **SPARSE, "model.inl.shared": False, "model.inl.mu_min": -0.2, "model.inl.mu_max": 0.4},
+    "INL a module a layer, mean clamped": {**INL, **SPARSE, "model.inl.shared": False, "model.inl.mu_min": -2.0, "model.inl.mu_max": 2.0},
     "INL lite": {**INL, "model.inl.mode": "lite", "model.inl.velocity_max": 0.5},
     "capacity, weight": {**TIGHT, "moe.drop_policy": "weight"},
     "capacity, renormalised": {**TIGHT, "moe.renormalize_after_drop": True},

@@ -70,23 +70,23 @@ def balanced_by_force():
 def cosine_gradients():
     """dc = dl kappa; dW = (r-hat^T dc - its part along w-hat) / |w|; d theta = <dl, l>, 0 where kappa is capped."""
     r, d64 = rule(semantic=True), torch.float64
-    p = {"moe.router.weight": torch.randn(5, 3, dtype=d64), "moe.router.project": torch.randn(3, 8, dtype=d64),
-         "moe.router.project_bias": torch.randn(3, dtype=d64), "moe.router.scale": torch.full((1,), math.log(2.0), dtype=d64)}
+    p = {"moe.router.weight": torch.randn(5, 3, dtype=d64), "moe.router.semantic.weight": torch.randn(3, 8, dtype=d64),
+         "moe.router.semantic.bias": torch.randn(3, dtype=d64), "moe.router.semantic.log_scale": torch.full((1,), math.log(2.0), dtype=d64)}
     p = {k: w.requires_grad_() for k, w in p.items()}
     x, dl = torch.randn(7, 8, dtype=d64), torch.randn(7, 5, dtype=d64)
     l = routing.logits(r, p, x)
     (l * dl).sum().backward()
-    w, s = p["moe.router.weight"].detach(), (x @ p["moe.router.project"].mT + p["moe.router.project_bias"]).detach()
+    w, s = p["moe.router.weight"].detach(), (x @ p["moe.router.semantic.weight"].mT + p["moe.router.semantic.bias"]).detach()
     unit = lambda v: v / v.norm(dim=-1, keepdim=True)
     project = lambda g, v: (g - (g * unit(v)).sum(-1, keepdim=True) * unit(v)) / v.norm(dim=-1, keepdim=True)
     dw, ds = project(2 * dl.T @ unit(s), w), project(2 * dl @ unit(w), s)
-    capped = {**p, "moe.router.scale": torch.full((1,), 9.0, dtype=d64, requires_grad=True)}
+    capped = {**p, "moe.router.semantic.log_scale": torch.full((1,), 9.0, dtype=d64, requires_grad=True)}
     big = routing.logits(r, capped, x)
-    at_cap, = torch.autograd.grad(big.sum(), capped["moe.router.scale"])
-    return (close(p["moe.router.weight"].grad, dw) and close(p["moe.router.project"].grad, ds.T @ x)
-            and close(p["moe.router.project_bias"].grad, ds.sum(0)) and close(p["moe.router.scale"].grad, (dl * l.detach()).sum())
+    at_cap, = torch.autograd.grad(big.sum(), capped["moe.router.semantic.log_scale"])
+    return (close(p["moe.router.weight"].grad, dw) and close(p["moe.router.semantic.weight"].grad, ds.T @ x)
+            and close(p["moe.router.semantic.bias"].grad, ds.sum(0)) and close(p["moe.router.semantic.log_scale"].grad, (dl * l.detach()).sum())
             and l.abs().max() <= 2 and big.abs().max() <= 100 and at_cap.item() == 0
-            and bool(routing.logits(r, {**p, "moe.router.project_bias": torch.zeros(3, dtype=d64)}, 0 * x).isfinite().all()))
+            and bool(routing.logits(r, {**p, "moe.router.semantic.bias": torch.zeros(3, dtype=d64)}, 0 * x).isfinite().all()))
 
 
 # ---------------------------------------------------------------- random draws
@@ -199,6 +199,14 @@ def inl_gradients():
     return clamped and close(h.grad, dh - 0.1 * r) and close(v.grad, 0.9 * r) and close(p["inl.mean"].grad, (0.1 * r).sum(0))
 
 
+def bounded_mean_may_return():
+    """Beyond a bound the value is the bound's, and only a gradient whose descent leads back is left."""
+    x = torch.tensor([-3.0, -3.0, 0.0, 3.0, 3.0], requires_grad=True)
+    held = inl.Held.apply(x, -1.0, 1.0)
+    held.backward(torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0]))
+    return held.tolist() == [-1, -1, 0, 1, 1] and x.grad.tolist() == [0, -1, 1, 1, 0]
+
+
 CHECKS = {
     "groups: largest": lambda: groups_are_kept("group_limited_greedy"),
     "groups: two largest": lambda: groups_are_kept("noaux_tc"),
@@ -220,4 +228,5 @@ CHECKS = {
     "parallel block": parallel_block_adds_both,
     "INL limits": inl_limits,
     "INL gradients": inl_gradients,
+    "INL mean within bounds": bounded_mean_may_return,
 }

@@ -82,9 +82,9 @@ std::int64_t workspace_bytes(const Config& config) {
 //               its gate where the layer has them; with weights on the norms of q and k also what they multiply
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation
-// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
-//               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
-//               row and token of each assignment. Shared experts as a dense mlp
+// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other; none with
+//               train.recompute = moe. The gathered x and the experts' output are never kept. Router: fp32 logits of
+//               every expert; expert, weight, row and token of each assignment. Shared experts as a dense mlp
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
   const std::int64_t words = 4 / compute_bytes(config);  // elements that one fp32 value takes
@@ -94,9 +94,9 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (model.qk_norm_weight) elements += q_width(model) + kv_width(model);
   elements += 4 * std::int64_t{model.n_embd} + 2 * words;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
-  elements += config.router.top_k * inputs * expert_width(config);
+  if (config.train.recompute != "moe") elements += config.router.top_k * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
-  elements += (config.moe.n_experts + 4 * config.router.top_k) * words;
+  elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
   return elements;
 }
 

@@ -61,6 +61,7 @@ void check_capacity(Rules& rules) {
                "place",
                m.expert_capacity > 0 ? "moe.expert_capacity" : "moe.max_expert_capacity", bound, rows / m.n_experts));
   rules.warn_if_inert("moe.null_expert", m.overflow == "null_expert", "moe.overflow = null_expert");
+  rules.warn_if_inert("moe.renormalize_after_drop", m.overflow != "null_expert", "moe.overflow = drop or reroute");
   rules.warn_if_inert("moe.reroute_rounds", m.overflow == "reroute", "moe.overflow = reroute");
 }
 

@@ -41,6 +41,24 @@ void add_attention(Table& table, const ModelConfig& model, int layer) {
   }
 }
 
+// Vectors of a sparse layer: a learned importance, and constant experts' maps and values.
+std::int64_t beside_experts(const Config& config) {
+  const MoeConfig& moe = config.moe;
+  const std::int64_t width = config.model.n_embd;
+  const int constants =
+      moe.zero_experts.constant + (moe.overflow == "null_expert" && moe.null_expert == "constant" ? 1 : 0);
+  return constants * 3 * width + (moe.token_importance == "learned" ? width + 1 : 0);
+}
+
+// Matrices of null experts, which count as active: any token may use one, and few do.
+std::int64_t null_ffn_matrices(const Config& config) {
+  std::int64_t count = 0;
+  for (int layer = 0; layer < config.model.n_layer; ++layer)
+    if (is_moe_layer(config, layer) && has_null_ffn(config.moe))
+      count += std::int64_t{is_gated(config.model.mlp) ? 3 : 2} * config.model.n_embd * expert_width(config);
+  return count;
+}
+
 void add_feed_forward(Table& table, const Config& config, int layer) {
   const std::int64_t width = config.model.n_embd, matrices = is_gated(config.model.mlp) ? 3 : 2;
   if (!is_moe_layer(config, layer)) {
@@ -48,8 +66,10 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  table.add(PartKind::kRouter, config.moe.n_experts * width);
-  table.add(PartKind::kExperts, config.moe.n_experts * expert, config.router.top_k * expert);
+  table.add(PartKind::kRouter, router_columns(config.moe) * width);
+  table.add(PartKind::kExperts, expert_stack(config.moe) * expert,
+            (config.router.top_k + has_null_ffn(config.moe)) * expert);
+  table.add(PartKind::kScalars, beside_experts(config));
   table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
 }
 
@@ -107,7 +127,7 @@ Accounting account(const Config& config) {
 }
 
 std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters) {
-  return 6 * scaling_parameters + attention_flops(config.model);
+  return 6 * (scaling_parameters - null_ffn_matrices(config)) + attention_flops(config.model);
 }
 
 std::string parameter_table(const Accounting& accounting) {

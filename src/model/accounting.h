@@ -48,7 +48,8 @@ Accounting account(const Config& config);
 // A matrix of P active parameters multiplies and adds once a token forward and twice backward: 6 P (Kaplan et al. 2020,
 // section 2.1). Attention's two products, QK' and AV, cost 2 * 2 * n_head * head_dim a key forward and twice that
 // backward: 12 (PaLM, Chowdhery et al. 2022, appendix B; the masked half counts too, as there). Embedding look-ups,
-// norms and scalars count nothing; experts that a token does not visit count nothing; a tied head counts as a matrix.
+// norms and scalars count nothing; experts that a token does not visit and null experts count nothing; a tied head
+// counts as a matrix.
 std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters);
 
 // The parameter table with totals, each exact and in millions, and the FLOPs a token.

@@ -34,8 +34,8 @@ std::vector<LinearLayer> linear_layers(const Config& config) {
       add_mlp(layers, block + "mlp.", config.model, ffn_width(config.model), 1);
       continue;
     }
-    layers.push_back({block + "moe.router", config.moe.n_experts, config.model.n_embd, 1, true});
-    add_mlp(layers, block + "moe.experts.", config.model, expert_width(config), config.moe.n_experts);
+    layers.push_back({block + "moe.router", router_columns(config.moe), config.model.n_embd, 1, true});
+    add_mlp(layers, block + "moe.experts.", config.model, expert_width(config), expert_stack(config.moe));
     if (shared_width(config) > 0) add_mlp(layers, block + "moe.shared.", config.model, shared_width(config), 1);
   }
   layers.push_back({"head", config.model.vocab_size, config.model.n_embd, 1, false});

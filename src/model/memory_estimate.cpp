@@ -26,7 +26,7 @@ std::int64_t copy_bytes(const Config& config, const Accounting& size) {
       // rows of an expert stack are those of one expert
       const LinearLayer& layer = decision.layer;
       const bool stack = layer.name.find(".experts.") != std::string::npos;
-      if (decision.converts) bytes += layer.rows * layer.cols * (stack ? config.moe.n_experts : 1);
+      if (decision.converts) bytes += layer.rows * layer.cols * (stack ? expert_stack(config.moe) : 1);
     }
   }
   return bytes;

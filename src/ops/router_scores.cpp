@@ -207,6 +207,13 @@ RouterScores router_scores(const Tensor& logits_TE, const Selection& selection, 
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
 
+Score parse_score(const std::string& name) {
+  if (name == "softmax") return Score::kSoftmax;
+  if (name == "sigmoid") return Score::kSigmoid;
+  SWITCHYARD_ASSERT(name == "identity", "unknown router score " + name);
+  return Score::kIdentity;
+}
+
 Tensor scores_of(const Tensor& logits_TE, Score score) {
   if (score == Score::kIdentity) return logits_TE;
   return score == Score::kSoftmax ? at::softmax(logits_TE, -1) : at::sigmoid(logits_TE);

@@ -9,6 +9,8 @@ namespace switchyard::ops {
 
 using kernels::Score;
 
+Score parse_score(const std::string& name);  // softmax, sigmoid, identity; asserts on others
+
 struct RoutingRule {
   int top_k = 2;
   int seq_len = 1;              // a token's position in its sequence breaks ties

@@ -18,11 +18,6 @@ std::int64_t weight_width(const Config& config) {
   return config.router.semantic ? config.router.semantic_dim : config.model.n_embd;
 }
 
-ops::Score parse_score(const std::string& name) {
-  if (name == "sigmoid") return ops::Score::kSigmoid;
-  return name == "identity" ? ops::Score::kIdentity : ops::Score::kSoftmax;
-}
-
 // sum over the real tokens of (ln sum_e e^l)^2, [1].
 at::Tensor squared_log_sums(const at::Tensor& logits_TE, const at::Tensor& real_T) {
   if (!real_T.defined()) return at::logsumexp(logits_TE, 1).square().sum().reshape({1});
@@ -61,7 +56,7 @@ ops::RoutingRule TopkRouter::rule(const StepContext& step) const {
   rule.seq_len = step.seq_len;
   rule.first_position = step.first_position;
   rule.group_size = config_.balance_scope == "sequence" ? step.seq_len : 0;
-  rule.score = parse_score(config_.score);
+  rule.score = ops::parse_score(config_.score);
   rule.normalize = config_.norm_topk_prob;
   rule.rotate_ties = config_.tie_break == "rotate";
   rule.scale = config_.routed_scaling_factor;
@@ -87,7 +82,9 @@ Routing TopkRouter::route(const RouterInput& in, const StepContext& step) const 
   Routing routing;
   routing.logits_TE = clip > 0 ? whole_TE.clamp(-clip, clip) : whole_TE;
   const ops::RoutingRule rule = this->rule(step);
-  routing.scores = ops::router_scores(routing.logits_TE, selection_.select(routing.logits_TE, rule, step), rule);
+  const ops::Selection selection = selection_.select(routing.logits_TE, rule, step);
+  routing.scores = ops::router_scores(routing.logits_TE, selection, rule);
+  routing.q_TE = selection.q_TE, routing.bias_E = selection.bias_E;
   if (clip > 0) routing.scores.z_sum = squared_log_sums(whole_TE, step.real_T);
   routing.tokens = whole_TE.size(0);
   routing.group_size = rule.group_size ? rule.group_size : routing.tokens;

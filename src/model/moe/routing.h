@@ -15,6 +15,7 @@ struct Routing {
   at::Tensor logits_TE;      // what the scores are of, differentiable; undefined without a learned router
   std::int64_t tokens = 0, group_size = 0;
   int experts = 0, top_k = 0;  // experts: columns of the router, zero experts among them
+  at::Tensor q_TE, bias_E;     // what the choice was made of, where not of the scores alone: q, or scores + bias
   Diverted diverted;
 };
 
@@ -22,6 +23,7 @@ struct Routing {
 struct Dispatched {
   at::Tensor expert_TK;  // int32; -1: none does
   at::Tensor weight_TK;  // fp32, differentiable
+  at::Tensor beside_TD;  // what null and zero experts add to their sum; undefined: nothing
 };
 
 }  // namespace switchyard

@@ -1,4 +1,5 @@
-// What routing keeps from step to step besides weights: biases, and counts for them. A row a sparse layer, on the device.
+// What routing keeps from step to step besides weights: biases, and counts for them. A row a sparse layer, on the
+// device.
 #pragma once
 
 #include <ATen/ATen.h>

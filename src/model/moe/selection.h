@@ -10,7 +10,7 @@
 namespace switchyard {
 
 // The random draws of a sparse layer, apart from each other and from the dropouts of ops/noise.h.
-enum class RouterDraw : std::uint64_t { kNoise = 1, kJitter = 2, kDropout = 3 };
+enum class RouterDraw : std::uint64_t { kNoise = 1, kJitter = 2, kDropout = 3, kHidden = 4 };
 inline std::uint64_t draw_site(RouterDraw draw, int layer) {
   return static_cast<std::uint64_t>(draw) << 32 | static_cast<std::uint64_t>(layer);
 }

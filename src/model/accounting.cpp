@@ -59,6 +59,12 @@ std::int64_t null_ffn_matrices(const Config& config) {
   return count;
 }
 
+std::int64_t router_matrices(const Config& config) {
+  if (config.router.type == "token_id") return 0;
+  const std::int64_t columns = router_columns(config.moe), width = config.model.n_embd, dim = cosine_width(config);
+  return dim ? dim * (columns + width) : columns * width;
+}
+
 void add_feed_forward(Table& table, const Config& config, int layer) {
   const std::int64_t width = config.model.n_embd, matrices = is_gated(config.model.mlp) ? 3 : 2;
   if (!is_moe_layer(config, layer)) {
@@ -66,7 +72,8 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  table.add(PartKind::kRouter, router_columns(config.moe) * width);
+  table.add(PartKind::kRouter, router_matrices(config));
+  if (const int dim = cosine_width(config)) table.add(PartKind::kScalars, dim + 1);  // a bias and the scale
   table.add(PartKind::kExperts, expert_stack(config.moe) * expert,
             (config.router.top_k + has_null_ffn(config.moe)) * expert);
   table.add(PartKind::kScalars, beside_experts(config));

@@ -1,5 +1,6 @@
 #include "model/layer_rules.h"
 
+#include <algorithm>
 #include <cstddef>
 
 namespace switchyard {
@@ -33,6 +34,11 @@ int ffn_width(const ModelConfig& model) { return model.ffn_hidden ? model.ffn_hi
 
 int expert_width(const Config& config) {
   return config.moe.d_expert ? config.moe.d_expert : config.moe.expert_hidden_mult * config.model.n_embd;
+}
+
+int cosine_width(const Config& config) {
+  if (!config.router.semantic) return 0;
+  return config.router.semantic_dim ? config.router.semantic_dim : std::min(256, config.model.n_embd);
 }
 
 int shared_width(const Config& config) {

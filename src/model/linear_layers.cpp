@@ -23,6 +23,13 @@ void add_mlp(std::vector<LinearLayer>& layers, const std::string& prefix, const 
   layers.push_back({prefix + "down", model.n_embd, hidden, experts, false});
 }
 
+void add_router(std::vector<LinearLayer>& layers, const std::string& name, const Config& config) {
+  if (config.router.type == "token_id") return;
+  const int width = config.model.n_embd, dim = cosine_width(config);
+  layers.push_back({name, router_columns(config.moe), dim ? dim : width, 1, true});
+  if (dim) layers.push_back({name + ".semantic", dim, width, 1, true});
+}
+
 }  // namespace
 
 std::vector<LinearLayer> linear_layers(const Config& config) {
@@ -34,7 +41,7 @@ std::vector<LinearLayer> linear_layers(const Config& config) {
       add_mlp(layers, block + "mlp.", config.model, ffn_width(config.model), 1);
       continue;
     }
-    layers.push_back({block + "moe.router", router_columns(config.moe), config.model.n_embd, 1, true});
+    add_router(layers, block + "moe.router", config);
     add_mlp(layers, block + "moe.experts.", config.model, expert_width(config), expert_stack(config.moe));
     if (shared_width(config) > 0) add_mlp(layers, block + "moe.shared.", config.model, shared_width(config), 1);
   }

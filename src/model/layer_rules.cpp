@@ -26,6 +26,12 @@ int attention_window(const ModelConfig& model, int layer) {
   return letter == 'S' ? model.seq_len / 2 : model.seq_len;
 }
 
+bool resets_routers(const Config& config, std::int64_t step) {
+  const RouterConfig& router = config.router;
+  return config.moe.use_moe && router.reset_interval > 0 && step > 0 && step % router.reset_interval == 0 &&
+         (router.reset_until == 0 || step <= router.reset_until);
+}
+
 bool is_gated(const std::string& mlp) { return mlp == "swiglu" || mlp == "geglu"; }
 
 int head_count(const ModelConfig& model) { return model.n_head ? model.n_head : model.n_embd / model.head_dim; }
@@ -36,13 +42,13 @@ int expert_width(const Config& config) {
   return config.moe.d_expert ? config.moe.d_expert : config.moe.expert_hidden_mult * config.model.n_embd;
 }
 
-int cosine_width(const Config& config) {
-  if (!config.router.semantic) return 0;
-  return config.router.semantic_dim ? config.router.semantic_dim : std::min(256, config.model.n_embd);
-}
-
 int shared_width(const Config& config) {
   return config.moe.n_shared_experts * (config.moe.d_shared ? config.moe.d_shared : expert_width(config));
+}
+
+int semantic_width(const Config& config) {
+  if (!config.router.semantic) return 0;
+  return config.router.semantic_dim ? config.router.semantic_dim : std::min(256, config.model.n_embd);
 }
 
 }  // namespace switchyard

@@ -33,6 +33,10 @@ PartKind part_of(ParameterKind kind) {
       return PartKind::kValueGate;
     case ParameterKind::kNorm:
       return PartKind::kNorms;
+    case ParameterKind::kInlController:
+      return PartKind::kInlControllers;
+    case ParameterKind::kInlVector:
+      return PartKind::kInlVectors;
     default:
       return PartKind::kScalars;
   }
@@ -77,8 +81,17 @@ std::vector<Family> families() {
     result.push_back({"cosine router", cosine});
     by_token.router.type = "token_id";
     result.push_back({"routed by token", by_token});
+    config.moe.flexible_ffn = true;
+    config.model.block = "parallel";
+    result.push_back({"flexible, parallel", config});
   }
 #endif
+  for (const char* mode : {"adaptive", "lite"})
+    for (const bool shared : {true, false}) {
+      Config config = small();
+      config.model.inl.enabled = true, config.model.inl.mode = mode, config.model.inl.shared = shared;
+      result.push_back({"INL", config});
+    }
   return result;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "model/moe/balance.h"
 #include "model/moe/token_id_router.h"
 #include "ops/noise.h"
 
@@ -55,7 +56,7 @@ ops::RoutingRule TopkRouter::rule(const StepContext& step) const {
   rule.top_k = config_.top_k;
   rule.seq_len = step.seq_len;
   rule.first_position = step.first_position;
-  rule.group_size = config_.balance_scope == "sequence" ? step.seq_len : 0;
+  rule.group_size = sums_by_sequence(config_) ? step.seq_len : 0;
   rule.score = ops::parse_score(config_.score);
   rule.normalize = config_.norm_topk_prob;
   rule.rotate_ties = config_.tie_break == "rotate";

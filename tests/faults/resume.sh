@@ -16,6 +16,23 @@ from_a_checkpoint() {
   passed "12 steps are 5 steps and --resume, bit for bit"
 }
 
+# Draws of routing depend on the step's number, so a resumed run makes the same ones.
+random_routing() {
+  local common=(--train.steps 8 --train.checkpoint_every 4 --train.keep_checkpoints 3 --moe.n_experts 8 --moe.expert_dropout 0.2)
+  local -A rules=([noise]="--router.noise gumbel --router.n_group 4 --router.topk_group 2" [jitter]="--router.noise jitter"
+                  [cosine]="--router.semantic true --router.noise gaussian")
+  for rule in "${!rules[@]}"; do
+    read -ra keys <<<"${rules[$rule]}"
+    must_train "$rule" "${model[@]}" "${common[@]}" "${keys[@]}"
+    cp -r "$rule" "again_$rule"
+    rm -r "again_$rule/checkpoints/step-00000008"
+    must_train "again_$rule" --resume
+    grep -q 'resumed .* at step 4' "again_$rule.log" || fail "$rule: it did not resume at step 4" "again_$rule.log"
+    same_run "$rule" "again_$rule"
+  done
+  passed "noise, jitter, whole-expert dropout and the cosine router go on bit for bit"
+}
+
 # The checkpoint's own keys rule a resume, and what the command line says beside.
 without_the_config() {
   rm -r resumed/checkpoints/step-0000001?
@@ -75,6 +92,7 @@ stopped() {
 }
 
 from_a_checkpoint
+random_routing
 without_the_config
 finished
 killed

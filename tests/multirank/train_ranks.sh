@@ -42,6 +42,20 @@ curves() {
   passed "2 and 4 ranks give the curve of one within $bound where every expert is chosen, the same bits with and without overlap and shard_optimizer"
 }
 
+# Noise and dropout of routing are drawn by what a token is, not by who has it.
+random_routing() {
+  local random=(--router.top_k 4 --router.noise jitter --router.noise_scale 0.1)
+  must_train alone_random "${model[@]}" "${random[@]}"
+  must_rank 2 random_2 "${model[@]}" "${random[@]}"
+  echo -n "2 ranks against 1, jitter: "
+  same_curve random_2 alone_random "$bound"
+  must_train alone_gumbel "${model[@]}" --router.noise gumbel --moe.expert_dropout 0.3
+  must_rank 2 gumbel_2 "${model[@]}" --router.noise gumbel --moe.expert_dropout 0.3
+  echo -n "2 ranks against 1, gumbel noise: "
+  same_curve gumbel_2 alone_gumbel
+  passed "2 ranks draw the noise and the whole-expert dropout of one"
+}
+
 # What several ranks wrote, one reads, and the other way round: checkpoints hold whole tensors.
 resume_among() {
   local half=(--train.checkpoint_every 10 --train.keep_checkpoints 2)
@@ -124,6 +138,7 @@ without_mpirun() {
 }
 
 curves
+random_routing
 resume_among
 stop_together
 one_dies

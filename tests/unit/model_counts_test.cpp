@@ -74,6 +74,13 @@ std::vector<Family> families() {
     config.moe.d_expert = 32;
     config.moe.n_shared_experts = 2;
     result.push_back({"sparse", config});
+    Config cosine = config, by_token = config;
+    cosine.router.semantic = true;
+    cosine.router.semantic_dim = 12;
+    cosine.router.init = "normal";
+    result.push_back({"cosine router", cosine});
+    by_token.router.type = "token_id";
+    result.push_back({"routed by token", by_token});
     const Config plain = config;
     config.moe.capacity_factor = 1.25;
     config.moe.overflow = "null_expert";

@@ -67,7 +67,7 @@ class Layer {
     x_TD_.requires_grad_(true);
   }
   ops::RouterScores scores_of(const ops::RouterLogits& logits) const {
-    return ops::router_scores(logits.logits_TE, Tensor(), rule_);
+    return ops::router_scores(logits.logits_TE, {}, rule_);
   }
   ops::DispatchPlan plan_of(const ops::RouterScores& scores) const {
     return ops::dispatch(scores.expert_TK, shape_.experts,

@@ -102,9 +102,10 @@ double Control::max(double value) {
   return reduce("max", std::vector<double>{value}, larger)[0];
 }
 
-std::int64_t Control::max(std::int64_t value) {
-  return reduce("integer max", std::vector<std::int64_t>{value},
-                [](std::int64_t a, std::int64_t b) { return std::max(a, b); })[0];
+std::int64_t Control::max(std::int64_t value) { return max(std::vector<std::int64_t>{value})[0]; }
+
+std::vector<std::int64_t> Control::max(const std::vector<std::int64_t>& values) {
+  return reduce("integer max", values, [](std::int64_t a, std::int64_t b) { return std::max(a, b); });
 }
 
 bool Control::any(bool mine) { return max(static_cast<std::int64_t>(mine)) != 0; }

@@ -41,6 +41,7 @@ class Control {
   std::int64_t max(std::int64_t value);
   std::vector<double> sum(const std::vector<double>& values);  // element by element
   std::vector<std::int64_t> sum(const std::vector<std::int64_t>& values);
+  std::vector<std::int64_t> max(const std::vector<std::int64_t>& values);
 
   // True on every rank when it is on any. Asked once a step it makes all ranks stop at the same step.
   bool any(bool mine);

@@ -59,10 +59,11 @@ void describe_balance(V& v, RouterConfig& c) {
       "z_loss_coef", c.z_loss_coef, at_least(0),
       "Weight of the mean squared log-sum-exp of the router's logits, which keeps them small; 0.001 is usual. 0: off.",
       "R10; Zoph et al. 2022 (ST-MoE)");
-  v.field("seq_balance_coef", c.seq_balance_coef, at_least(0),
-          "Weight of a second balance loss, taken over each sequence and averaged; 0.0001 is usual beside bias_balancing. "
-          "0: off.",
-          "R11; DeepSeek-V3, 2024");
+  v.field(
+      "seq_balance_coef", c.seq_balance_coef, at_least(0),
+      "Weight of a second balance loss, taken over each sequence and averaged; 0.0001 is usual beside bias_balancing. "
+      "0: off.",
+      "R11; DeepSeek-V3, 2024");
   v.field("aux_ramp_steps", c.aux_ramp_steps, at_least(0),
           "balance_coef is multiplied by a factor that goes from aux_ramp_start to aux_ramp_end over so many steps. 0: "
           "it is aux_ramp_end.",
@@ -73,11 +74,12 @@ void describe_balance(V& v, RouterConfig& c) {
 
 template <class V>
 void describe_selection(V& v, RouterConfig& c) {
-  v.field("topk_method", c.topk_method, one_of({"greedy", "group_limited_greedy", "noaux_tc"}),
-          "How the top_k are picked. greedy: over all experts. group_limited_greedy: within the topk_group groups whose "
-          "best expert scores highest. noaux_tc: within the topk_group groups whose two best sum highest, with the bias "
-          "of bias_balancing added to scores for the choice alone.",
-          "R3; DeepSeek-V2 and DeepSeek-V3, 2024");
+  v.field(
+      "topk_method", c.topk_method, one_of({"greedy", "group_limited_greedy", "noaux_tc"}),
+      "How the top_k are picked. greedy: over all experts. group_limited_greedy: within the topk_group groups whose "
+      "best expert scores highest. noaux_tc: within the topk_group groups whose two best sum highest, with the bias "
+      "of bias_balancing added to scores for the choice alone.",
+      "R3; DeepSeek-V2 and DeepSeek-V3, 2024");
   v.field("n_group", c.n_group, between(1, 65536), "Groups of n_experts / n_group neighbouring experts.", "R3");
   v.field("topk_group", c.topk_group, between(1, 65536), "Groups from which a token's experts may come.", "R3");
   v.field("logit_clip", c.logit_clip, at_least(0), "Logits are held within plus and minus this. 0: off.", "R5");
@@ -92,14 +94,15 @@ void describe_selection(V& v, RouterConfig& c) {
           "Logits are scaled cosines between a projection of the token and a vector an expert: its direction counts, "
           "its length does not.",
           "R14; Chi et al. 2022 (X-MoE)");
-  v.field("semantic_dim", c.semantic_dim, between(0, 65536), "Width of that projection. 0: the smaller of 256 and n_embd.",
-          "R14");
-  v.field("semantic_scale_init", c.semantic_scale_init, positive(), "Initial scale of the cosines; learned, at most 100.",
-          "R14");
-  v.field("force_balanced", c.force_balanced, any(),
-          "For benchmarks: every expert gets the same number of tokens, whatever the scores. Weights still come from the "
-          "scores. Such a run saves no checkpoint.",
-          "R15");
+  v.field("semantic_dim", c.semantic_dim, between(0, 65536),
+          "Width of that projection. 0: the smaller of 256 and n_embd.", "R14");
+  v.field("semantic_scale_init", c.semantic_scale_init, positive(),
+          "Initial scale of the cosines; learned, at most 100.", "R14");
+  v.field(
+      "force_balanced", c.force_balanced, any(),
+      "For benchmarks: every expert gets the same number of tokens, whatever the scores. Weights still come from the "
+      "scores. Such a run saves no checkpoint.",
+      "R15");
 }
 
 template <class V>
@@ -111,7 +114,8 @@ void describe_bias_and_reset(V& v, RouterConfig& c) {
   v.field("bias_update_rate", c.bias_update_rate, positive(), "Step of the bias.", "R12");
   v.field("reset_interval", c.reset_interval, at_least(0),
           "Every so many steps the router starts anew from its initial values and noise. 0: never.", "R13");
-  v.field("reset_noise", c.reset_noise, at_least(0), "Standard deviation of what is added to the initial values.", "R13");
+  v.field("reset_noise", c.reset_noise, at_least(0), "Standard deviation of what is added to the initial values.",
+          "R13");
   v.field("reset_until", c.reset_until, at_least(0), "No reset after this step. 0: to the end.", "R13");
 }
 

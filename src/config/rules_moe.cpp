@@ -77,6 +77,7 @@ void check_capacity(Rules& rules) {
   for (const char* key : {"moe.min_expert_capacity", "moe.max_expert_capacity", "moe.capacity_ramp_steps"})
     rules.warn_if_inert(key, m.expert_capacity == 0, "moe.capacity_factor, which moe.expert_capacity overrides");
   rules.warn_if_inert("moe.null_expert", m.overflow == "null_expert", "moe.overflow = null_expert");
+  rules.warn_if_inert("moe.renormalize_after_drop", m.overflow != "null_expert", "moe.overflow = drop or reroute");
   rules.warn_if_inert("moe.reroute_rounds", m.overflow == "reroute", "moe.overflow = reroute");
 }
 

@@ -11,9 +11,10 @@ void check_scores(Rules& rules) {
         "router.norm_topk_prob = true divides by a sum of scores, which router.score = identity lets be 0 or less; set "
         "norm_topk_prob false, or score softmax or sigmoid");
   if (r.score == "identity" && r.seq_balance_coef > 0)
-    rules.fail(format("router.seq_balance_coef = %g needs scores that are not negative, and router.score = identity; leave "
-                      "it out, or choose score softmax or sigmoid",
-                      r.seq_balance_coef));
+    rules.fail(
+        format("router.seq_balance_coef = %g needs scores that are not negative, and router.score = identity; leave "
+               "it out, or choose score softmax or sigmoid",
+               r.seq_balance_coef));
   if (r.score == "identity" && r.balance_loss == "cv_squared_topk")
     rules.fail(
         "router.balance_loss = cv_squared_topk needs scores that are not negative, and router.score = identity; choose "
@@ -41,9 +42,9 @@ void check_choice(Rules& rules) {
   const Config& c = rules.config();
   const int choices = router_columns(c.moe);
   if (c.router.top_k > choices)
-    rules.fail(format("router.top_k = %d exceeds moe.n_experts = %d%s; choose 1 to %d", c.router.top_k, c.moe.n_experts,
-                      choices > c.moe.n_experts ? format(" and %d zero experts", choices - c.moe.n_experts).c_str() : "",
-                      choices));
+    rules.fail(format(
+        "router.top_k = %d exceeds moe.n_experts = %d%s; choose 1 to %d", c.router.top_k, c.moe.n_experts,
+        choices > c.moe.n_experts ? format(" and %d zero experts", choices - c.moe.n_experts).c_str() : "", choices));
 }
 
 void check_groups(Rules& rules) {
@@ -54,9 +55,10 @@ void check_groups(Rules& rules) {
     rules.fail("router.bias_balancing = true with router.topk_method = " + r.topk_method +
                ": the bias would never be read; choose topk_method noaux_tc");
   if (r.n_group > 1 && r.topk_method == "greedy")
-    rules.fail(format("router.n_group = %d with router.topk_method = greedy: groups would be ignored; choose "
-                      "group_limited_greedy or noaux_tc, or n_group 1",
-                      r.n_group));
+    rules.fail(
+        format("router.n_group = %d with router.topk_method = greedy: groups would be ignored; choose "
+               "group_limited_greedy or noaux_tc, or n_group 1",
+               r.n_group));
   if (experts % r.n_group != 0)
     rules.fail(format("router.n_group = %d does not divide moe.n_experts = %d; choose %s", r.n_group, experts,
                       divisors_text(experts).c_str()));
@@ -65,9 +67,10 @@ void check_groups(Rules& rules) {
                       r.n_group));
   const int left = r.topk_group * (experts / r.n_group);
   if (r.n_group > 1 && left < r.top_k)
-    rules.fail(format("router.topk_group = %d groups leave %d experts for router.top_k = %d; choose a topk_group of at "
-                      "least %d",
-                      r.topk_group, left, r.top_k, (r.top_k * r.n_group + experts - 1) / experts));
+    rules.fail(
+        format("router.topk_group = %d groups leave %d experts for router.top_k = %d; choose a topk_group of at "
+               "least %d",
+               r.topk_group, left, r.top_k, (r.top_k * r.n_group + experts - 1) / experts));
 }
 
 // Routing by the token's number has no scores: what acts on scores would be silently without effect.
@@ -92,7 +95,8 @@ void check_token_id(Rules& rules) {
       {c.moe.overflow == "reroute", "moe.overflow = reroute"}};
   for (const auto& [on, what] : acting)
     if (on)
-      rules.fail(what + " has no learned router to act on with router.type = token_id; leave it out, or choose type topk");
+      rules.fail(what +
+                 " has no learned router to act on with router.type = token_id; leave it out, or choose type topk");
   for (const char* key : {"router.score", "router.norm_topk_prob", "router.init", "router.tie_break",
                           "router.topk_method", "router.aux_ramp_steps"})
     rules.warn_if_inert(key, false, "router.type = topk");
@@ -104,12 +108,14 @@ void check_semantic(Rules& rules) {
   rules.warn_if_inert("router.semantic_scale_init", r.semantic, "router.semantic");
   if (!r.semantic) return;
   if (r.logit_clip > 0)
-    rules.fail(format("router.logit_clip = %g with router.semantic = true, whose logits are bounded by their scale; leave "
-                      "logit_clip out",
-                      r.logit_clip));
+    rules.fail(
+        format("router.logit_clip = %g with router.semantic = true, whose logits are bounded by their scale; leave "
+               "logit_clip out",
+               r.logit_clip));
   if (r.init == "zeros")
-    rules.fail("router.init = zeros with router.semantic = true: the cosine of a zero vector is undefined; choose normal "
-               "or orthogonal, or leave init out");
+    rules.fail(
+        "router.init = zeros with router.semantic = true: the cosine of a zero vector is undefined; choose normal "
+        "or orthogonal, or leave init out");
   if (r.semantic_scale_init > 100)
     rules.fail(format("router.semantic_scale_init = %g exceeds 100, where the scale is held; choose up to 100",
                       r.semantic_scale_init));
@@ -139,13 +145,15 @@ void check_schedules(Rules& rules) {
   rules.warn_if_inert("router.reset_until", r.reset_interval > 0, "router.reset_interval");
   check_reset(rules);
   if (r.reset_interval > 0 && 2 * r.reset_interval <= c.moe.warmup_steps)
-    rules.warn(format("router.reset_interval = %d falls at least twice into moe.warmup_steps = %d: the router starts anew "
-                      "before its experts count",
-                      r.reset_interval, c.moe.warmup_steps));
+    rules.warn(
+        format("router.reset_interval = %d falls at least twice into moe.warmup_steps = %d: the router starts anew "
+               "before its experts count",
+               r.reset_interval, c.moe.warmup_steps));
   if (r.bias_balancing && r.balance_coef > 0 && r.balance_loss != "none")
-    rules.warn(format("router.bias_balancing and router.balance_coef = %g both even out the load, as in DeepSeek-V3, "
-                      "whose coefficient is 0.0001",
-                      r.balance_coef));
+    rules.warn(
+        format("router.bias_balancing and router.balance_coef = %g both even out the load, as in DeepSeek-V3, "
+               "whose coefficient is 0.0001",
+               r.balance_coef));
 }
 
 void check_forced(Rules& rules) {
@@ -155,14 +163,15 @@ void check_forced(Rules& rules) {
   const bool capacity = c.moe.capacity_factor > 0 || c.moe.expert_capacity > 0;
   if (r.noise != "none" || r.bias_balancing || capacity)
     rules.fail("router.force_balanced = true sets the choice aside that " +
-               std::string(r.noise != "none"    ? "router.noise = " + r.noise
+               std::string(r.noise != "none"  ? "router.noise = " + r.noise
                            : r.bias_balancing ? "router.bias_balancing = true"
                                               : "a capacity of experts") +
                " acts on; leave one of them out");
   if (c.train.checkpoint_every > 0)
-    rules.fail(format("train.checkpoint_every = %d would save a model trained with router.force_balanced = true, which "
-                      "is a benchmark; leave one of them out",
-                      c.train.checkpoint_every));
+    rules.fail(
+        format("train.checkpoint_every = %d would save a model trained with router.force_balanced = true, which "
+               "is a benchmark; leave one of them out",
+               c.train.checkpoint_every));
 }
 
 }  // namespace

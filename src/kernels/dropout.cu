@@ -23,6 +23,22 @@ __device__ __forceinline__ void store_four(bf16* p, float4 v) {
   *reinterpret_cast<uint2*>(p) = make_uint2(pack_two(v.x, v.y), pack_two(v.z, v.w));
 }
 
+// A warp's row: x to out, which may be x.
+template <class T>
+__device__ __forceinline__ void drop_row(const T* x, T* out, int width, float p, std::uint64_t key, std::uint64_t id) {
+  const float scale = 1.0f / (1.0f - p);
+#pragma unroll 2
+  for (int four = threadIdx.x % kWarp; four < width / 4; four += kWarp) {
+    float4 v = load_four(x + four * 4);
+    const Words4 words = philox(key, id, four);
+    v.x = to_uniform(words.x) >= p ? v.x * scale : 0.0f;
+    v.y = to_uniform(words.y) >= p ? v.y * scale : 0.0f;
+    v.z = to_uniform(words.z) >= p ? v.z * scale : 0.0f;
+    v.w = to_uniform(words.w) >= p ? v.w * scale : 0.0f;
+    store_four(out + four * 4, v);
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) dropout_kernel(Dropout<T> a) {
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
@@ -30,18 +46,17 @@ __global__ void __launch_bounds__(kThreads) dropout_kernel(Dropout<T> a) {
   const std::uint64_t key = dropout_key(a.seed, *a.step, a.site);
   const unsigned sequence = static_cast<unsigned>(t) / a.seq_len, position = static_cast<unsigned>(t) % a.seq_len;
   const auto place = static_cast<std::uint64_t>(a.window[sequence] * a.seq_len + position);
-  const float scale = 1.0f / (1.0f - a.p);
-#pragma unroll 2
-  for (int four = threadIdx.x % kWarp; four < a.width / 4; four += kWarp) {
-    const std::int64_t at = t * a.width + four * 4;
-    float4 v = load_four(a.x + at);
-    const Words4 words = philox(key, place, four);
-    v.x = to_uniform(words.x) >= a.p ? v.x * scale : 0.0f;
-    v.y = to_uniform(words.y) >= a.p ? v.y * scale : 0.0f;
-    v.z = to_uniform(words.z) >= a.p ? v.z * scale : 0.0f;
-    v.w = to_uniform(words.w) >= a.p ? v.w * scale : 0.0f;
-    store_four(a.out + at, v);
-  }
+  drop_row(a.x + t * a.width, a.out + t * a.width, a.width, a.p, key, place);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) row_dropout_kernel(RowDropout<T> a) {
+  const std::int64_t r = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
+  if (r >= a.rows || r >= *a.row_count) return;
+  const std::int64_t id = a.id[r];
+  if (id < 0) return;
+  T* x = a.x + r * a.width;
+  drop_row(x, x, a.width, a.p, dropout_key(a.seed, *a.step, a.site), static_cast<std::uint64_t>(id));
 }
 
 }  // namespace
@@ -55,7 +70,18 @@ void dropout(const Dropout<T>& a, Stream stream) {
   SWITCHYARD_CUDA_LAUNCHED();
 }
 
+template <class T>
+void row_dropout(const RowDropout<T>& a, Stream stream) {
+  SWITCHYARD_ASSERT(a.width % 4 == 0, "dropout needs a width that is a multiple of 4");
+  if (a.rows == 0) return;
+  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.rows, kRows));
+  row_dropout_kernel<T><<<blocks, kThreads, 0, stream>>>(a);
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
 template void dropout(const Dropout<bf16>&, Stream);
 template void dropout(const Dropout<float>&, Stream);
+template void row_dropout(const RowDropout<bf16>&, Stream);
+template void row_dropout(const RowDropout<float>&, Stream);
 
 }  // namespace switchyard::kernels

@@ -26,9 +26,28 @@ struct Dropout {
   float p;
 };
 
+// The same in place on rows in any order, each known by a number of its own:
+// x[r] = keep ? x[r] / (1 - p) : 0, the draw philox(dropout_key(seed, step, site), id[r], channel / 4), word channel
+// % 4. Rows from *row_count on, and those whose id is negative (padding), are neither read nor written.
+template <class T>
+struct RowDropout {
+  T* x;                      // [R, N]
+  const std::int64_t* id;    // [R]
+  const int* row_count;      // one device value
+  const std::int64_t* step;  // one (device) value
+  std::uint64_t seed, site;
+  std::int64_t rows;
+  int width;  // N: on CUDA a multiple of 4
+  float p;
+};
+
 template <class T>
 void dropout(const Dropout<T>&, Stream);  // bf16, float
 template <class T>
 void dropout_cpu(const Dropout<T>&, Range tokens);  // float, double
+template <class T>
+void row_dropout(const RowDropout<T>&, Stream);  // bf16, float
+template <class T>
+void row_dropout_cpu(const RowDropout<T>&, Range rows);  // float, double
 
 }  // namespace switchyard::kernels

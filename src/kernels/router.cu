@@ -117,8 +117,9 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
   for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * slots; base < a.group_size; base += stride) {
     const bool active = base + slot < a.group_size;
     const std::int64_t t = begin + base + slot;
+    const bool real = active && (!a.real || a.real[t]);
     Row<kPer> row;
-    row.load(a.logits + t * experts, experts, lanes, sub, active);
+    row.load(a.logits + t * experts, experts, lanes, sub, real);
     row.evaluate(a.score, experts, lanes, sub);
 
     unsigned long long key[kPer];
@@ -131,7 +132,11 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
     for (int v = 0; v < kPer; ++v) {
       const int e = v * lanes + sub;
       const int order = e >= static_cast<int>(turn) ? e - turn : e - turn + experts;
-      const float q = row.score[v] + (a.selection_bias && e < experts ? a.selection_bias[e] : 0.0f);
+      float q;
+      if (a.selection)
+        q = real && e < experts ? a.selection[t * experts + e] : 0.0f;
+      else
+        q = row.score[v] + (a.selection_bias && e < experts ? a.selection_bias[e] : 0.0f);
       key[v] = e < experts ? choice_key(q, order) : 0;
     }
 
@@ -154,17 +159,17 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
     }
     if (a.normalize) weight /= sum + kTiny;
     if (active && sub < a.top_k) {
-      a.expert[t * a.top_k + sub] = chosen;
-      a.weight[t * a.top_k + sub] = weight * a.scale;
+      a.expert[t * a.top_k + sub] = real ? chosen : -1;
+      a.weight[t * a.top_k + sub] = real ? weight * a.scale : 0.0f;
     }
     for (int k = 0; k < a.top_k; ++k) {
       const int e = __shfl_sync(kAllLanes, chosen, k, lanes);
       const float w = __shfl_sync(kAllLanes, weight, k, lanes);
 #pragma unroll
       for (int v = 0; v < kPer; ++v)
-        if (active && v * lanes + sub == e) importance[v] += w, ++count[v];
+        if (real && v * lanes + sub == e) importance[v] += w, ++count[v];
     }
-    if (!active) continue;
+    if (!real) continue;
     const float z = row.log_sum();
     if (sub == 0) z_sum = fmaf(z, z, z_sum);
 #pragma unroll
@@ -238,13 +243,13 @@ template <int kPer>
 __global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresBackward<float> a, int lanes) {
   const int lane = threadIdx.x % kWarp, sub = lane & (lanes - 1), experts = a.experts;
   const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
-  const bool active = t < a.tokens;
+  const bool active = t < a.tokens, real = active && a.expert[t * a.top_k] >= 0;
   Row<kPer> row;
-  row.load(a.logits + t * experts, experts, lanes, sub, active);
+  row.load(a.logits + t * experts, experts, lanes, sub, real);
   row.evaluate(a.score, experts, lanes, sub);
 
   // Lane k holds the gradient of the token's k-th weight (before scale), then of its score.
-  const bool chooses = active && sub < a.top_k;
+  const bool chooses = real && sub < a.top_k;
   const int chosen = chooses ? a.expert[t * a.top_k + sub] : 0;
   float d_weight = 0;
   if (chooses && a.d_weight) d_weight = a.scale * a.d_weight[t * a.top_k + sub];
@@ -269,8 +274,8 @@ __global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresB
       if (v * lanes + sub == e) d_score[v] += d;
   }
   const float* d_prob_sum =
-      a.d_prob_sum && active ? a.d_prob_sum + static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size) * experts
-                             : nullptr;
+      a.d_prob_sum && real ? a.d_prob_sum + static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size) * experts
+                           : nullptr;
   float along = 0;
 #pragma unroll
   for (int v = 0; v < kPer; ++v) {
@@ -294,7 +299,7 @@ __global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresB
       d = row.prob[v] * (d_prob[v] - along) + (a.score == Score::kIdentity ? d_score[v] : 0.0f);
     }
     if (a.d_z_sum) d = fmaf(z, row.softmax(v), d);
-    a.d_logits[t * experts + e] = d;
+    a.d_logits[t * experts + e] = real ? d : 0.0f;
   }
 }
 

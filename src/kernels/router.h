@@ -14,6 +14,7 @@ inline constexpr int kMaxExperts = 512;  // E, on CUDA
 // the sequence, first_position + token mod seq_len (rotate), or e (lowest index); w = s[S], normalised (w / (sum +
 // 1e-20)) if asked, times scale. For the choice a NaN q counts as -inf: the K experts are always distinct. p =
 // softmax(l), for sigmoid s / (sum s + 1e-20). Token t belongs to group t / group_size: sequences, or all as one.
+// A token that is not real (padding) gets the experts -1 and the weights 0, and adds nothing to any sum.
 template <class T>
 struct RouterScores {
   const T* logits;                  // [T, E]
@@ -30,14 +31,16 @@ struct RouterScores {
   Score score;
   bool normalize, rotate_ties;
   float scale;
-  int first_position = 0;  // of each sequence's first token here (cached decoding)
+  int first_position = 0;        // of each sequence's first token here (cached decoding)
+  const T* selection = nullptr;  // [T, E] q itself, of which selection_bias is then no part; null: as above
+  const bool* real = nullptr;    // [T], null: all are
 };
 
 // The gradient of all of forward's outputs by the logits. d_* null: zero.
 template <class T>
 struct RouterScoresBackward {
   const T* logits;
-  const int* expert;      // [T, K] as forward chose
+  const int* expert;      // [T, K] as forward chose; -1: not a real token, its gradient is 0
   const T* d_weight;      // [T, K] or null
   const T* d_prob_sum;    // [G, E] or null
   const T* d_importance;  // [E] or null

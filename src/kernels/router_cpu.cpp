@@ -93,6 +93,46 @@ struct GroupSums {
   explicit GroupSums(int experts) : probability(experts), importance(experts) {}
 };
 
+// Scores, choice and weights of a real token, and what it adds to the sums.
+template <class T>
+class TokenRouter {
+ public:
+  explicit TokenRouter(const RouterScores<T>& p)
+      : p_(p), scores_(p.experts, p.score), biased_(p.experts), best_(p.top_k) {}
+
+  void route(std::int64_t t, GroupSums& sums) {
+    scores_.read(p_.logits + t * p_.experts);
+    const T* score = scores_.score();
+    const std::int64_t position = p_.first_position + t % p_.seq_len;
+    const int first = p_.rotate_ties ? static_cast<int>(position * p_.top_k % p_.experts) : 0;
+    int* expert = p_.expert + t * p_.top_k;
+    choose(selection(t, score), p_.experts, p_.top_k, first, expert, best_.data());
+
+    int* count = p_.count + t / p_.group_size * p_.experts;
+    const T inverse = inverse_norm(score, expert, p_.top_k, p_.normalize);
+    for (int k = 0; k < p_.top_k; ++k) {
+      const T weight = score[expert[k]] * inverse;
+      p_.weight[t * p_.top_k + k] = weight * static_cast<T>(p_.scale);
+      count[expert[k]] += 1;
+      sums.importance[expert[k]] += static_cast<double>(weight);
+    }
+    for (int e = 0; e < p_.experts; ++e) sums.probability[e] += static_cast<double>(scores_.probability(e));
+    sums.z += static_cast<double>(scores_.log_sum()) * static_cast<double>(scores_.log_sum());
+  }
+
+ private:
+  const T* selection(std::int64_t t, const T* score) {
+    if (p_.selection) return p_.selection + t * p_.experts;
+    if (!p_.selection_bias) return score;
+    for (int e = 0; e < p_.experts; ++e) biased_[e] = score[e] + static_cast<T>(p_.selection_bias[e]);
+    return biased_.data();
+  }
+
+  const RouterScores<T>& p_;
+  TokenScores<T> scores_;
+  std::vector<T> biased_, best_;
+};
+
 template <class T>
 void add_to_outputs(const RouterScores<T>& p, std::int64_t group, GroupSums& sums) {
   for (int e = 0; e < p.experts; ++e) {
@@ -114,33 +154,16 @@ void check(const T& p) {
 template <class T>
 void router_scores_cpu(const RouterScores<T>& p, Range tokens) {
   check(p);
-  TokenScores<T> scores(p.experts, p.score);
+  TokenRouter<T> router(p);
   GroupSums sums(p.experts);
-  std::vector<T> biased(p.experts), best(p.top_k);
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-    const std::int64_t group = t / p.group_size;
-    scores.read(p.logits + t * p.experts);
-    const T* score = scores.score();
-    const T* q = score;
-    if (p.selection_bias) {
-      for (int e = 0; e < p.experts; ++e) biased[e] = score[e] + static_cast<T>(p.selection_bias[e]);
-      q = biased.data();
+    if (!p.real || p.real[t]) {
+      router.route(t, sums);
+    } else {
+      std::fill_n(p.expert + t * p.top_k, p.top_k, -1);
+      std::fill_n(p.weight + t * p.top_k, p.top_k, T(0));
     }
-    const std::int64_t position = p.first_position + t % p.seq_len;
-    const int first = p.rotate_ties ? static_cast<int>(position * p.top_k % p.experts) : 0;
-    int* expert = p.expert + t * p.top_k;
-    choose(q, p.experts, p.top_k, first, expert, best.data());
-
-    const T inverse = inverse_norm(score, expert, p.top_k, p.normalize);
-    for (int k = 0; k < p.top_k; ++k) {
-      const T weight = score[expert[k]] * inverse;
-      p.weight[t * p.top_k + k] = weight * static_cast<T>(p.scale);
-      p.count[group * p.experts + expert[k]] += 1;
-      sums.importance[expert[k]] += static_cast<double>(weight);
-    }
-    for (int e = 0; e < p.experts; ++e) sums.probability[e] += static_cast<double>(scores.probability(e));
-    sums.z += static_cast<double>(scores.log_sum()) * static_cast<double>(scores.log_sum());
-    if (t + 1 == tokens.end || (t + 1) % p.group_size == 0) add_to_outputs(p, group, sums);
+    if (t + 1 == tokens.end || (t + 1) % p.group_size == 0) add_to_outputs(p, t / p.group_size, sums);
   }
 }
 
@@ -151,10 +174,15 @@ void router_scores_backward_cpu(const RouterScoresBackward<T>& p, Range tokens) 
   std::vector<T> d_probability(p.experts), d_score(p.experts), d_chosen(p.top_k);
   const T d_z = p.d_z_sum ? T(2) * *p.d_z_sum : T(0);
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+    const int* expert = p.expert + t * p.top_k;
+    T* d_logits = p.d_logits + t * p.experts;
+    if (expert[0] < 0) {
+      std::fill_n(d_logits, p.experts, T(0));
+      continue;
+    }
     scores.read(p.logits + t * p.experts);
     const T* score = scores.score();
     const T* softmax = scores.softmax();
-    const int* expert = p.expert + t * p.top_k;
 
     // Of the chosen: n = s / Z with Z the sum over them, so d s_k = (d n_k - sum_i n_i d n_i) / Z.
     std::fill(d_score.begin(), d_score.end(), T(0));
@@ -176,7 +204,6 @@ void router_scores_backward_cpu(const RouterScoresBackward<T>& p, Range tokens) 
     T mean = 0;
     for (int e = 0; e < p.experts; ++e) mean += scores.probability(e) * d_probability[e];
 
-    T* d_logits = p.d_logits + t * p.experts;
     const T d_log_sum = d_z * scores.log_sum();
     for (int e = 0; e < p.experts; ++e) {
       T d = d_log_sum * softmax[e];

@@ -13,7 +13,7 @@ constexpr int kPartKinds = static_cast<int>(PartKind::kScalars) + 1;
 // Matrices that multiply a token's activations; a tied head adds its product without owning parameters.
 bool is_matmul(PartKind kind) {
   return kind != PartKind::kTokenEmbedding && kind != PartKind::kValueEmbedding && kind != PartKind::kNorms &&
-         kind != PartKind::kScalars;
+         kind != PartKind::kScalars && kind != PartKind::kInlVectors;
 }
 
 class Table {
@@ -58,6 +58,15 @@ std::int64_t sparse_vectors(const Config& config) {
          (moe.token_importance == "learned" ? width + 1 : 0) + (moe.flexible_ffn ? 1 : 0);
 }
 
+// Matrices of null experts, which count as active: any token may use one, and few do.
+std::int64_t null_ffn_matrices(const Config& config) {
+  std::int64_t count = 0;
+  for (int layer = 0; layer < config.model.n_layer; ++layer)
+    if (is_moe_layer(config, layer) && has_null_ffn(config.moe))
+      count += std::int64_t{is_gated(config.model.mlp) ? 3 : 2} * config.model.n_embd * expert_width(config);
+  return count;
+}
+
 void add_feed_forward(Table& table, const Config& config, int layer) {
   const std::int64_t width = config.model.n_embd, matrices = is_gated(config.model.mlp) ? 3 : 2;
   if (!is_moe_layer(config, layer)) {
@@ -65,12 +74,20 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  const std::int64_t stack = expert_stack(config), visited = std::min(config.router.top_k, config.moe.n_experts);
+  const std::int64_t stack = expert_stack(config.moe), visited = std::min(config.router.top_k, config.moe.n_experts);
   table.add(PartKind::kExperts, stack * expert, (visited + stack - config.moe.n_experts) * expert);
   table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
   if (config.moe.flexible_ffn) table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
   if (config.router.type == "topk") add_router(table, config);
   table.add(PartKind::kScalars, sparse_vectors(config));
+}
+
+// Of one module: the controller's matrices, and its biases with mu.
+std::int64_t inl_matrices(const ModelConfig& model) {
+  return model.inl.mode == "lite" ? 0 : std::int64_t{5} * model.n_embd * model.inl.controller_hidden;
+}
+std::int64_t inl_vectors(const ModelConfig& model) {
+  return model.n_embd + (model.inl.mode == "lite" ? 0 : 3 * std::int64_t{model.n_embd} + model.inl.controller_hidden);
 }
 
 std::int64_t norm_weights(const ModelConfig& model) {
@@ -94,8 +111,8 @@ std::string table_line(const std::string& name, std::int64_t total, std::int64_t
 
 std::string part_name(PartKind kind) {
   static const char* const names[kPartKinds] = {
-      "token embedding", "value embeddings", "value gates", "attention", "routers", "experts",
-      "shared experts",  "dense mlp",        "head",        "norms",     "vectors, scalars"};
+      "token embedding", "value embeddings", "value gates", "attention", "routers", "experts", "shared experts",
+      "dense mlp",       "INL controllers",  "INL vectors", "head",      "norms",   "scalars"};
   return names[static_cast<int>(kind)];
 }
 
@@ -111,6 +128,11 @@ Accounting account(const Config& config) {
   }
   table.add(PartKind::kNorms, norm_weights(model));
   if (model.resid_scalars) table.add(PartKind::kScalars, 2 * model.n_layer);
+  if (model.inl.enabled) {
+    const std::int64_t modules = model.inl.shared ? 1 : model.n_layer;
+    table.add(PartKind::kInlControllers, modules * inl_matrices(model));
+    table.add(PartKind::kInlVectors, modules * inl_vectors(model));
+  }
 
   Accounting result;
   result.parts = table.take();
@@ -123,11 +145,15 @@ Accounting account(const Config& config) {
   result.inactive = result.total - result.active;
   result.attention_flops_per_token = attention_flops(model);
   result.flops_per_token = flops_per_token(config, result.scaling_parameters);
+  result.averaging_flops_per_token = flops_per_token(config, result.scaling_parameters + result.inactive);
   return result;
 }
 
 std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters) {
-  return 6 * scaling_parameters + attention_flops(config.model);
+  const ModelConfig& model = config.model;
+  const bool runs_again = model.inl.enabled && model.inl.shared;
+  const std::int64_t again = runs_again ? (model.n_layer - 1) * inl_matrices(model) : 0;
+  return 6 * (scaling_parameters + again - null_ffn_matrices(config)) + attention_flops(model);
 }
 
 std::string parameter_table(const Accounting& accounting) {

@@ -1,18 +1,15 @@
 #include "model/gpt.h"
 
+#include "base/error.h"
 #include "base/text.h"
 #include "model/init_rules.h"
 #include "model/layer_rules.h"
 #include "ops/embedding.h"
 
-#ifdef SWITCHYARD_WITH_MOE
-#include "model/moe/balance.h"
-#endif
-
 namespace switchyard {
 
 void RoutingTotals::zero() {
-  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L})
+  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L, seq_balance_L, importance_LE})
     if (total.defined()) total.zero_();
 }
 
@@ -27,15 +24,18 @@ Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), confi
                                            ParameterKind::kValueEmbedding, {vocab, kv_width(model)},
                                            initial(Role::kValueEmbedding, model))
                                 : nullptr);
-  const Parameter *keep = nullptr, *again = nullptr;
+  SharedParts parts;
+  parts.state = &state_;
   if (model.resid_scalars) {
-    keep = &declare(store_, "resid.keep", ParameterKind::kKeepScalar, {layers}, {Init::Kind::kConstant, 1.0});
-    again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
+    parts.keep = &declare(store_, "resid.keep", ParameterKind::kKeepScalar, {layers}, {Init::Kind::kConstant, 1.0});
+    parts.again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
   }
+  if (model.inl.enabled && model.inl.shared)
+    parts.inl = (inl_ = register_module("inl", std::make_shared<InlDynamics>(store_, "inl", model))).get();
   for (int layer = 0; layer < layers; ++layer) {
-    blocks_.push_back(register_module(
-        format("block%d", layer),
-        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, keep, again, &state_, policy)));
+    blocks_.push_back(
+        register_module(format("block%d", layer),
+                        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, parts, policy)));
     sparse_layers_ += blocks_.back()->sparse();
   }
   final_norm_.eps = model.norm_eps;
@@ -53,11 +53,19 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   tables_ = {};
   const auto options = at::TensorOptions().device(device);
   step_ = at::full({1}, host_step_, options.dtype(at::kLong));
+  if (config_.model.inl.enabled && config_.model.inl.carry_velocity)
+    velocity_TD_ = at::zeros({std::int64_t{config_.train.micro_batch} * config_.model.seq_len, config_.model.n_embd},
+                             options.dtype(at::kFloat));
   if (sparse_layers_ == 0) return;
   totals_.count_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kLong));
   totals_.prob_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kFloat));
   totals_.balance_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
   totals_.z_loss_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
+  if (config_.router.seq_balance_coef > 0) totals_.seq_balance_L = at::zeros_like(totals_.z_loss_L);
+  if (config_.log.routing == "layer") totals_.importance_LE = at::zeros_like(totals_.prob_LE);
+#ifdef SWITCHYARD_WITH_MOE
+  state_.allocate(config_, sparse_layers_, device);
+#endif
 }
 
 void Gpt::set_step(std::int64_t step) {
@@ -73,6 +81,18 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   return tables_;
 }
 
+// A copy: the buffer is written before backward reads what forward began with.
+at::Tensor Gpt::first_velocity(const StepContext& step) const {
+  return step.training && velocity_TD_.defined() ? velocity_TD_.clone() : at::Tensor();
+}
+
+void Gpt::carry_velocity(const at::Tensor& v_TD, const StepContext& step) {
+  if (!step.training || !config_.model.inl.carry_velocity) return;
+  SWITCHYARD_ASSERT(velocity_TD_.sizes() == v_TD.sizes(), "carry_velocity: the micro-batch changed its size");
+  at::NoGradGuard no_grad;
+  velocity_TD_.copy_(at::nan_to_num(v_TD, 0, 0, 0));
+}
+
 at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                            std::vector<Routing>& layers) {
   StepContext step = given;
@@ -86,40 +106,15 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
   const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
-  Stream stream{x0, at::Tensor(), x0};
+  Stream stream{x0, at::Tensor(), x0, first_velocity(step)};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
     std::optional<Routing> routing =
         blocks_[i]->forward(stream, value, tables, step, cache ? &cache->layers[i] : nullptr);
     if (routing) layers.push_back(std::move(*routing));
   }
+  carry_velocity(stream.v_TD, step);
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
-}
-
-void Gpt::add_routing([[maybe_unused]] const std::vector<Routing>& layers, [[maybe_unused]] const StepContext& step,
-                      [[maybe_unused]] ModelOutput& output) {
-#ifdef SWITCHYARD_WITH_MOE
-  if (layers.empty()) return;
-  const RoutingSums sums = stacked(layers);
-  const auto over_groups = [](const at::Tensor& all_LGE) {
-    return all_LGE.size(1) == 1 ? all_LGE.select(1, 0) : all_LGE.sum(1);
-  };
-  if (!step.training) {
-    output.count_LE = over_groups(sums.count_LGE).to(at::kLong);
-    return;
-  }
-  const LayerLosses losses = layer_losses(sums, config_.router, step);
-  if (losses.weighted_L.defined() && config_.moe.aux_injection != "autograd") {
-    const at::Tensor auxiliary = losses.weighted_L.sum();
-    output.total = output.total + auxiliary * step.loss_scale;
-    output.auxiliary = auxiliary.detach();
-  }
-  at::NoGradGuard no_grad;
-  totals_.count_LE.add_(over_groups(sums.count_LGE));
-  totals_.prob_LE.add_(over_groups(sums.prob_LGE));
-  if (losses.balance_L.defined()) totals_.balance_L.add_(losses.balance_L);
-  totals_.z_loss_L.add_(losses.z_loss_L);
-#endif
 }
 
 ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {
@@ -131,8 +126,11 @@ ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T
   const auto& products = head_ ? head_->products(step) : ops::LinearProducts::plain();
   const auto [loss, nll] = ops::head_loss(n, head(), targets_T, options, products);
 
-  ModelOutput output{loss, nll, at::zeros({}, nll.options()), at::Tensor()};
-  add_routing(layers, step, output);
+  ModelOutput output;
+  output.total = loss;
+  output.nll_T = nll;
+  output.auxiliary = at::zeros({}, nll.options());
+  add_routing(std::move(layers), step, output);
   return output;
 }
 

@@ -13,7 +13,10 @@ struct ModelOutput {
   at::Tensor total;      // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
   at::Tensor nll_T;      // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
   at::Tensor auxiliary;  // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
-  at::Tensor count_LE;   // int64: assignments of this pass, a row a sparse layer; evaluation of sparse models only
+  // Of sparse models, a row a sparse layer (moe_spec T1): assignments of this pass, int32; in training the raw losses
+  // by kind, undefined where the config asks for none; in evaluation what each router decided, its logits among it.
+  at::Tensor count_LE, balance_L, z_loss_L, seq_balance_L;
+  std::vector<Routing> routing;
 };
 
 // Sums over the micro-batches since the last reset, on the device. Rows are the sparse layers in order.
@@ -21,7 +24,17 @@ struct RoutingTotals {
   at::Tensor count_LE;             // int64: assignments
   at::Tensor prob_LE;              // fp32: sum over tokens of the routing probability
   at::Tensor balance_L, z_loss_L;  // fp32: raw losses, summed over micro-batches
+  at::Tensor seq_balance_L;        // the same, with router.seq_balance_coef
+  at::Tensor importance_LE;        // fp32: sum of the chosen weights before scale, with log.routing = layer
   void zero();
+};
+
+// A tensor that a checkpoint keeps beside weights, and how ranks' values become one.
+struct KeptTensor {
+  enum class Join { kSame, kSum, kMax };
+  std::string name;
+  at::Tensor values;
+  Join join = Join::kSame;
 };
 
 class Gpt : public Layer {
@@ -44,9 +57,25 @@ class Gpt : public Layer {
 
   // Attempted steps so far: what the schedules of routers, capacities and warm-ups go by. Between replays of a graph.
   void set_step(std::int64_t step);
+  std::int64_t step() const { return host_step_; }
+  // INL's velocity after the last block of the last training micro-batch, detached: with model.inl.carry_velocity the
+  // next one starts from it, position by position. Undefined without. Limits: the rows of a micro-batch must go on
+  // where the same rows of the last one ended, which windows drawn at random do not; each rank carries its own;
+  // micro-batches are all of train.micro_batch sequences; evaluation and generation start from 0; values that are not
+  // finite become 0.
+  const at::Tensor& carried_velocity() const { return velocity_TD_; }
+  // After the optimizer's step, applied or not (apply [1]: 1 or 0): biases move (moe_spec R12). sum_over_ranks: of
+  // int64 counts; empty with one rank. Nothing is read by the host.
+  void finish_step(const at::Tensor& apply, const std::function<at::Tensor(const at::Tensor&)>& sum_over_ranks);
+  // Routers start anew (R13): each expert's vector gets initial values and noise, drawn by (seed, name, step) alone, on
+  // the same storage; biases 0. Returns whose optimizer state is to be forgotten.
+  std::vector<const Parameter*> reset_routers(std::uint64_t seed, std::int64_t step);
 
   RoutingTotals& routing_totals() { return totals_; }
   RoutingState& routing_state() { return state_; }
+  // Rows that an expert takes of a micro-batch of training at that step (moe_spec E6); -1: as many as it gets.
+  std::int64_t expert_capacity_at(std::int64_t step) const;
+  std::vector<KeptTensor> kept_tensors() const;  // of routing (moe_spec 4.3); none where nothing is on that keeps any
   int sparse_layers() const { return sparse_layers_; }
   const Config& config() const { return config_; }
 
@@ -55,8 +84,10 @@ class Gpt : public Layer {
   at::Tensor run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                         std::vector<Routing>& layers);
   // Auxiliary losses into `output`, counts into it (evaluation) or into the totals (training).
-  void add_routing(const std::vector<Routing>& layers, const StepContext& step, ModelOutput& output);
+  void add_routing(std::vector<Routing> layers, const StepContext& step, ModelOutput& output);
   const ops::RotaryTables& tables(const StepContext& step);
+  at::Tensor first_velocity(const StepContext& step) const;
+  void carry_velocity(const at::Tensor& v_TD, const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
 
   const Config config_;
@@ -64,6 +95,7 @@ class Gpt : public Layer {
   Parameter* embed_ = nullptr;
   std::vector<Parameter*> value_embeds_;  // one a block, null where it has none
   std::vector<std::shared_ptr<Block>> blocks_;
+  std::shared_ptr<InlDynamics> inl_;  // of all blocks; null: each has its own, or there is none
   ops::Residual final_norm_;
   std::shared_ptr<Linear> head_;  // null: tied to the token embedding
   int sparse_layers_ = 0;
@@ -72,6 +104,7 @@ class Gpt : public Layer {
   ops::RotaryTables tables_;
   at::Tensor step_;  // int64 [1], on the device
   std::int64_t host_step_ = 0;
+  at::Tensor velocity_TD_;  // fp32: see carried_velocity()
   RoutingTotals totals_;
   RoutingState state_;
 };

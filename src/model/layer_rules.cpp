@@ -26,6 +26,12 @@ int attention_window(const ModelConfig& model, int layer) {
   return letter == 'S' ? model.seq_len / 2 : model.seq_len;
 }
 
+bool resets_routers(const Config& config, std::int64_t step) {
+  const RouterConfig& router = config.router;
+  return config.moe.use_moe && router.reset_interval > 0 && step > 0 && step % router.reset_interval == 0 &&
+         (router.reset_until == 0 || step <= router.reset_until);
+}
+
 bool is_gated(const std::string& mlp) { return mlp == "swiglu" || mlp == "geglu"; }
 
 int head_count(const ModelConfig& model) { return model.n_head ? model.n_head : model.n_embd / model.head_dim; }
@@ -38,11 +44,6 @@ int expert_width(const Config& config) {
 
 int shared_width(const Config& config) {
   return config.moe.n_shared_experts * (config.moe.d_shared ? config.moe.d_shared : expert_width(config));
-}
-
-int expert_stack(const Config& config) {
-  const MoeConfig& moe = config.moe;
-  return moe.n_experts + (moe.overflow == "null_expert" && moe.null_expert == "ffn");
 }
 
 int semantic_width(const Config& config) {

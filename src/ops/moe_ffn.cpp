@@ -68,11 +68,22 @@ struct Call : torch::CustomClassHolder {
   ExpertWeights experts;
   DispatchPlan plan;
   const GroupedProducts* products;
-};
+  MoeFfnOptions options;
+  Tensor id_R;  // with dropout: what its rows are called
 
-const FusedRelu2* fused_of(const GroupedProducts& products, ActivationKind kind) {
-  return kind == ActivationKind::kRelu2 ? products.relu2() : nullptr;
-}
+  // Null where the activation is not part of the products; dropout comes between the two.
+  const FusedRelu2* fused() const {
+    return experts.kind == ActivationKind::kRelu2 && !options.dropout.on() ? products->relu2() : nullptr;
+  }
+  // What backward needs of the hidden units: the activation where products hold it, else what it is made of.
+  Tensor hidden(const Tensor& x) const {
+    const FusedRelu2* in_products = fused();
+    return in_products ? in_products->up(x, *experts.up, plan) : products->gathered_forward(x, *experts.up, plan);
+  }
+  void drop_(const Tensor& rows_RN) const {
+    if (options.dropout.on()) drop_hidden_(rows_RN, id_R, plan.rows_in_use(), options.dropout);
+  }
+};
 
 struct Gradients {
   Tensor d_pre_RN, d_weight_PR;
@@ -81,23 +92,21 @@ struct Gradients {
 class MoeFfn : public torch::autograd::Function<MoeFfn> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& given_weight,
-                        const Tensor& /*up: links*/, const ExpertWeights& experts, const DispatchPlan& plan,
-                        const GroupedProducts* products) {
+                        const Tensor& /*up: links*/, const c10::intrusive_ptr<Call>& call) {
+    const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
-    Tensor out, kept;  // kept for backward: the activation where products hold it, else what it is made of
-    if (const FusedRelu2* fused = fused_of(*products, experts.kind)) {
-      kept = fused->up(x, *experts.up, plan);
-      out = sum_rows(products->forward(kept, *experts.down, plan), plan, weight_TK);
+    const Tensor hidden = call->hidden(x);
+    Tensor out;
+    if (call->fused()) {
+      out = sum_rows(products->forward(hidden, *experts.down, plan), plan, weight_TK);
     } else {
-      kept = products->gathered_forward(x, *experts.up, plan);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
-      activation_rows(kept, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R, plan.rows_in_use(),
+      activation_rows(hidden, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R, plan.rows_in_use(),
                       experts.kind, active);
+      call->drop_(active);
       out = sum_rows(products->forward(active, *experts.down, plan), plan);
     }
-    context->save_for_backward({x, weight_TK, kept});
-    auto call = c10::make_intrusive<Call>();
-    call->experts = experts, call->plan = plan, call->products = products;
+    context->save_for_backward({x, weight_TK, call->options.recompute ? Tensor() : hidden});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     context->saved_data["weight_type"] = static_cast<std::int64_t>(given_weight.scalar_type());
     return out;
@@ -111,17 +120,17 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor& x = saved[0];
     const Tensor &weight_TK = saved[1], dy_TD = grads[0].contiguous();
 
-    const FusedRelu2* fused = fused_of(*products, experts.kind);
-    const Gradients d = fused ? through_fused(*fused, call, dy_TD, weight_TK, saved[2])
-                              : through_activation(call, dy_TD, weight_TK, saved[2]);
+    const Tensor hidden = call.options.recompute ? call.hidden(x) : saved[2];
+    const FusedRelu2* fused = call.fused();
+    const Gradients d = fused ? through_fused(*fused, call, dy_TD, weight_TK, hidden)
+                              : through_activation(call, dy_TD, weight_TK, hidden);
     experts.down->grad_added();
     products->wgrad(d.d_pre_RN, permute_rows(x, plan), *experts.up, plan);
     experts.up->grad_added();
     const Tensor dx = sum_rows(products->dgrad(d.d_pre_RN, *experts.up, plan), plan);
     const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
-    return {dx,       d_weight.to(static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt())),
-            Tensor(), Tensor(),
-            Tensor(), Tensor()};
+    return {dx, d_weight.to(static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt())), Tensor(),
+            Tensor()};
   }
 
  private:
@@ -140,30 +149,47 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor weight_R = move_values(weight_TK, plan, Direction::kToRows);
     const Tensor dy_RD = permute_rows(dy_TD, plan);
     const Tensor d_active = call.products->dgrad(dy_RD, *call.experts.down, plan);
+    call.drop_(d_active);  // so that <d_active, active> counts the kept units alone
     Tensor d_pre = at::empty_like(pre), active = at::empty_like(d_active), d_weight_R = at::empty_like(weight_R);
     activation_rows_backward(pre, d_active, weight_R, plan.token_of_row_R, plan.rows_in_use(), call.experts.kind, d_pre,
                              active, d_weight_R);
+    call.drop_(active);
     call.products->wgrad(dy_RD, active, *call.experts.down, plan);
     return {d_pre, d_weight_R};
   }
 };
 
+// What dropout multiplies the hidden units of each assignment by, [T*K, N] fp32.
+Tensor hidden_factors(const Tensor& expert_TK, const ExpertWeights& experts, const HiddenDropout& dropout) {
+  const std::int64_t rows = expert_TK.numel();
+  const Tensor factor = at::ones({rows, experts.down->shape[2]}, expert_TK.options().dtype(at::kFloat));
+  drop_hidden_(factor, assignment_ids(dropout.key, expert_TK.size(0), static_cast<int>(expert_TK.size(1))).view(-1),
+               at::full({1}, rows, expert_TK.options()), dropout);
+  return factor;
+}
+
 }  // namespace
 
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
-               const GroupedProducts& products) {
+               const GroupedProducts& products, const MoeFfnOptions& options) {
   if (at::GradMode::is_enabled()) experts.up->use(), experts.down->use();
-  return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, experts, plan, &products);
+  auto call = c10::make_intrusive<Call>();
+  call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
+  if (options.dropout.on())
+    call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
+  return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, call);
 }
 
 Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,
-                         const ExpertWeights& experts) {
+                         const ExpertWeights& experts, const HiddenDropout& dropout) {
   const Tensor up = attach(*experts.up), down = attach(*experts.down);
+  const Tensor factor_RN = dropout.on() ? hidden_factors(expert_TK, experts, dropout).to(x_TD.scalar_type()) : Tensor();
   Tensor out = at::zeros_like(x_TD);
   for (std::int64_t e = 0; e < experts.up->shape[0]; ++e) {
     const auto where = expert_TK.eq(e).nonzero_numpy();  // {tokens, choices}
     if (where[0].numel() == 0) continue;
-    const Tensor active = activation_reference(at::mm(x_TD.index_select(0, where[0]), up[e].t()), experts.kind);
+    Tensor active = activation_reference(at::mm(x_TD.index_select(0, where[0]), up[e].t()), experts.kind);
+    if (dropout.on()) active = active * factor_RN.index_select(0, where[0] * expert_TK.size(1) + where[1]);
     const Tensor weight = weight_TK.index({where[0], where[1]}).unsqueeze(1).to(active.scalar_type());
     out = out.index_add(0, where[0], at::mm(active * weight, down[e].t()));
   }

@@ -66,6 +66,8 @@ const char* to_string(ParameterKind kind) {
       return "dense mlp";
     case ParameterKind::kRouter:
       return "router";
+    case ParameterKind::kRouterVector:
+      return "router vectors";
     case ParameterKind::kExpert:
       return "experts";
     case ParameterKind::kSharedExpert:
@@ -78,18 +80,36 @@ const char* to_string(ParameterKind kind) {
       return "x0 scalars";
     case ParameterKind::kNorm:
       return "norms";
+    case ParameterKind::kMixScalar:
+      return "mixing scalars";
+    case ParameterKind::kInlController:
+      return "INL controllers";
+    case ParameterKind::kInlVector:
+      return "INL vectors";
   }
   return "?";
 }
 
 bool computes_in_fp32(ParameterKind kind) {
-  return kind == ParameterKind::kRouter || kind == ParameterKind::kKeepScalar || kind == ParameterKind::kAgainScalar ||
-         kind == ParameterKind::kNorm;
+  return kind == ParameterKind::kRouter || kind == ParameterKind::kRouterVector || kind == ParameterKind::kKeepScalar ||
+         kind == ParameterKind::kAgainScalar || kind == ParameterKind::kNorm || kind == ParameterKind::kMixScalar ||
+         kind == ParameterKind::kInlVector;
 }
 
 bool is_block_matrix(ParameterKind kind) {
   return kind == ParameterKind::kAttention || kind == ParameterKind::kMlp || kind == ParameterKind::kRouter ||
-         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert;
+         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert ||
+         kind == ParameterKind::kInlController;
+}
+
+Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key) {
+  if (init.kind == Init::Kind::kConstant) return at::full(shape, init.scale, at::kFloat);
+  Tensor values = at::empty(shape, at::kFloat);
+  const bool orthogonal = init.kind == Init::Kind::kOrthogonalRows;
+  fill(values.data_ptr<float>(), values.numel(), key, orthogonal ? Init{Init::Kind::kNormal, 1.0} : init);
+  if (!orthogonal) return values;
+  const Tensor q = std::get<0>(at::linalg_qr(values.to(at::kDouble).t(), "reduced"));
+  return q.t().mul(init.scale).to(at::kFloat);
 }
 
 Parameter::Parameter(std::string name_, ParameterKind kind_, std::vector<std::int64_t> shape_, Init init_,
@@ -105,6 +125,12 @@ std::int64_t Parameter::count() const { return product(shape); }
 
 std::int64_t Parameter::logical_matrices() const {
   return (shape.size() == 3 ? shape[0] : 1) * static_cast<std::int64_t>(row_split.size());
+}
+
+thread_local int UsesAreCounted::depth_ = 0;
+
+void Parameter::use() const {
+  if (!UsesAreCounted::here()) ++pending_;
 }
 
 void Parameter::grad_added() const {
@@ -159,15 +185,13 @@ void ParameterStore::initialize(std::uint64_t seed) {
       parameter->master.fill_(parameter->init.scale);
       continue;
     }
-    Tensor values = at::empty(parameter->shape, at::kFloat);
-    const Init::Kind kind = parameter->init.kind;
-    const Init drawn = kind == Init::Kind::kOrthogonalRows ? Init{Init::Kind::kNormal, 1.0} : parameter->init;
-    fill(values.data_ptr<float>(), values.numel(), mix_key(seed, fnv1a(parameter->name)), drawn);
-    if (kind == Init::Kind::kOrthogonalRows) {
-      const Tensor q = std::get<0>(at::linalg_qr(values.to(at::kDouble).t(), "reduced"));
-      values = q.t().mul(parameter->init.scale).to(at::kFloat);
+    if (parameter->init.kind == Init::Kind::kPieces) {
+      const std::vector<double>& pieces = parameter->init.pieces;
+      const auto parts = parameter->master.chunk(static_cast<std::int64_t>(pieces.size()), 0);
+      for (std::size_t i = 0; i < pieces.size(); ++i) parts[i].fill_(pieces[i]);
+      continue;
     }
-    parameter->master.copy_(values);
+    parameter->master.copy_(drawn(parameter->shape, parameter->init, mix_key(seed, fnv1a(parameter->name))));
   }
   refresh_copies();
 }

@@ -24,11 +24,21 @@ void scores_on_cpu(const kernels::RouterScores<T>& work) {
     kernels::router_scores_cpu(work, {begin, begin + work.group_size});
 }
 
+void check(const Tensor& logits, const Selection& selection) {
+  const auto fits = [&](const Tensor& t, at::ScalarType type, at::IntArrayRef shape) {
+    return !t.defined() || (t.scalar_type() == type && t.sizes() == shape && t.is_contiguous());
+  };
+  SWITCHYARD_ASSERT(fits(selection.bias_E, at::kFloat, {logits.size(1)}) &&
+                        fits(selection.q_TE, logits.scalar_type(), logits.sizes()) &&
+                        fits(selection.real_T, at::kBool, {logits.size(0)}),
+                    "bias is [E] fp32, q [T, E] of the logits' type, real [T] bool; all contiguous");
+  SWITCHYARD_ASSERT(!(selection.bias_E.defined() && selection.q_TE.defined()), "q holds the bias already");
+}
+
 class Scores : public torch::autograd::Function<Scores> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& logits, const std::optional<Tensor>& maybe_bias,
+  static variable_list forward(AutogradContext* context, const Tensor& logits, const Selection& selection,
                                const RoutingRule& rule) {
-    const Tensor bias = maybe_bias.value_or(Tensor());
     const std::int64_t tokens = logits.size(0), experts = logits.size(1);
     const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
     const auto ints = logits.options().dtype(at::kInt);
@@ -47,7 +57,7 @@ class Scores : public torch::autograd::Function<Scores> {
     const auto describe = [&](auto type) {
       using T = typename decltype(type)::type;
       return kernels::RouterScores<T>{pointer<T>(logits),
-                                      pointer<float>(bias),
+                                      pointer<float>(selection.bias_E),
                                       expert.data_ptr<int>(),
                                       pointer<T>(weight),
                                       count.data_ptr<int>(),
@@ -64,7 +74,9 @@ class Scores : public torch::autograd::Function<Scores> {
                                       normalizes(rule),
                                       rule.rotate_ties,
                                       static_cast<float>(rule.scale),
-                                      rule.first_position};
+                                      rule.first_position,
+                                      pointer<T>(selection.q_TE),
+                                      pointer<bool>(selection.real_T)};
     };
     if (logits.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
@@ -189,20 +201,36 @@ class LogitsOp : public torch::autograd::Function<LogitsOp> {
 
 }  // namespace
 
-RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule) {
-  const variable_list out = Scores::apply(logits_TE, optional(selection_bias_E), rule);
+RouterScores router_scores(const Tensor& logits_TE, const Selection& selection, const RoutingRule& rule) {
+  check(logits_TE, selection);
+  const variable_list out = Scores::apply(logits_TE, selection, rule);
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
 
-RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule) {
-  const std::int64_t tokens = logits_TE.size(0), experts = logits_TE.size(1);
+Score parse_score(const std::string& name) {
+  if (name == "softmax") return Score::kSoftmax;
+  if (name == "sigmoid") return Score::kSigmoid;
+  SWITCHYARD_ASSERT(name == "identity", "unknown router score " + name);
+  return Score::kIdentity;
+}
+
+Tensor scores_of(const Tensor& logits_TE, Score score) {
+  if (score == Score::kIdentity) return logits_TE;
+  return score == Score::kSoftmax ? at::softmax(logits_TE, -1) : at::sigmoid(logits_TE);
+}
+
+RouterScores router_scores_reference(const Tensor& given_TE, const Selection& selection, const RoutingRule& rule) {
+  const std::int64_t tokens = given_TE.size(0), experts = given_TE.size(1);
   const std::int64_t group = rule.group_size ? rule.group_size : tokens, groups = tokens / group;
+  const Tensor real = selection.real_T.defined() ? selection.real_T.unsqueeze(1)
+                                                 : at::ones({tokens, 1}, given_TE.options().dtype(at::kBool));
+  const Tensor logits_TE = given_TE.masked_fill(~real, 0);  // padding may hold anything
   const Tensor softmax = at::softmax(logits_TE, -1);
-  const Tensor score = rule.score == Score::kSoftmax   ? softmax
-                       : rule.score == Score::kSigmoid ? at::sigmoid(logits_TE)
-                                                       : logits_TE;
+  const Tensor score = scores_of(logits_TE, rule.score);
   const Tensor prob = rule.score == Score::kSigmoid ? score / score.sum(-1, true) : softmax;
-  Tensor q = selection_bias_E.defined() ? score + selection_bias_E : score;
+  const Tensor q = selection.q_TE.defined()     ? selection.q_TE
+                   : selection.bias_E.defined() ? score + selection.bias_E
+                                                : score;
   // Ties: sort columns by their rotated order first, then a stable descending sort keeps that order among equals.
   const auto options = at::TensorOptions().dtype(at::kLong).device(logits_TE.device());
   const Tensor position = (at::arange(tokens, options).remainder(rule.seq_len) + rule.first_position).unsqueeze(1);
@@ -212,13 +240,14 @@ RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& sele
   const Tensor expert = order.gather(1, sorted.narrow(1, 0, rule.top_k));
   Tensor weight = score.gather(1, expert);
   if (normalizes(rule)) weight = weight / (weight.sum(-1, true) + 1e-20);
-  const Tensor chosen = at::zeros_like(logits_TE.detach()).scatter(1, expert, 1.0);
+  weight = weight * real;
+  const Tensor chosen = at::zeros_like(logits_TE.detach()).scatter(1, expert, 1.0) * real;
   const Tensor importance = at::zeros_like(logits_TE).scatter(1, expert, weight).sum(0);
-  const Tensor z = at::logsumexp(logits_TE, 1).square().sum().reshape({1});
-  return {expert.to(at::kInt),
+  const Tensor z = (at::logsumexp(logits_TE, 1, true).square() * real).sum().reshape({1});
+  return {expert.masked_fill(~real, -1).to(at::kInt),
           weight * rule.scale,
           chosen.view({groups, group, experts}).sum(1).to(at::kInt),
-          prob.view({groups, group, experts}).sum(1),
+          (prob * real).view({groups, group, experts}).sum(1),
           importance,
           z};
 }

@@ -9,6 +9,8 @@ namespace switchyard::ops {
 
 using kernels::Score;
 
+Score parse_score(const std::string& name);  // softmax, sigmoid, identity; asserts on others
+
 struct RoutingRule {
   int top_k = 2;
   int seq_len = 1;              // a token's position in its sequence breaks ties
@@ -18,6 +20,13 @@ struct RoutingRule {
   bool normalize = true;
   bool rotate_ties = true;
   double scale = 1.0;
+};
+
+// What besides the logits decides who is chosen; what is undefined decides nothing. None of it receives a gradient.
+struct Selection {
+  Tensor bias_E;  // fp32, added to the scores for the choice (R3)
+  Tensor q_TE;    // of the logits' type: the choice is made of q itself; no bias beside it (ops/selection.h)
+  Tensor real_T;  // bool: padding is routed to no expert (-1, weight 0) and adds nothing to any sum (R16)
 };
 
 // Definitions: moe_spec R2, R6, R8, R10 and kernels/router.h.
@@ -30,9 +39,12 @@ struct RouterScores {
   Tensor z_sum;         // fp32 [1], differentiable: sum over tokens of (ln sum e^l)^2
 };
 
-// logits [T, E] fp32 (fp64 in tests); selection_bias [E] fp32 is added for the choice only, or undefined.
-RouterScores router_scores(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
-RouterScores router_scores_reference(const Tensor& logits_TE, const Tensor& selection_bias_E, const RoutingRule& rule);
+// logits [T, E] fp32 (fp64 in tests). Weights, sums and gradients are of the logits, whatever the choice was made of.
+RouterScores router_scores(const Tensor& logits_TE, const Selection& selection, const RoutingRule& rule);
+RouterScores router_scores_reference(const Tensor& logits_TE, const Selection& selection, const RoutingRule& rule);
+
+// s in plain ATen: the kernels', within rounding.
+Tensor scores_of(const Tensor& logits_TE, Score score);
 
 struct RouterLogits {
   Tensor logits_TE;

@@ -7,6 +7,11 @@
 
 namespace switchyard {
 
+// What a layer shows of a pass, in the order in which it makes them: the residual stream it gets, what attention adds,
+// the router's logits, what the MLP or the experts add.
+enum class Watched { kResidual, kAttention, kRouterLogits, kFfn };
+using Watch = std::function<void(Watched what, int layer, const at::Tensor& values)>;
+
 struct StepContext {
   bool training = false;       // dropout, auxiliary losses, fp8 products; false: evaluation and generation
   int seq_len = 0;             // tokens of each sequence in this pass
@@ -18,6 +23,7 @@ struct StepContext {
   at::Tensor token_T;          // int64: the tokens of this pass
   at::Tensor real_T;           // bool: false for padding, which is routed nowhere; undefined: all are real
   ops::DropoutKey dropout;
+  Watch watch;  // sees every layer's values (train.debug); empty: nobody does
   int data_ranks = 1;
   std::function<at::Tensor(const at::Tensor&)> sum_over_ranks;  // of small integer tensors; empty with one rank
 };

@@ -31,6 +31,11 @@ void Optimizer::step(const StepScalars& scalars) {
   adamw_->step(scalars);
 }
 
+void Optimizer::forget(const Parameter& parameter) {
+  for (const OptimizerState& state : states())
+    if (state.slice.parameter == &parameter) at::Tensor(state.values).zero_();
+}
+
 std::vector<OptimizerState> Optimizer::states() const {
   std::vector<OptimizerState> states = muon_->states();
   states.insert(states.end(), adamw_->states().begin(), adamw_->states().end());

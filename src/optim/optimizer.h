@@ -15,6 +15,8 @@ class Optimizer {
 
   // Updates masters and their compute copies from the gradients. Reads everything that changes from `scalars`.
   void step(const StepScalars& scalars);
+  // Zeroes what this rank keeps for the parameter.
+  void forget(const Parameter& parameter);
   // All state of this rank's slices.
   std::vector<OptimizerState> states() const;
 

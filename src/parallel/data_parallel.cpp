@@ -159,6 +159,16 @@ void DataParallel::all_reduce(const at::Tensor& values, CommStream stream) {
                                  stream);
 }
 
+at::Tensor DataParallel::sum_counts(const at::Tensor& counts, CommStream stream) {
+  if (!collectives_) return counts;
+  // fp32 holds integers up to 2^24: parts of 12 and 24 bits stay exact, the lower one among 4096 ranks.
+  const at::Tensor parts =
+      at::stack({counts.bitwise_and(0xFFF), counts.bitwise_right_shift(12)}).to(at::kFloat).contiguous();
+  all_reduce(parts, stream);
+  const at::Tensor whole = parts.to(at::kLong);
+  return whole[0] + whole[1] * 4096;
+}
+
 void DataParallel::share_updates(CommStream stream) {
   if (!collectives_ || !shard_) return;
   std::vector<Pending> gathers;

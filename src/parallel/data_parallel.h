@@ -30,6 +30,8 @@ class DataParallel {
   // [1] fp32: sum of squares of all gradients, over all ranks; and any value that must be seen by all, summed likewise.
   at::Tensor sum_of_squares(CommStream stream);
   void all_reduce(const at::Tensor& fp32_values, CommStream stream);
+  // Sum over ranks of int64 counts up to 2^36, exact.
+  at::Tensor sum_counts(const at::Tensor& counts, CommStream stream);
 
   // After the optimizer: every rank gets every compute copy (masters where the copy is the master).
   void share_updates(CommStream stream);

@@ -12,6 +12,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWeights = "weights.safetensors";
 constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kRouting = "routing.safetensors";
 constexpr const char* kState = "state.json";
 constexpr const char* kGivenConfig = "given_config.json";
 constexpr const char* kResolvedConfig = "config.json";
@@ -29,12 +30,23 @@ Manifest checked_manifest(const std::string& path, bool checksums) {
   return manifest;
 }
 
+// The tensors of one file, whose checksum alone is verified.
+NamedTensors load_one(const std::string& path, const char* name) {
+  Manifest one = read_manifest(path);
+  for (auto file = one.files.begin(); file != one.files.end();)
+    file = file->first == name ? std::next(file) : one.files.erase(file);
+  verify_files(path, one, true);
+  return SafetensorsFile(in(path, name)).all();
+}
+
 }  // namespace
 
 std::map<std::string, FileSummary> write_snapshot(const std::string& folder, const Snapshot& snapshot) {
   std::map<std::string, FileSummary> files;
   files[kWeights] = write_safetensors(in(folder, kWeights), snapshot.weights, {{"format", "pt"}});
   files[kOptimizer] = write_safetensors(in(folder, kOptimizer), snapshot.optimizer, {{"format", "pt"}});
+  if (!snapshot.routing.empty())
+    files[kRouting] = write_safetensors(in(folder, kRouting), snapshot.routing, {{"format", "pt"}});
   files[kState] = write_text(in(folder, kState), snapshot.state_json);
   files[kGivenConfig] = write_text(in(folder, kGivenConfig), snapshot.given_config_json);
   files[kResolvedConfig] = write_text(in(folder, kResolvedConfig), snapshot.resolved_config_json);
@@ -48,23 +60,26 @@ CheckpointInfo inspect_checkpoint(const std::string& path, bool verify_checksums
 }
 
 Snapshot load_checkpoint(const std::string& path, bool verify) {
-  checked_manifest(path, verify);
+  const Manifest manifest = checked_manifest(path, verify);
   Snapshot snapshot;
   snapshot.weights = SafetensorsFile(in(path, kWeights)).all();
   snapshot.optimizer = SafetensorsFile(in(path, kOptimizer)).all();
+  if (manifest.files.count(kRouting)) snapshot.routing = SafetensorsFile(in(path, kRouting)).all();
   snapshot.state_json = read_file(in(path, kState));
   snapshot.given_config_json = read_file(in(path, kGivenConfig));
   snapshot.resolved_config_json = read_file(in(path, kResolvedConfig));
   return snapshot;
 }
 
-NamedTensors load_weights(const std::string& path) {
-  Manifest weights = read_manifest(path);
-  for (auto file = weights.files.begin(); file != weights.files.end();) {
-    file = file->first == kWeights ? std::next(file) : weights.files.erase(file);
-  }
-  verify_files(path, weights, true);
-  return SafetensorsFile(in(path, kWeights)).all();
+NamedTensors load_weights(const std::string& path) { return load_one(path, kWeights); }
+
+NamedTensors load_routing(const std::string& path) {
+  return read_manifest(path).files.count(kRouting) ? load_one(path, kRouting) : NamedTensors{};
+}
+
+std::string load_state_json(const std::string& path) {
+  checked_manifest(path, false);
+  return read_file(in(path, kState));
 }
 
 std::string load_config_json(const std::string& path, bool resolved) {

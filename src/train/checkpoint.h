@@ -1,5 +1,6 @@
 // Checkpoints of a run: <run folder>/checkpoints/step-00000123/ holds
 //   weights.safetensors, optimizer.safetensors   whole tensors by parameter name, fp32; never a layout of ranks
+//   routing.safetensors   what routers keep besides (train/kept_routing.h); only where there is any
 //   state.json         step, loader position, RNG, counters: the trainer's own
 //   given_config.json  the keys the user set; the only ones a resume parses
 //   config.json        every key, resolved
@@ -20,7 +21,7 @@
 namespace switchyard {
 
 struct Snapshot {
-  NamedTensors weights, optimizer;
+  NamedTensors weights, optimizer, routing;
   std::string state_json, given_config_json, resolved_config_json;
 };
 
@@ -64,6 +65,8 @@ CheckpointInfo inspect_checkpoint(const std::string& path, bool verify_checksums
 // Tensors on the CPU. verify = false after latest_valid(), which has read every byte already.
 Snapshot load_checkpoint(const std::string& path, bool verify = true);
 NamedTensors load_weights(const std::string& path);  // for --init_from, sample, evaluate
+NamedTensors load_routing(const std::string& path);  // the same; none where the checkpoint has none
+std::string load_state_json(const std::string& path);
 std::string load_config_json(const std::string& path, bool resolved);
 
 // The files of a checkpoint without its manifest, fsynced. For CheckpointFolder.

@@ -39,7 +39,7 @@ std::vector<std::string> folders_with(const std::string& path, const std::string
 
 std::uint64_t bytes_of(const Snapshot& snapshot) {
   std::uint64_t bytes = 0;
-  for (const NamedTensors* tensors : {&snapshot.weights, &snapshot.optimizer}) {
+  for (const NamedTensors* tensors : {&snapshot.weights, &snapshot.optimizer, &snapshot.routing}) {
     for (const auto& [name, tensor] : *tensors) bytes += tensor.nbytes();
   }
   return bytes + snapshot.state_json.size() + snapshot.given_config_json.size() + snapshot.resolved_config_json.size();

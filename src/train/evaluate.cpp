@@ -24,7 +24,8 @@ Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control&
     nll += output.nll_T.to(at::kDouble).sum().item<double>();
     for (const std::int32_t target : batch.targets) targets += target >= 0;
     bytes += batch.source_bytes;
-    if (output.count_LE.defined()) count_LE = count_LE.defined() ? count_LE + output.count_LE : output.count_LE;
+    if (output.count_LE.defined())
+      count_LE = count_LE.defined() ? count_LE + output.count_LE : output.count_LE.to(at::kLong);
   }
   const std::vector<std::int64_t> counts = control.sum(std::vector<std::int64_t>{targets, bytes});
   Evaluation result;

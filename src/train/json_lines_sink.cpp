@@ -36,6 +36,8 @@ Json to_json(const StepMetrics& m) {
                {"elapsed_s", m.elapsed_s},
                {"eta_s", m.eta_s},
                {"skipped_nonfinite", m.skipped_nonfinite}});
+  if (m.resets >= 0) json["resets"] = m.resets;
+  if (m.seq_balance_loss >= 0) json["seq_balance_loss"] = m.seq_balance_loss;
   return json;
 }
 
@@ -44,13 +46,36 @@ Json to_json(const EvalMetrics& m) {
           {"tokens", m.tokens}, {"best", m.best}, {"seconds", m.seconds}};
 }
 
+Json to_json(const LayerRouting& layer) {
+  const auto& count_E = layer.count_E;
+  Json json = {{"layer", layer.layer}, {"counts", count_E}};
+  if (layer.entropy >= 0) json["entropy"] = layer.entropy;
+  if (!count_E.empty()) {
+    json["max_vio"] = max_violation(count_E);
+    json["max_over_min"] = max_over_min(count_E);
+    json["l1"] = load_distance(count_E);
+    json["dead"] = dead_experts(layer);
+  }
+  if (layer.zero_experts > 0) json["zero_experts"] = layer.zero_experts;
+  if (!layer.idle_steps_E.empty()) json["idle_steps"] = layer.idle_steps_E;
+  if (!layer.importance_E.empty()) json["importance"] = layer.importance_E;
+  const auto known = [&](const char* name, auto value) {
+    if (value >= 0) json[name] = value;
+  };
+  known("dropped", layer.dropped);
+  known("to_null", layer.to_null);
+  known("rerouted", layer.rerouted);
+  known("max_bias", layer.max_bias);
+  known("mix", layer.mix);
+  known("warm_up", layer.warm_up);
+  known("capacity", layer.capacity);
+  known("velocity", layer.velocity);
+  return json;
+}
+
 Json to_json(std::int64_t step, const std::vector<LayerRouting>& layers) {
   Json json = {{"kind", "routing"}, {"step", step}, {"layers", Json::array()}};
-  for (const LayerRouting& layer : layers) {
-    Json entry = {{"layer", layer.layer}, {"counts", layer.count_E}};
-    if (layer.entropy >= 0) entry["entropy"] = layer.entropy;
-    json["layers"].push_back(entry);
-  }
+  for (const LayerRouting& layer : layers) json["layers"].push_back(to_json(layer));
   return json;
 }
 

@@ -10,6 +10,7 @@
 #include "config/load.h"
 #include "config/validate.h"
 #include "train/checkpoint.h"
+#include "train/kept_routing.h"
 #include "train/trainer.h"
 
 namespace switchyard {
@@ -50,6 +51,8 @@ LoadedModel load_model(const std::string& path, const std::string& device) {
   store.allocate(loaded.device.device, loaded.device.activation_dtype, store.contiguous());
   copy_weights(store, load_weights(loaded.checkpoint), loaded.checkpoint);
   loaded.model->prepare(loaded.device.device, loaded.device.activation_dtype);
+  restore_kept(*loaded.model, load_routing(loaded.checkpoint), /*first_rank=*/true, loaded.checkpoint);
+  loaded.model->set_step(RunState::from_json(load_state_json(loaded.checkpoint)).step);
   loaded.tokenizer = std::make_unique<Tokenizer>(Tokenizer::load(tokenizer_path_of_run(run_of(loaded.checkpoint))));
   return loaded;
 }

@@ -18,8 +18,9 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;  // the run's own
 };
 
-// path: a run folder (its best checkpoint, else the newest) or a step folder. device: auto, cpu, cuda. Weights are read
-// in the device's compute type; fp8 training evaluates in bf16. ConfigError or RunError says what is missing.
+// The model stands at the checkpoint's step, with its routers' biases. path: a run folder (its best checkpoint, else
+// the newest) or a step folder. device: auto, cpu, cuda. Weights are read in the device's compute type; fp8 training
+// evaluates in bf16. ConfigError or RunError says what is missing.
 LoadedModel load_model(const std::string& path, const std::string& device);
 
 // The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.

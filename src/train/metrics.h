@@ -17,7 +17,10 @@ struct StepMetrics {
   double balance_per_layer = 0;  // mean a layer, over top_k: 1 is uniform (Switch loss with f = count/T)
   double z_loss = 0;
   double imbalance = 1;          // worst layer: largest count over mean count
-  int dead_experts = 0;          // over all layers, no row since the last log line
+  int dead_experts = 0;          // over all layers, no row since the last log line; with log.routing = layer for
+                                 // log.dead_window steps
+  double seq_balance_loss = -1;  // raw, summed over the MoE layers; negative: off
+  std::int64_t resets = -1;      // of the routers so far; negative: off
   double entropy = 1;            // mean over layers of the routing probabilities' entropy over ln E
   double lr_factor = 0, lr = 0;  // the schedule's factor; the matrix optimizer's rate
   double grad_norm = 0;

@@ -27,7 +27,11 @@ void visit_fields(State& s, Visit visit) {
   visit("first_bits_per_byte", s.first_bits_per_byte);
   visit("world_size", s.world_size);
   visit("elapsed_s", s.elapsed_s);
+  visit("resets", s.resets);
 }
+
+// Fields that checkpoints of earlier versions lack: they keep their default.
+bool is_later(const std::string& name) { return name == "resets"; }
 
 }  // namespace
 
@@ -41,7 +45,9 @@ RunState RunState::from_json(const std::string& text) {
   RunState state;
   try {
     const auto json = nlohmann::json::parse(text);
-    visit_fields(state, [&](const char* name, auto& value) { json.at(name).get_to(value); });
+    visit_fields(state, [&](const char* name, auto& value) {
+      if (json.contains(name) || !is_later(name)) json.at(name).get_to(value);
+    });
   } catch (const nlohmann::json::exception& error) {
     throw RunError(std::string("state.json of the checkpoint cannot be read: ") + error.what());
   }

@@ -12,6 +12,7 @@ namespace switchyard {
 struct RunState {
   std::int64_t step = 0;  // the next step to run = attempted steps
   std::int64_t applied_steps = 0, skipped_steps = 0, skipped_in_a_row = 0;
+  std::int64_t resets = 0;  // of the routers (moe_spec R13)
   std::int64_t tokens = 0;  // seen, over all ranks
   LoaderState loader;
   std::int64_t seed = 0;  // random numbers are drawn from counters: the seed is their whole state

@@ -36,12 +36,16 @@ TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, S
   context_.deterministic = config.train.deterministic;
   context_.data_ranks = parallel.ranks();
   context_.dropout = {static_cast<std::uint64_t>(config.train.seed), scalars.step, windows_, config.model.seq_len};
-  if (parallel.ranks() > 1)
+  if (parallel.ranks() > 1) {
+    sum_counts_ = [this](const at::Tensor& counts) {
+      return parallel_.sum_counts(counts, current_stream_of(index_of(device_)));
+    };
     context_.sum_over_ranks = [this](const at::Tensor& values) {
       at::Tensor sum = values.to(at::kFloat).contiguous().clone();
       parallel_.all_reduce(sum, current_stream_of(index_of(device_)));
       return sum.to(values.scalar_type());
     };
+  }
 
   inner_ = std::make_unique<Replay>([this] { forward_backward(); }, capture);
   last_ = std::make_unique<Replay>(
@@ -77,10 +81,20 @@ void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
                     "a training target is to be ignored, but the loss is a mean over all");
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
+  // Steps that average all experts launch other kernels than those after them.
+  if (averages_experts(config_.moe, model_.step())) return (reduces ? last_ : inner_)->run_apart();
   if (reduces) return last_->run();
   // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
   // that one's activations would be held a second time beside it.
   inner_->run(parallel_.ranks() == 1 || last_->warm());
+}
+
+void TrainStep::look_again(Watch watch) {
+  at::NoGradGuard no_grad;
+  StepContext context;
+  context.seq_len = context_.seq_len;
+  context.watch = std::move(watch);
+  model_.forward(tokens_, targets_, context);
 }
 
 void TrainStep::forward_backward() {
@@ -102,6 +116,7 @@ void TrainStep::apply_update() {
   guard_step(scalars_, parallel_.sum_of_squares(stream), step_loss_, config_.optim.clip_norm);
   optimizer_.step(scalars_);
   parallel_.share_updates(stream);
+  model_.finish_step(scalars_.apply, sum_counts_);
   interval_.loss.add_(step_loss_);
   step_loss_.zero_();
   model_.store().zero_grad();

@@ -28,6 +28,11 @@ class TrainStep {
   // Joins, guards and applies the update, then clears the gradients.
   void update();
 
+  // Every pass from here on is watched; before the first one.
+  void watch(Watch watch) { context_.watch = std::move(watch); }
+  // The last micro-batch again, forward alone and without dropout or noise, under that watch; counts nothing.
+  void look_again(Watch watch);
+
   IntervalSums& interval() { return interval_; }
   bool captured() const;
 
@@ -44,8 +49,9 @@ class TrainStep {
   const at::Device device_;
   const std::int64_t micro_batches_;
   StepContext context_;
-  at::Tensor tokens_, targets_, windows_;  // fixed storage: a captured graph reads it
-  at::Tensor step_loss_;                   // fp32 [1]: of this step, for the guard
+  std::function<at::Tensor(const at::Tensor&)> sum_counts_;  // of int64 over ranks; empty with one
+  at::Tensor tokens_, targets_, windows_;                    // fixed storage: a captured graph reads it
+  at::Tensor step_loss_;                                     // fp32 [1]: of this step, for the guard
   IntervalSums interval_;
   std::unique_ptr<Replay> inner_, last_, update_;
 };

@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "comm/stop_signal.h"
 #include "model/accounting.h"
+#include "model/layer_rules.h"
 #include "optim/parameter_groups.h"
 #include "optim/schedule.h"
 #include "train/generate.h"
@@ -19,6 +20,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 // What keeps the step out of a CUDA graph; empty: nothing does.
 std::string eager_reason(const Config& config, const ComputeDevice& device) {
+  if (config.train.debug == "tensors") return "train.debug = tensors copies them to the host";
   if (!config.moe.use_moe) return "";
   if (config.moe.backend == "reference") return "moe.backend = reference reads counts on the host";
   if (!ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device())
@@ -50,16 +52,19 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       folder_(run_folder(config_)),
       precision_(config_, device_),
       checkpoints_(folder_, config_.train.keep_checkpoints),
+      collapse_(config_.router.top_k, config_.log.dead_window),
       timer_(device_.device),
       started_(Clock::now()) {
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
+  averaging_flops_per_token_ = static_cast<double>(size.averaging_flops_per_token);
   steps_ = resolve_steps(config_.train, {size.scaling_parameters, flops_per_token_});
   micro_batches_ =
       config_.train.batch_tokens / (std::int64_t{config_.train.micro_batch} * config_.model.seq_len * world.size());
   build_model();
   open_text(data);
   restore();
+  routing_ = std::make_unique<RoutingReader>(*model_, world_.control());
   prefetcher_ = std::make_unique<Prefetcher>(
       *loader_, MicroBatchSchedule{micro_batches_ * world.size(), world.rank(), world.size()}, state_.step);
   if (world_.is_main()) {
@@ -83,8 +88,17 @@ void Trainer::build_model() {
   parallel_->attach();
   scalars_ = std::make_unique<StepScalars>(device_.device);
   optimizer_ = std::make_unique<Optimizer>(parallel_->owned(), config_);
+  const bool captures_step = captures(config_, device_);
   step_ = std::make_unique<TrainStep>(*model_, *parallel_, *optimizer_, *scalars_, config_, device_.device,
-                                      micro_batches_, captures(config_, device_));
+                                      micro_batches_, captures_step);
+  if (config_.train.debug != "off") {
+    watch_ = std::make_unique<ActivationWatch>(config_.model.n_layer, device_.device);
+    step_->watch(watch_->watcher());
+  }
+  if (captures_step && config_.moe.use_moe && config_.moe.warmup_mode == "dense_average" &&
+      config_.moe.warmup_steps > 0)
+    log::info(format("the first %d steps run without CUDA graphs: moe.warmup_mode = dense_average runs every expert",
+                     config_.moe.warmup_steps));
   log::info(group_table(model_->store(), config_));
 }
 
@@ -100,10 +114,20 @@ void Trainer::open_text(const PreparedData& data) {
                                         tokenizer_->bytes_of(), tokenizer_->bos(), config_.train.eval_tokens);
 }
 
+void Trainer::reset_routers(std::int64_t step) {
+  for (const Parameter* parameter : model_->reset_routers(static_cast<std::uint64_t>(config_.train.seed), step))
+    optimizer_->forget(*parameter);
+  ++state_.resets;
+  log::info(format("step %lld: routers start anew (router.reset_interval = %d)", static_cast<long long>(step),
+                   config_.router.reset_interval));
+}
+
 void Trainer::train_step(std::int64_t step) {
+  if (resets_routers(config_, step)) reset_routers(step);
   scalars_->set_schedule(step, learning_rate_factor(config_.optim.schedule, step, steps_),
                          muon_momentum(config_.optim.muon, step), weight_decay_factor(step, steps_));
   model_->set_step(step);
+  if (watch_) watch_->keep_tensors(config_.train.debug == "tensors" && reports_after(step + 1));
   timer_.mark(StepTimer::kBegin);
   for (std::int64_t i = 0; i < micro_batches_; ++i) step_->micro_batch(prefetcher_->next(), i);
   timer_.mark(StepTimer::kUpdate);
@@ -131,7 +155,7 @@ int Trainer::run() {
       log::info(format("first step done %.1f s after the trainer started", seconds_since(started_)));
     }
     const std::int64_t done = step + 1;
-    if (step == 0 || due(done, config_.train.log_every) || done == steps_) report(done);
+    if (reports_after(done)) report(done);
     if (due(done, config_.train.eval_every) && done < steps_) evaluate_now(done);
     if (due(done, config_.train.sample_every) && done < steps_) sample_now(done);
     if (due(done, config_.train.checkpoint_every) && done < steps_) save(done);

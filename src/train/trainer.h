@@ -7,11 +7,14 @@
 #include "config/resolved.h"
 #include "data/prefetch.h"
 #include "data/prepare.h"
+#include "train/activation_watch.h"
 #include "train/checkpoint.h"
+#include "train/collapse_watch.h"
 #include "train/device.h"
 #include "train/evaluate.h"
 #include "train/precision_policy.h"
 #include "train/profile.h"
+#include "train/routing_reader.h"
 #include "train/run_state.h"
 #include "train/sinks.h"
 #include "train/step_timer.h"
@@ -41,6 +44,7 @@ class Trainer {
   void open_text(const PreparedData& data);
   void restore();
   void load_weights_from(const std::string& path);
+  void reset_routers(std::int64_t step);
   void train_step(std::int64_t step);
   StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);
@@ -50,7 +54,11 @@ class Trainer {
   void stop_if_nonfinite(const StepMetrics& metrics);
   int nothing_left() const;  // the answer to --resume of a run that has done its steps
   void final_report(bool finished);
-  std::vector<LayerRouting> layer_routing(const RoutingTotals& totals) const;
+  void report_activations(std::int64_t step);
+  std::string find_nonfinite();  // names the layer, or says where else to look
+  bool reports_after(std::int64_t done) const {
+    return done == 1 || due(done, config_.train.log_every) || done == steps_;
+  }
   bool due(std::int64_t done, int every) const { return every > 0 && done % every == 0; }
 
   const ResolvedConfig resolved_;
@@ -59,7 +67,7 @@ class Trainer {
   const ComputeDevice device_;
   const std::string folder_;
   std::int64_t steps_ = 0, micro_batches_ = 0;  // micro-batches of a step on this rank
-  double flops_per_token_ = 0;
+  double flops_per_token_ = 0, averaging_flops_per_token_ = 0;
 
   std::unique_ptr<Collectives> collectives_;  // outlives the graphs in step_
   const PrecisionChoice precision_;
@@ -74,6 +82,9 @@ class Trainer {
   std::unique_ptr<Prefetcher> prefetcher_;
   CheckpointFolder checkpoints_;
   std::vector<std::unique_ptr<MetricsSink>> sinks_;
+  std::unique_ptr<RoutingReader> routing_;
+  std::unique_ptr<ActivationWatch> watch_;  // null: train.debug is off
+  CollapseWatch collapse_;
 
   RunState state_;
   StepClock clock_;

@@ -5,6 +5,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "train/kept_routing.h"
 #include "train/load_model.h"
 #include "train/trainer.h"
 
@@ -48,6 +49,7 @@ void Trainer::restore() {
       throw RunError(latest->path + " has no optimizer state " + state.slice.parameter->name + "." + state.kind);
     at::Tensor(state.values).copy_(DataParallel::slice_of(found->second, state.slice));
   }
+  restore_kept(*model_, snapshot.routing, world_.is_main(), latest->path);
   state_ = RunState::from_json(snapshot.state_json);
   model_->set_step(state_.step);
   loader_->check_resumable(state_.loader);
@@ -61,15 +63,22 @@ void Trainer::restore() {
 void Trainer::load_weights_from(const std::string& path) {
   const std::string checkpoint = find_checkpoint(path);
   copy_weights(model_->store(), load_weights(checkpoint), checkpoint);
+  restore_biases(*model_, load_routing(checkpoint), checkpoint);
   log::info("weights from " + checkpoint);
 }
 
 void Trainer::save(std::int64_t step) {
   if (saved_step_ == step) return;
+  if (config_.moe.use_moe && config_.router.force_balanced) {
+    log::info("no checkpoint: router.force_balanced = true is a benchmark, its weights are not a trained model's");
+    saved_step_ = step;
+    return;
+  }
   const auto start = std::chrono::steady_clock::now();
   void* stream = current_stream_of(device_.index());
   parallel_->gather_masters(stream);
   NamedTensors optimizer = parallel_->gather_states(optimizer_->states(), stream);
+  NamedTensors routing = gather_kept(*model_, world_.control());
   state_.applied_steps = scalars_->applied.item<std::int64_t>();
   state_.skipped_steps = scalars_->skipped.item<std::int64_t>();
   state_.skipped_in_a_row = scalars_->skipped_in_a_row.item<std::int64_t>();
@@ -80,6 +89,7 @@ void Trainer::save(std::int64_t step) {
     for (const auto& parameter : model_->store().all())
       snapshot.weights.emplace_back(parameter->name, parameter->master);
     snapshot.optimizer = std::move(optimizer);
+    snapshot.routing = std::move(routing);
     snapshot.state_json = state_.to_json();
     snapshot.given_config_json = resolved_.given_json();
     snapshot.resolved_config_json = resolved_.resolved_json();

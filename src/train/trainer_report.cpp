@@ -1,6 +1,7 @@
 // What the trainer reads from the device at log time, and what it says at the end.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -11,29 +12,6 @@
 #include "train/trainer.h"
 
 namespace switchyard {
-namespace {
-
-double normalized_entropy(const float* p, std::int64_t experts) {
-  double total = 0, entropy = 0;
-  for (std::int64_t e = 0; e < experts; ++e) total += p[e];
-  if (total <= 0 || experts < 2) return 1;
-  for (std::int64_t e = 0; e < experts; ++e)
-    if (p[e] > 0) entropy -= p[e] / total * std::log(p[e] / total);
-  return entropy / std::log(static_cast<double>(experts));
-}
-
-}  // namespace
-
-std::vector<LayerRouting> Trainer::layer_routing(const RoutingTotals& totals) const {
-  const at::Tensor counts = totals.count_LE.cpu().contiguous(), probs = totals.prob_LE.cpu().contiguous();
-  const std::int64_t* data = counts.data_ptr<std::int64_t>();
-  const auto all = world_.control().sum(std::vector<std::int64_t>(data, data + counts.numel()));
-  std::vector<LayerRouting> table = layers_of(config_, at::tensor(all, at::kLong).view(counts.sizes()));
-  for (std::size_t layer = 0; layer < table.size(); ++layer)
-    table[layer].entropy = normalized_entropy(probs[static_cast<std::int64_t>(layer)].data_ptr<float>(), probs.size(1));
-  return table;
-}
-
 StepMetrics Trainer::read_interval(std::int64_t step) {
   StepMetrics m;
   Control& control = world_.control();
@@ -54,7 +32,8 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
   m.seconds_per_step = elapsed / std::max(1.0, interval_steps);
   clock_.add(elapsed, step - interval_start_step_);
   m.tokens_per_s = static_cast<double>(config_.train.batch_tokens) / m.seconds_per_step;
-  m.mfu = model_flops_utilisation(m.tokens_per_s, flops_per_token_, device_.peak_tflops, world_.size());
+  const double flops = averages_experts(config_.moe, step - 1) ? averaging_flops_per_token_ : flops_per_token_;
+  m.mfu = model_flops_utilisation(m.tokens_per_s, flops, device_.peak_tflops, world_.size());
   m.memory_bytes = control.max(peak_memory_bytes(device_.index()));
   m.lr_factor = learning_rate_factor(config_.optim.schedule, step - 1, steps_);
   m.lr = m.lr_factor * (config_.optim.matrix_optimizer == "muon" ? config_.optim.muon.lr : config_.optim.matrix_lr);
@@ -69,38 +48,71 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
 
 void Trainer::report(std::int64_t step) {
   StepMetrics m = read_interval(step);
-  std::vector<LayerRouting> routing;
-  if (model_->sparse_layers() > 0) {
-    RoutingTotals& totals = model_->routing_totals();
-    const double passes = static_cast<double>((step - interval_start_step_) * micro_batches_ * world_.size());
+  const std::int64_t steps = step - interval_start_step_;
+  const RoutingInterval routing = routing_->read(step, steps * micro_batches_ * world_.size());
+  if (!routing.layers.empty()) {
     m.moe_layers = model_->sparse_layers();
-    m.balance_loss = world_.control().sum(totals.balance_L.sum().item<double>()) / passes;
+    m.balance_loss = routing.balance_loss;
     m.balance_per_layer =
         m.balance_loss / m.moe_layers / (config_.router.balance_topk_normalize ? 1 : config_.router.top_k);
-    m.z_loss = world_.control().sum(totals.z_loss_L.sum().item<double>()) / passes;
-    routing = layer_routing(totals);
+    m.z_loss = routing.z_loss;
+    m.seq_balance_loss = routing.seq_balance_loss;
+    if (config_.router.reset_interval > 0) m.resets = state_.resets;
     m.imbalance = 0, m.entropy = 0;
-    for (const LayerRouting& layer : routing) {
+    for (const LayerRouting& layer : routing.layers) {
       m.imbalance = std::max(m.imbalance, imbalance(layer.count_E));
-      m.dead_experts += dead_experts(layer.count_E);
-      m.entropy += layer.entropy / static_cast<double>(routing.size());
+      m.dead_experts += dead_experts(layer);
+      m.entropy += layer.entropy / static_cast<double>(routing.layers.size());
     }
-    totals.zero();
   }
   for (const auto& sink : sinks_) {
     sink->step(m);
-    if (!routing.empty()) sink->routing(step, routing);
+    if (!routing.layers.empty()) sink->routing(step, routing.layers);
   }
+  for (const std::string& warning : collapse_.look(routing.layers, steps))
+    if (world_.is_main()) log::warn(warning);
+  report_activations(step);
   interval_start_ = std::chrono::steady_clock::now();
   interval_start_step_ = step;
   stop_if_nonfinite(m);
 }
 
+void Trainer::report_activations(std::int64_t step) {
+  if (!watch_) return;
+  if (world_.is_main())
+    log::info(format("step %lld  root mean squares\n", static_cast<long long>(step)) + norms_table(watch_->norms()));
+  const NamedTensors tensors = watch_->take_tensors();
+  if (tensors.empty() || !world_.is_main()) return;
+  const std::string folder = folder_ + "/debug";
+  std::filesystem::create_directories(folder);
+  write_safetensors(format("%s/step-%08lld.safetensors", folder.c_str(), static_cast<long long>(step)), tensors);
+}
+
+std::string Trainer::find_nonfinite() {
+  std::string where;
+  if (watch_) where = watch_->first_nonfinite(world_.control());
+  if (watch_) return where.empty() ? "every layer's values are finite: look at the gradients" : "first in " + where;
+  // The weights are still those of the step that was skipped.
+  ActivationWatch again(config_.model.n_layer, device_.device);
+  step_->look_again(again.watcher());
+  where = again.first_nonfinite(world_.control());
+  return where.empty() ? "not seen in another pass of its last micro-batch; --train.debug stats watches all"
+                       : "first in " + where;
+}
+
 void Trainer::stop_if_nonfinite(const StepMetrics& m) {
-  if (state_.skipped_in_a_row == 0) return;
-  log::warn(format("step %lld: loss or gradient is not finite; %lld updates skipped so far, %lld in a row",
+  if (state_.skipped_in_a_row == 0) {
+    const std::string where = watch_ ? watch_->first_nonfinite(world_.control()) : "";
+    if (!where.empty() && world_.is_main())
+      log::warn(
+          format("step %lld: values that are not finite since the last line, first in %s; %lld updates skipped "
+                 "so far",
+                 static_cast<long long>(m.step), where.c_str(), static_cast<long long>(m.skipped_nonfinite)));
+    return;
+  }
+  log::warn(format("step %lld: loss or gradient is not finite; %lld updates skipped so far, %lld in a row; %s",
                    static_cast<long long>(m.step), static_cast<long long>(m.skipped_nonfinite),
-                   static_cast<long long>(state_.skipped_in_a_row)));
+                   static_cast<long long>(state_.skipped_in_a_row), find_nonfinite().c_str()));
   if (state_.skipped_in_a_row < config_.train.nonfinite_limit) return;
   save(m.step);  // the weights are those of the last good step
   throw RunError(format(

@@ -1,9 +1,9 @@
-// router_logits and router_scores, forward and backward.
+// router_scores, forward and backward, and the noise that a choice may be made with.
 #include <algorithm>
 
 #include "harness.h"
+#include "kernels/noise.h"
 #include "kernels/router.h"
-#include "kernels/router_logits.h"
 
 namespace switchyard::gpu_check {
 namespace {
@@ -90,26 +90,31 @@ struct RouterOutputs {
 };
 constexpr float kScale = 1.5f;
 
+kernels::RouterScores<float> described(const RouterCase& c, const float* logits, const float* bias, bool rotate,
+                                       int first, RouterOutputs& out) {
+  return {logits,
+          bias,
+          out.expert.get(),
+          out.weight.get(),
+          out.count.get(),
+          out.prob_sum.get(),
+          out.importance.get(),
+          out.z_sum.get(),
+          out.scratch.get(),
+          c.tokens,
+          c.group_size,
+          c.experts,
+          c.top_k,
+          c.seq_len,
+          c.score,
+          c.normalize,
+          rotate,
+          kScale,
+          first};
+}
+
 void route(const RouterCase& c, const float* logits, const float* bias, bool rotate, int first, RouterOutputs& out) {
-  const kernels::RouterScores<float> a{logits,
-                                       bias,
-                                       out.expert.get(),
-                                       out.weight.get(),
-                                       out.count.get(),
-                                       out.prob_sum.get(),
-                                       out.importance.get(),
-                                       out.z_sum.get(),
-                                       out.scratch.get(),
-                                       c.tokens,
-                                       c.group_size,
-                                       c.experts,
-                                       c.top_k,
-                                       c.seq_len,
-                                       c.score,
-                                       c.normalize,
-                                       rotate,
-                                       kScale,
-                                       first};
+  const kernels::RouterScores<float> a = described(c, logits, bias, rotate, first, out);
   run_captured([&](Stream s) { kernels::router_scores(a, s); });
 }
 
@@ -119,6 +124,7 @@ void check_router_sums(Report& report, const RouterCase& c, const Input<float>& 
   const int groups = c.tokens / c.group_size;
   Values weight(c.tokens * c.top_k), count(groups * c.experts), prob(groups * c.experts), importance(c.experts), z(1);
   for (int t = 0; t < c.tokens; ++t) {
+    if (expert[t * c.top_k] < 0) continue;  // padding
     const TokenScores s = scores_of(c, &logits.host[static_cast<std::size_t>(t) * c.experts]);
     const Values w = weights_of(c, s, &expert[t * c.top_k]);
     const int base = t / c.group_size * c.experts;
@@ -255,120 +261,101 @@ void check_router_backward(Report& report, const RouterCase& c) {
   report.expect("router_scores_backward", name_of(c) + ": writes stay inside", d_logits.guard_intact());
 }
 
-struct LogitsCase {
-  int tokens, width, experts;
-};
-const std::vector<LogitsCase> kLogitsCases = {
-    {1, 8, 1},      {77, 72, 8},     {130, 768, 8}, {33, 40, 13},  {257, 768, 16},  {300, 1280, 33},
-    {129, 768, 64}, {100, 520, 128}, {65, 96, 200}, {50, 2048, 6}, {20000, 768, 8}, {70001, 40, 8},
-};
+// q as it is given, most of it -inf, and padding: the choice by a sort of q, sums over the real tokens alone.
+void check_router_given(Report& report, const RouterCase& c, bool by_q) {
+  Random random(43);
+  const std::size_t size = static_cast<std::size_t>(c.tokens) * c.experts;
+  Values q_values(size);
+  for (double& v : q_values) v = random.below(3) ? -INFINITY : random.below(5) - 2;
+  Values logit_values = random.normal(size);
+  std::vector<unsigned char> real(c.tokens);
+  for (int t = 0; t < c.tokens; ++t) {
+    real[t] = random.below(4) != 0;
+    for (int e = 0; e < c.experts && !real[t]; ++e) logit_values[static_cast<std::size_t>(t) * c.experts + e] = NAN;
+  }
+  const Input<float> logits(logit_values), q(q_values);
+  const Buffer<unsigned char> mask(real);
+  RouterOutputs out(c);
+  kernels::RouterScores<float> a = described(c, logits.get(), nullptr, true, 0, out);
+  a.selection = by_q ? q.get() : nullptr;
+  a.real = reinterpret_cast<const bool*>(mask.get());
+  run_captured([&](Stream s) { kernels::router_scores(a, s); });
+  const std::string name = name_of(c) + (by_q ? ": given q, padding" : ": padding");
+  const std::vector<int> expert = out.expert.download();
+  bool padding = true, distinct = true;
+  std::vector<int> order(c.experts);
+  Values want, got;
+  for (int t = 0; t < c.tokens; ++t) {
+    const int* chosen = &expert[t * c.top_k];
+    if (!real[t]) {
+      padding &= std::all_of(chosen, chosen + c.top_k, [](int e) { return e == -1; });
+      continue;
+    }
+    distinct &= distinct_experts(c, chosen);
+    const int turn = t % c.seq_len * c.top_k % c.experts;
+    for (int i = 0; i < c.experts; ++i) order[i] = (turn + i) % c.experts;
+    const double* row = &q.host[static_cast<std::size_t>(t) * c.experts];
+    std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return row[x] > row[y]; });
+    for (int k = 0; k < c.top_k; ++k) got.push_back(chosen[k]), want.push_back(order[k]);
+  }
+  report.expect("router_scores", name + ": padding goes to no expert", padding);
+  report.expect("router_scores", name + ": distinct experts", distinct);
+  if (by_q) report.compare("router_scores", name, got, want, kExact);
+  if (padding && distinct) check_router_sums(report, c, logits, out);
 
-// Each value against the error it may have.
-void compare_scaled(Report& report, const std::string& kernel, const std::string& what, Values got, Values want,
-                    const Values& allowed) {
-  for (std::size_t i = 0; i < want.size(); ++i) got[i] /= allowed[i], want[i] /= allowed[i];
-  report.compare(kernel, what, got, want, {0, 1});
+  const Input<float> d_weight(random.normal(c.tokens * c.top_k)), d_z(random.normal(1, 0.1)),
+      d_prob(random.normal(c.tokens / c.group_size * c.experts)), d_importance(random.normal(c.experts));
+  Buffer<float> d_logits(size);
+  run_captured([&](Stream s) {
+    kernels::router_scores_backward(
+        kernels::RouterScoresBackward<float>{logits.get(), out.expert.get(), d_weight.get(), d_prob.get(),
+                                             d_importance.get(), d_z.get(), d_logits.get(), c.tokens, c.group_size,
+                                             c.experts, c.top_k, c.score, c.normalize, kScale},
+        s);
+  });
+  const std::vector<float> d = d_logits.download();
+  bool zero = true, finite = true;
+  for (std::size_t i = 0; i < size; ++i) {
+    zero &= real[i / c.experts] || d[i] == 0;
+    finite &= std::isfinite(d[i]) != 0;
+  }
+  report.expect("router_scores_backward", name + ": padding gets 0, the rest is finite", zero && finite);
 }
 
-// Sums of products and of their sizes, in double: out[i, j] = sum_k a(i, k) b(j, k).
-struct Sums {
-  Values value, size;
-  template <class A, class B>
-  Sums(int rows, int columns, int depth, A a, B b) : value(rows * columns), size(rows * columns) {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < columns; ++j)
-        for (int k = 0; k < depth; ++k) {
-          const double product = a(i, k) * b(j, k);
-          value[i * columns + j] += product, size[i * columns + j] += std::fabs(product);
-        }
+void check_noise(Report& report, kernels::Noise kind, int columns) {
+  const int seq_len = 33, tokens = 3 * seq_len;
+  const std::int64_t step = 5;
+  const std::vector<std::int64_t> windows{70000, 3, 12345678901};
+  const Buffer<std::int64_t> window(windows), step_on_device(std::vector<std::int64_t>{step});
+  for (const bool of_step : {false, true}) {
+    const int rows = of_step ? 1 : tokens;
+    Buffer<float> out(rows * columns);
+    kernels::NoiseDraw draw{
+        out.get(), of_step ? nullptr : window.get(), step_on_device.get(), 7, 11, rows, seq_len, columns, kind};
+    run_captured([&](Stream s) { kernels::noise(draw, s); });
+    std::vector<float> want(rows * columns);
+    draw.out = want.data(), draw.window = of_step ? nullptr : windows.data(), draw.step = &step;
+    kernels::noise_cpu(draw, {0, rows});
+    report.compare("noise", std::to_string(columns) + " columns" + (of_step ? ", of the step" : ""), values_of(out),
+                   Values(want.begin(), want.end()), {2e-5, 5e-6});
+    report.expect("noise", "writes stay inside", out.guard_intact());
   }
-};
-
-template <class T>
-void check_logits(Report& report, const LogitsCase& c, bool one_sign) {
-  const int T_ = c.tokens, D = c.width, E = c.experts;
-  const std::string name = "T " + std::to_string(T_) + " D " + std::to_string(D) + " E " + std::to_string(E) +
-                           (one_sign ? " one sign" : ""),
-                    forward = "router_logits " + type_name<T>(), backward = "router_logits_backward " + type_name<T>();
-  Random random(41);
-  const auto values = [&](int count) {
-    Values v = random.normal(count);
-    for (double& f : v) f = one_sign ? std::fabs(f) : f;
-    return v;
-  };
-  const Input<T> x(values(T_ * D)), start(values(T_ * D));
-  const Input<float> w(values(E * D)), d_logits(values(T_ * E)), d_w(values(E * D)), again(d_w.host);
-  const Input<T> d_x(start.host), d_x_again(start.host);
-  Buffer<float> logits(T_ * E), scratch(kernels::router_logits_scratch(T_, D, E));
-  const double split = sizeof(T) == 2 ? 1e-5 : 2e-6;
-  run_captured([&](Stream s) {
-    kernels::router_logits(kernels::RouterLogits<T>{x.get(), w.get(), logits.get(), T_, D, E}, s);
-    kernels::router_logits_backward(kernels::RouterLogitsBackward<T>{x.get(), w.get(), d_logits.get(), d_x.get(),
-                                                                     d_w.get(), scratch.get(), T_, D, E},
-                                    s);
-    kernels::router_logits_backward(kernels::RouterLogitsBackward<T>{x.get(), w.get(), d_logits.get(), d_x_again.get(),
-                                                                     again.get(), scratch.get(), T_, D, E},
-                                    s);
-  });
-
-  const auto at = [](const auto& values, int columns) {
-    return [&values, columns](int i, int j) { return values[static_cast<std::size_t>(i) * columns + j]; };
-  };
-  const auto turned = [](const auto& values, int columns) {
-    return [&values, columns](int i, int j) { return values[static_cast<std::size_t>(j) * columns + i]; };
-  };
-  Sums want(T_, E, D, at(x, D), at(w, D));
-  for (double& v : want.size) v = split * v + 1e-30;
-  compare_scaled(report, forward, name, values_of(logits), want.value, want.size);
-
-  Sums d_input(T_, D, E, at(d_logits, E), turned(w, D));
-  for (std::size_t i = 0; i < d_input.value.size(); ++i) {
-    d_input.value[i] += start[i];
-    // Beyond 128 experts the sum is rounded on the way.
-    double rounded = 0, partial = start[i];
-    for (int e = 0; e < E; ++e) {
-      if (e > 0 && e % 128 == 0) rounded += std::fabs(partial);
-      partial += d_logits[i / D * E + e] * w[e * D + i % D];
-    }
-    d_input.size[i] = rounded / 250 +
-                      (sizeof(T) == 2 ? 4 : 1) * split * (d_input.size[i] + std::fabs(start[i])) +  // both are split
-                      (sizeof(T) == 2 ? 1.0 / 250 : 1e-6) * std::fabs(d_input.value[i]) + 1e-30;
-  }
-  compare_scaled(report, backward, name + ": d_x", values_of(d_x.device), d_input.value, d_input.size);
-
-  Sums d_weight(E, D, T_, turned(d_logits, E), turned(x, D));
-  for (std::size_t i = 0; i < d_weight.value.size(); ++i) {
-    d_weight.value[i] += d_w[i];
-    d_weight.size[i] = split * (d_weight.size[i] + std::fabs(d_w[i])) + 1e-30;
-  }
-  compare_scaled(report, backward, name + ": d_w", values_of(d_w.device), d_weight.value, d_weight.size);
-  report.compare(backward, name + ": d_w repeats bit for bit", values_of(again.device), values_of(d_w.device), kExact);
-  report.compare(backward, name + ": d_x repeats bit for bit", values_of(d_x_again.device), values_of(d_x.device),
-                 kExact);
-  report.expect(forward, name + ": writes stay inside", logits.guard_intact());
-  report.expect(backward, name + ": writes stay inside",
-                d_x.device.guard_intact() && d_w.device.guard_intact() && scratch.guard_intact());
 }
 
 }  // namespace
 
 void check_routing(Report& report) {
-  for (const LogitsCase& c : kLogitsCases) {
-    check_logits<bf16>(report, c, false);
-    check_logits<float>(report, c, false);
-  }
-  for (const LogitsCase& c : {LogitsCase{48, 2048, 8}, LogitsCase{4096, 64, 8}}) {
-    check_logits<bf16>(report, c, true);
-    check_logits<float>(report, c, true);
-  }
   int turn = 0;
   for (const RouterCase& c : router_cases()) {
     check_router_choice(report, c);
     check_router_ties(report, c, turn % 2 == 0, turn % 3 != 0, turn % 4);
     if (c.tokens < 1000) check_router_backward(report, c);
+    if (c.tokens < 1000) check_router_given(report, c, turn % 4 != 3);
     ++turn;
   }
   check_router_nan(report);
+  for (const kernels::Noise kind : {kernels::Noise::kUniform, kernels::Noise::kGumbel, kernels::Noise::kGaussian})
+    for (const int columns : {1, 4, 13, 64, 515}) check_noise(report, kind, columns);
 }
 
 }  // namespace switchyard::gpu_check

@@ -161,6 +161,7 @@ void run_captured(const std::function<void(Stream)>& launches);
 void check_norm_and_rope(Report&);
 void check_add_norm_router(Report&);
 void check_rows(Report&);
+void check_router_logits(Report&);
 void check_routing(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);

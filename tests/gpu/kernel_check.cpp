@@ -82,6 +82,7 @@ int main() {
   gpu_check::check_norm_and_rope(report);
   gpu_check::check_add_norm_router(report);
   gpu_check::check_rows(report);
+  gpu_check::check_router_logits(report);
   gpu_check::check_routing(report);
   gpu_check::check_dispatch(report);
   if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))

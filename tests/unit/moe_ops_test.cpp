@@ -52,7 +52,7 @@ TEST(RouterScores, MatchesReferenceForwardAndBackward) {
       const RoutingRule rule{c.top_k, 16, 0, c.group, c.score, c.normalize, true, 1.5};
       const auto run = [&](auto op, at::ScalarType type) {
         const Tensor logits = random({c.tokens, c.experts}, 3, type).to(device).requires_grad_(true);
-        const RouterScores s = op(logits, Tensor(), rule);
+        const RouterScores s = op(logits, Selection{}, rule);
         const auto fixed = [&](const Tensor& t, std::uint64_t seed) {
           return (t * random(t.sizes().vec(), seed, type).to(device)).sum();
         };
@@ -74,14 +74,58 @@ TEST(RouterScores, MatchesReferenceForwardAndBackward) {
     }
 }
 
+// Of the weights' gradient g (dense, 0 where not chosen), moe_spec section 3.
+Tensor closed_form(const ScoreCase& c, double scale, const Tensor& logits, const Tensor& chosen, const Tensor& g) {
+  if (c.score == Score::kIdentity) return scale * g;
+  const Tensor s = c.score == Score::kSoftmax ? at::softmax(logits, 1) : at::sigmoid(logits);
+  if (!c.normalize || c.top_k == 1) {
+    if (c.score == Score::kSoftmax) return scale * s * (g - (s * g).sum(1, true));
+    return scale * s * (1 - s) * g;
+  }
+  const Tensor total = (s * chosen).sum(1, true), w = s * chosen / total, rest = (g - (w * g).sum(1, true)) * chosen;
+  return c.score == Score::kSoftmax ? scale * w * rest : scale * s * (1 - s) / total * rest;
+}
+
+TEST(RouterScores, GradientsAreTheClosedForms) {
+  const double scale = 1.5;
+  for (const ScoreCase& c : kScores) {
+    const Tensor logits = random({c.tokens, c.experts}, 3, at::kDouble).requires_grad_(true), l = logits.detach();
+    const RouterScores got =
+        router_scores(logits, {}, RoutingRule{c.top_k, 16, 0, 0, c.score, c.normalize, true, scale});
+    const auto gradient = [&](const Tensor& loss) {
+      return torch::autograd::grad({loss}, {logits}, {}, /*retain_graph=*/true)[0];
+    };
+    const Tensor index = got.expert_TK.to(at::kLong), none = at::zeros_like(l);
+    const Tensor g = random({c.tokens, c.top_k}, 4, at::kDouble), chosen = none.scatter(1, index, 1.0);
+    const Tensor d = gradient((got.weight_TK * g).sum());
+    EXPECT_LT((d - closed_form(c, scale, l, chosen, none.scatter(1, index, g))).abs().max().item<double>(), 1e-12)
+        << c.name;
+
+    // The losses: switch, squared coefficient of variation, z.
+    const double tokens = static_cast<double>(c.tokens);
+    const Tensor s = at::sigmoid(l), softmax = at::softmax(l, 1);
+    const Tensor p = c.score == Score::kSigmoid ? s / s.sum(1, true) : softmax;
+    const Tensor inner = c.score == Score::kSigmoid ? 1 - s : at::ones_like(s);
+    const auto of_mean_prob = [&](const Tensor& a) { return p * inner * (a - (a * p).sum(1, true)) / tokens; };
+    const auto expect = [&](const char* loss, const Tensor& value, const Tensor& want) {
+      EXPECT_LT((gradient(value) - want).abs().max().item<double>(), 1e-12) << c.name << ", " << loss;
+    };
+    const Tensor f = got.count_GE[0].to(at::kDouble) / tokens, mean_prob = got.prob_sum_GE[0] / tokens;
+    expect("switch", c.experts * (f * mean_prob).sum(), of_mean_prob(c.experts * f));
+    const Tensor off = mean_prob - 1.0 / c.experts;
+    expect("cv_squared", c.experts * off.square().sum(), of_mean_prob(2.0 * c.experts * off.detach()));
+    expect("z", got.z_sum.sum() / tokens, 2 / tokens * at::logsumexp(l, 1, true) * softmax);
+  }
+}
+
 TEST(RouterScores, EqualLogitsRotateOverAllExpertsOrGoToTheFirst) {
   for (const at::Device device : devices()) {
     const Tensor zeros = at::zeros({96, 8}, device);
     const RoutingRule rotate{2, 32, 0, 0, Score::kSoftmax, true, true, 1.0};
-    EXPECT_TRUE(router_scores(zeros, Tensor(), rotate).count_GE.eq(24).all().item<bool>());
+    EXPECT_TRUE(router_scores(zeros, {}, rotate).count_GE.eq(24).all().item<bool>());
     RoutingRule lowest = rotate;
     lowest.rotate_ties = false;
-    const Tensor count = router_scores(zeros, Tensor(), lowest).count_GE.cpu();
+    const Tensor count = router_scores(zeros, {}, lowest).count_GE.cpu();
     EXPECT_EQ(count[0][0].item<int>(), 96);
     EXPECT_EQ(count[0][1].item<int>(), 96);
     EXPECT_EQ(count[0][2].item<int>(), 0);

@@ -1,8 +1,10 @@
-// The experts' weights and the operation that runs them (moe_spec E2, E3, E5, E14).
+// The experts' weights and the operation that runs them (moe_spec E2, E3, E5, E13, E14, T4).
 #pragma once
 
+#include "config/config.h"
 #include "model/moe/routing.h"
 #include "ops/moe_ffn.h"
+#include "ops/step_context.h"
 #include "precision/linear.h"
 
 namespace switchyard {
@@ -14,27 +16,32 @@ struct ExpertShape {
   Init up, down;
 };
 
-// E experts as two stacks: up [E, N, D] (gated: 2N rows, gate first), down [E, D, N].
+// E experts as two stacks: up [E, N, D] (gated: 2N rows, gate first), down [E, D, N]. A null expert with weights is the
+// last of them (moe_spec E8).
 class Experts : public Layer {
  public:
-  // backend: auto, cuda, cpu, or reference (a plain-ATen loop over experts)
-  Experts(ParameterStore& store, const std::string& name, int experts, const ExpertShape& shape,
-          const std::string& backend, const PrecisionPolicy& policy);
+  // layer: the block's number, which tells the layers' dropouts apart
+  Experts(ParameterStore& store, const std::string& name, const ExpertShape& shape, const Config& config, int layer,
+          const PrecisionPolicy& policy);
 
   // x [T, D] -> sum over the chosen experts of weight * expert(x), [T, D].
   at::Tensor forward(const at::Tensor& x_TD, const Dispatched& rows, const StepContext& step) const;
 
  private:
+  ops::HiddenDropout hidden_dropout(const StepContext& step) const;
+
   const ops::ExpertWeights weights_;
-  const int experts_;
-  const bool reference_;
+  const int experts_, layer_;
+  const bool reference_, recompute_;
+  const double hidden_dropout_;
   const ops::GroupedProducts* fp8_;
 };
 
 // Experts that every token visits: one MLP of the summed width (DeepSeekMoE, Dai et al. 2024).
 class SharedExperts : public Layer {
  public:
-  SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,
+  // kind: kSharedExpert, or kMlp for a dense MLP that is no expert
+  SharedExperts(ParameterStore& store, const std::string& name, ParameterKind kind, const ExpertShape& shape,
                 const PrecisionPolicy& policy);
   at::Tensor forward(const at::Tensor& x_TD, const StepContext& step) const;
 

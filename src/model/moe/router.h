@@ -1,12 +1,12 @@
-// Who goes where. TopkRouter: scores of a linear map's logits, one an expert, and the K best (moe_spec R1 topk, R2, R4,
-// R6). Shazeer et al. 2017; scores and normalisation as in DeepSeek-V3 (Hugging Face's implementation).
+// Who goes where. TopkRouter: scores of a linear or cosine map's logits, one an expert, and the K best (moe_spec R1
+// topk, R2, R4 to R7, R14). Shazeer et al. 2017; scores and normalisation as in DeepSeek-V3 (Hugging Face's
+// implementation).
 #pragma once
 
 #include "config/config.h"
+#include "model/moe/cosine_map.h"
 #include "model/moe/routing.h"
-#include "model/moe/routing_state.h"
-#include "ops/layer.h"
-#include "ops/step_context.h"
+#include "model/moe/selection.h"
 
 namespace switchyard {
 
@@ -25,13 +25,6 @@ class Router : public Layer {
   virtual Routing route(const RouterInput& in, const StepContext& step) const = 0;
 };
 
-// Where a router stands: it draws its noise by the block's number and reads its row of the state.
-struct RouterPlace {
-  int layer = 0;  // of the model
-  int row = 0;    // among the sparse layers
-  const RoutingState* state = nullptr;
-};
-
 // The router of router.type.
 std::shared_ptr<Router> make_router(ParameterStore& store, const std::string& name, const Config& config,
                                     const RouterPlace& place);
@@ -40,14 +33,22 @@ class TopkRouter : public Router {
  public:
   TopkRouter(ParameterStore& store, const std::string& name, const Config& config, const RouterPlace& place);
 
-  const Parameter* norm_weight() const override { return &weight_ED_; }
+  const Parameter* norm_weight() const override { return reads_input_ ? nullptr : &weight_; }
   Routing route(const RouterInput& in, const StepContext& step) const override;
 
  private:
+  ops::RoutingRule rule(const StepContext& step) const;
+  at::Tensor logits(const RouterInput& in, const StepContext& step) const;
+  // x in fp32 with a factor of U(1 - noise_scale, 1 + noise_scale) on each channel (Fedus et al. 2021).
+  at::Tensor jittered(const at::Tensor& x_TD, const StepContext& step) const;
+
   const RouterConfig config_;
   const RouterPlace place_;
-  const int experts_;
-  Parameter& weight_ED_;
+  const int experts_;  // columns: zero experts among them
+  const bool reads_input_;
+  Parameter& weight_;                  // [E, D], of a cosine router [E, semantic_dim]
+  std::shared_ptr<CosineMap> cosine_;  // null: the map is weight_ alone
+  const ExpertSelection selection_;
 };
 
 }  // namespace switchyard

@@ -1,0 +1,50 @@
+#include "model/moe/selection.h"
+
+#include "ops/noise.h"
+
+namespace switchyard {
+
+ExpertSelection::ExpertSelection(const Config& config, const RouterPlace& place)
+    : place_(place),
+      experts_(config.moe.n_experts),
+      gaussian_(config.router.noise == "gaussian"),
+      forced_(config.router.force_balanced),
+      noise_scale_(gaussian_ || config.router.noise == "gumbel" ? config.router.noise_scale : 0),
+      dropout_(config.moe.expert_dropout),
+      groups_{config.router.n_group, config.router.topk_group, config.router.topk_method == "noaux_tc"} {}
+
+ops::Selection ExpertSelection::select(const at::Tensor& logits_TE, const ops::RoutingRule& rule,
+                                       const StepContext& step) const {
+  const at::NoGradGuard no_grad;
+  ops::Selection selection;
+  selection.real_T = step.real_T;
+  const bool random = step.training && (noise_scale_ > 0 || dropout_ > 0);
+  if (forced_)
+    selection.q_TE = ops::forced_balance(logits_TE.size(0), experts_, static_cast<int>(logits_TE.size(1)), rule.top_k,
+                                         logits_TE.options());
+  else if (random || groups_.kept < groups_.groups)
+    selection.q_TE = scores(logits_TE, rule, step);
+  else
+    selection.bias_E = place_.state->bias_E(place_.row);
+  return selection;
+}
+
+at::Tensor ExpertSelection::scores(const at::Tensor& logits_TE, const ops::RoutingRule& rule,
+                                   const StepContext& step) const {
+  at::Tensor logits = logits_TE.detach();
+  if (step.training && noise_scale_ > 0) {
+    const auto kind = gaussian_ ? ops::Noise::kGaussian : ops::Noise::kGumbel;
+    const at::Tensor noise =
+        ops::noise(kind, logits.size(0), logits.size(1), draw_site(RouterDraw::kNoise, place_.layer), step.dropout);
+    logits = logits + noise_scale_ * noise;
+  }
+  at::Tensor q = ops::scores_of(logits, rule.score);
+  if (const at::Tensor bias = place_.state->bias_E(place_.row); bias.defined()) q = q + bias;
+  if (step.training && dropout_ > 0) {
+    const at::Tensor u = ops::step_uniform(experts_, draw_site(RouterDraw::kDropout, place_.layer), step.dropout);
+    q = ops::without_experts(q, ops::dropped_experts(u, dropout_, rule.top_k, groups_));
+  }
+  return ops::limit_groups(q, experts_, groups_, rule);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,39 @@
+// ops/selection.h: what a choice is made of beside the logits: scores q for router_scores, or choices outright. Plain
+// ATen, no gradients, no shape that depends on data.
+//
+// Columns [0, E) of q are the real experts; zero experts (moe_spec E10) may follow them up to E', and neither groups
+// nor whole-expert dropout touch those.
+#pragma once
+
+#include <vector>
+
+#include "ops/router_scores.h"
+
+namespace switchyard::ops {
+
+// Groups of E / groups consecutive experts, of which a token chooses from the `kept` best (moe_spec R3).
+struct GroupLimit {
+  int groups = 1, kept = 1;
+  bool sum_of_two = true;  // a group's score: the sum of its 2 largest q (noaux_tc), or its largest (greedy)
+};
+
+// q [T, E'] with the experts of a token's other groups at -inf. Equal groups rank by their smallest rotated index
+// (moe_spec R6; rule: top_k, seq_len, first_position, rotate_ties). A group of which one expert is above -inf has that
+// one's q for its score. `experts` a multiple of limit.groups; limit.kept of 1 to limit.groups.
+// Groups: DeepSeek-V2 (largest) and -V3 (sum of two), with -inf where Hugging Face's implementation writes 0.
+Tensor limit_groups(const Tensor& q_TE, int experts, const GroupLimit& limit, const RoutingRule& rule);
+
+// Experts that sit this step out, [E] bool: those with u < p, u [E] in (0, 1), except the largest u of each group, as
+// many as let any `kept` groups serve top_k (without groups: the top_k largest). moe_spec E13.
+Tensor dropped_experts(const Tensor& u_E, double p, int top_k, const GroupLimit& limit);
+// q [T, E'] with the dropped ones of its first columns at -inf.
+Tensor without_experts(const Tensor& q_TE, const Tensor& dropped_E);
+
+// q [T, columns] whose K largest are e_tk = (t K + k) mod E, best first, t the token's row (moe_spec R15; torchtitan).
+Tensor forced_balance(std::int64_t tokens, int experts, int columns, int top_k, const at::TensorOptions& like);
+
+// e_tk = (id_t + k floor(E / K)) mod E, int32 [T, K]: K distinct experts for every E and K <= E (moe_spec R1; Hash
+// Layers, Roller et al. 2021). id [T] of any integer type, not negative.
+Tensor experts_of_ids(const Tensor& id_T, int experts, int top_k);
+
+}  // namespace switchyard::ops

@@ -1,15 +1,19 @@
 // bench: how fast parts of the step are on this machine.
-//   bench moe   the sparse layer alone, forward and backward, in TFLOP/s
-//   bench ops   every CUDA kernel against its floor
+//   bench moe          the sparse layer alone, forward and backward, in TFLOP/s
+//   bench moe-vs-mlp   the sparse layer beside a dense MLP of equal active width, on every backend
+//   bench ops          every CUDA kernel against its floor
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/run_app.h"
+#include "base/text.h"
 #include "bench/kernel_timings.h"
 #include "bench/moe_layer.h"
+#include "bench/moe_vs_mlp.h"
 #include "bench/stopwatch.h"
 
 namespace {
@@ -22,13 +26,21 @@ struct MoeArguments {
   std::string activation = "swiglu", device = "auto", json;
   int repeats = 20;
 };
+struct MoeVsMlpArguments {
+  std::vector<std::int64_t> tokens;
+  std::vector<int> experts, top_k;
+  int width = 0, active = 0;
+  std::vector<std::string> backends;
+  std::string activation = "swiglu", device = "auto", json;
+  int repeats = 20;
+};
 struct OpsArguments {
   std::string only, json;
 };
 
-void declare(CLI::App& app, MoeArguments& arguments) {
-  app.add_option("--shape", arguments.shapes,
-                 "T,D,N,E,K: tokens, width, expert width, experts, experts a token; again for more shapes");
+// What every layer benchmark can be told.
+template <class Arguments>
+void declare_run(CLI::App& app, Arguments& arguments) {
   app.add_option("--activation", arguments.activation, "swiglu or relu2")
       ->capture_default_str()
       ->check(CLI::IsMember({"swiglu", "relu2"}));
@@ -39,6 +51,23 @@ void declare(CLI::App& app, MoeArguments& arguments) {
       ->capture_default_str()
       ->check(CLI::Range(1, 10000));
   app.add_option("--json", arguments.json, "file for the same figures as JSON");
+}
+
+void declare(CLI::App& app, MoeArguments& arguments) {
+  app.add_option("--shape", arguments.shapes,
+                 "T,D,N,E,K: tokens, width, expert width, experts, experts a token; again for more shapes");
+  declare_run(app, arguments);
+}
+
+void declare(CLI::App& app, MoeVsMlpArguments& arguments) {
+  app.add_option("--tokens", arguments.tokens, "T; with more values than one, here and below, every combination");
+  app.add_option("--experts", arguments.experts, "E");
+  app.add_option("--top-k", arguments.top_k, "K, experts a token; combinations with K above E are left out");
+  app.add_option("--width", arguments.width, "D")->check(CLI::Range(8, 1 << 20));
+  app.add_option("--active", arguments.active, "hidden width of the dense MLP; an expert's is a K-th of it (4 D)")
+      ->check(CLI::Range(8, 1 << 24));
+  app.add_option("--backend", arguments.backends, "cuda, cpu or reference; default: all that this machine has");
+  declare_run(app, arguments);
 }
 
 void declare(CLI::App& app, OpsArguments& arguments) {
@@ -118,6 +147,85 @@ int run_moe(const MoeArguments& arguments) {
   return kExitOk;
 }
 
+void print(const bench::MoeVsMlp& result, int digits) {
+  const bench::MoeVsMlpShape& shape = result.shape;
+  const bench::PassTimes& dense = result.runs[0].times;
+  for (const bench::LayerRun& run : result.runs) {
+    const bool sparse = run.backend != "mlp";
+    std::printf("%7lld %4s %3s %6d  %-9s %9.3f %9.3f %9.*f %9.*f %7.2f", static_cast<long long>(shape.tokens),
+                sparse ? std::to_string(shape.experts).c_str() : "", sparse ? std::to_string(shape.top_k).c_str() : "",
+                sparse ? shape.hidden() : shape.active, run.backend.c_str(), run.times.forward_ms, run.times.both_ms(),
+                digits, tflops(result.forward_flops, run.times.forward_ms), digits,
+                tflops(3 * result.forward_flops, run.times.both_ms()), run.times.both_ms() / dense.both_ms());
+    if (sparse) std::printf("  %8.1e %8.1e", run.output_error, run.gradient_error);
+    std::printf("\n");
+  }
+  std::fflush(stdout);
+}
+
+Json to_json(const bench::MoeVsMlp& result) {
+  const bench::MoeVsMlpShape& shape = result.shape;
+  Json json = {{"tokens", shape.tokens},   {"n_embd", shape.width}, {"active", shape.active}, {"hidden", shape.hidden()},
+               {"experts", shape.experts}, {"topk", shape.top_k},   {"runs", Json::array()}};
+  for (const bench::LayerRun& run : result.runs)
+    json["runs"].push_back({{"backend", run.backend},
+                            {"fwd_ms", run.times.forward_ms},
+                            {"fwd_bwd_ms", run.times.both_ms()},
+                            {"fwd_tflops", tflops(result.forward_flops, run.times.forward_ms)},
+                            {"fwd_bwd_tflops", tflops(3 * result.forward_flops, run.times.both_ms())},
+                            {"tokens_per_s", static_cast<double>(shape.tokens) / (run.times.both_ms() * 1e-3)},
+                            {"output_error", run.output_error},
+                            {"gradient_error", run.gradient_error}});
+  return json;
+}
+
+std::vector<std::string> chosen_backends(const std::vector<std::string>& names, const ComputeDevice& device) {
+  const std::vector<std::string> all = bench::layer_backends(device);
+  for (const std::string& name : names)
+    if (std::find(all.begin(), all.end(), name) == all.end())
+      throw ConfigError("--backend " + name + " is not one of " + device.name + "; choose " + join(all, " or "));
+  return names.empty() ? all : names;
+}
+
+// Sizes that a CPU runs in seconds, and those of a d12 micro-batch.
+void fill_defaults(MoeVsMlpArguments& arguments, bool gpu) {
+  if (arguments.tokens.empty()) arguments.tokens = {gpu ? 65536 : 1024};
+  if (arguments.experts.empty()) arguments.experts = {8, 64};
+  if (arguments.top_k.empty()) arguments.top_k = {2, 8};
+  if (arguments.width == 0) arguments.width = gpu ? 768 : 256;
+  if (arguments.active == 0) arguments.active = 4 * arguments.width;
+}
+
+int run_moe_vs_mlp(MoeVsMlpArguments arguments) {
+  const ComputeDevice device = choose(arguments.device);
+  const bool gpu = device.device.is_cuda();
+  fill_defaults(arguments, gpu);
+  const auto shapes =
+      bench::sweep(arguments.tokens, arguments.experts, arguments.top_k, arguments.width, arguments.active);
+  const std::vector<std::string> backends = chosen_backends(arguments.backends, device);
+  const char* precision = gpu ? "bf16" : "fp32";
+  std::printf("the MoE layer and a dense MLP of its active width %d, D = %d, %s, %s, on %s: median of %d runs\n",
+              arguments.active, arguments.width, arguments.activation.c_str(), precision, device.name.c_str(),
+              arguments.repeats);
+  std::printf("%34s%19s %19s %7s  %17s\n", "", "milliseconds", "TFLOP/s", "x mlp", "error");
+  std::printf("%7s %4s %3s %6s  %-9s %9s %9s %9s %9s %7s  %8s %8s\n", "T", "E", "K", "N", "backend", "forward",
+              "fwd+bwd", "forward", "fwd+bwd", "fwd+bwd", "output", "gradient");
+  Json json = {{"program", "switchyard"},
+               {"device", device.name},
+               {"precision", precision},
+               {"activation", arguments.activation},
+               {"shapes", Json::array()}};
+  for (const bench::MoeVsMlpShape& shape : shapes) {
+    const bench::MoeVsMlp result =
+        bench::time_moe_vs_mlp(shape, arguments.activation, backends, device, arguments.repeats);
+    print(result, gpu ? 1 : 4);
+    json["shapes"].push_back(to_json(result));
+  }
+  std::printf("N: hidden width; error: against the reference backend, of the output and of all gradients\n");
+  if (!arguments.json.empty()) write_file_atomic(arguments.json, json.dump(2) + "\n");
+  return kExitOk;
+}
+
 int run_ops(const OpsArguments& arguments) {
   const double product_rate = bench::product_rate();
   Json result = {{"product_tflops", product_rate * 1e-12}, {"kernels", Json::array()}};
@@ -137,13 +245,20 @@ int main(int argc, char** argv) {
   CLI::App app("Times parts of the training step.");
   app.require_subcommand(1);
   MoeArguments moe;
+  MoeVsMlpArguments moe_vs_mlp;
   OpsArguments ops;
   CLI::App* moe_command = app.add_subcommand("moe", "the sparse layer alone, forward and backward, in TFLOP/s");
   declare(*moe_command, moe);
+  CLI::App* moe_vs_mlp_command =
+      app.add_subcommand("moe-vs-mlp", "the sparse layer beside a dense MLP of equal active width, on every backend");
+  declare(*moe_vs_mlp_command, moe_vs_mlp);
   declare(*app.add_subcommand("ops", "every CUDA kernel against its floor, at the sizes of a d12 8x2 micro-batch"),
           ops);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) { return app.exit(error) == 0 ? kExitOk : kExitConfigError; }
-  return run_app([&] { return moe_command->parsed() ? run_moe(moe) : run_ops(ops); });
+  return run_app([&] {
+    if (moe_command->parsed()) return run_moe(moe);
+    return moe_vs_mlp_command->parsed() ? run_moe_vs_mlp(moe_vs_mlp) : run_ops(ops);
+  });
 }

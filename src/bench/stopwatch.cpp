@@ -8,12 +8,12 @@
 namespace switchyard::bench {
 namespace {
 
-PassTimes time_on_cpu(const Passes& passes, int repeats) {
+PassTimes time_on_cpu(const Passes& passes, int repeats, int warm_ups) {
   const auto now_ms = [] {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
   };
   std::vector<double> forward, backward;
-  passes.backward(passes.forward());
+  for (int i = 0; i < warm_ups; ++i) passes.backward(passes.forward());
   for (int i = 0; i < repeats; ++i) {
     const double begin = now_ms();
     const at::Tensor out = passes.forward();
@@ -34,18 +34,19 @@ double median(std::vector<double> values) {
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
-PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats);
+PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups);
 #else
 double product_rate() {
   throw ConfigError("bench ops times CUDA kernels, and this build has none; run runs/setup.sh --cuda on a GPU machine");
 }
 #endif
 
-PassTimes time_passes(const Passes& passes, [[maybe_unused]] int device, [[maybe_unused]] bool record, int repeats) {
+PassTimes time_passes(const Passes& passes, [[maybe_unused]] int device, [[maybe_unused]] bool record, int repeats,
+                      int warm_ups) {
 #ifdef SWITCHYARD_WITH_CUDA
-  if (device >= 0) return time_on_gpu(passes, device, record, repeats);
+  if (device >= 0) return time_on_gpu(passes, device, record, repeats, warm_ups);
 #endif
-  return time_on_cpu(passes, repeats);
+  return time_on_cpu(passes, repeats, warm_ups);
 }
 
 }  // namespace switchyard::bench

@@ -14,12 +14,13 @@ struct Passes {
 };
 struct PassTimes {
   double forward_ms, backward_ms;
+  double both_ms() const { return forward_ms + backward_ms; }
 };
 
-// Medians of `repeats` runs, after some that warm up. device: the GPU's index, whose current stream is timed, or -1 for
+// Medians of `repeats` runs, after `warm_ups` more. device: the GPU's index, whose current stream is timed, or -1 for
 // a CPU. On a GPU backward is both passes in one less forward alone. record: passes are recorded as CUDA graphs and
 // replayed, so that the host's pace does not count; they must then be capturable.
-PassTimes time_passes(const Passes& passes, int device, bool record, int repeats);
+PassTimes time_passes(const Passes& passes, int device, bool record, int repeats, int warm_ups = 3);
 
 double median(std::vector<double> values);  // at least one
 

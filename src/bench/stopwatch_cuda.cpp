@@ -9,8 +9,6 @@
 namespace switchyard::bench {
 namespace {
 
-constexpr int kWarmUps = 3;
-
 struct Event {
   cudaEvent_t event{};
   Event() { SWITCHYARD_CUDA(cudaEventCreate(&event)); }
@@ -19,9 +17,10 @@ struct Event {
 };
 
 // Milliseconds of each run.
-std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats) {
+std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats,
+                              int warm_ups) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
-  for (int i = 0; i < kWarmUps; ++i) work();
+  for (int i = 0; i < warm_ups; ++i) work();
   stream.synchronize();
   at::cuda::CUDAGraph graph;
   if (record) {
@@ -30,7 +29,7 @@ std::vector<double> time_runs(const std::function<void()>& work, int device, boo
     graph.capture_end();
   }
   const auto run = [&] { record ? graph.replay() : work(); };
-  for (int i = 0; i < kWarmUps; ++i) run();
+  for (int i = 0; i < warm_ups; ++i) run();
   std::vector<Event> marks(static_cast<std::size_t>(repeats) + 1);
   SWITCHYARD_CUDA(cudaEventRecord(marks[0].event, stream));
   for (std::size_t i = 1; i < marks.size(); ++i) {
@@ -49,9 +48,12 @@ std::vector<double> time_runs(const std::function<void()>& work, int device, boo
 
 }  // namespace
 
-PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats) {
-  const double forward = median(time_runs([&] { passes.forward(); }, device, record, repeats));
-  return {forward, median(time_runs([&] { passes.backward(passes.forward()); }, device, record, repeats)) - forward};
+PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups) {
+  const auto time = [&](const std::function<void()>& work) {
+    return median(time_runs(work, device, record, repeats, warm_ups));
+  };
+  const double forward = time([&] { passes.forward(); });
+  return {forward, time([&] { passes.backward(passes.forward()); }) - forward};
 }
 
 double product_rate() {
@@ -61,7 +63,7 @@ double product_rate() {
     return at::randn({kSize, kSize}, at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16));
   };
   at::Tensor a = draw(), b = draw(), out = at::empty_like(a);
-  const double ms = median(time_runs([&] { at::mm_out(out, a, b); }, 0, false, 20));
+  const double ms = median(time_runs([&] { at::mm_out(out, a, b); }, 0, false, 20, 3));
   return 2.0 * kSize * kSize * kSize / (ms * 1e-3);
 }
 

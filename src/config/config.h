@@ -105,6 +105,10 @@ inline int router_columns(const MoeConfig& moe) {
 inline bool has_null_ffn(const MoeConfig& moe) { return moe.overflow == "null_expert" && moe.null_expert == "ffn"; }
 // Experts with weights: the routed ones, then the null expert where it has some.
 inline int expert_stack(const MoeConfig& moe) { return moe.n_experts + has_null_ffn(moe); }
+// Whether step `step` still averages all experts instead of routing (warmup_mode = dense_average).
+inline bool averages_experts(const MoeConfig& moe, std::int64_t step) {
+  return moe.use_moe && moe.warmup_mode == "dense_average" && step < moe.warmup_steps;
+}
 
 struct RouterConfig {
   std::string type = "topk";  // topk, token_id

@@ -14,13 +14,17 @@ int width_of_depth(const ModelConfig& model) {
   return (width + model.head_dim - 1) / model.head_dim * model.head_dim;
 }
 
+int expert_width(const MoeConfig& moe, const ModelConfig& model) {
+  return moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * model.n_embd;
+}
+
 void derive_zeros(Config& config) {
   ModelConfig& model = config.model;
   MoeConfig& moe = config.moe;
   if (model.n_head == 0) model.n_head = model.n_embd / std::max(1, model.head_dim);
   if (model.n_kv_head == 0) model.n_kv_head = model.n_head;
   if (model.ffn_hidden == 0) model.ffn_hidden = 4 * model.n_embd;
-  if (moe.d_expert == 0) moe.d_expert = moe.expert_hidden_mult * model.n_embd;
+  moe.d_expert = expert_width(moe, model);
   if (moe.d_shared == 0) moe.d_shared = moe.d_expert;
   RouterConfig& router = config.router;
   if (router.noise_scale == 0 && router.noise != "none") router.noise_scale = router.noise == "jitter" ? 0.01 : 1.0;
@@ -49,6 +53,7 @@ class Yielding {
     const RouterConfig& router = config_.router;
     if (!set("router.top_k") && router.top_k > config_.moe.n_experts)
       yields("router.top_k", std::to_string(config_.moe.n_experts), "moe.n_experts");
+    segments();
     if (router.score == "identity" && !set("router.norm_topk_prob"))
       yields("router.norm_topk_prob", "false", "router.score");
     if (router.type == "token_id" && !set("router.balance_loss")) yields("router.balance_loss", "none", "router.type");
@@ -60,6 +65,21 @@ class Yielding {
     grouping();
     const bool never_spreads = router.balance_loss == "cv_squared" && router.tie_break == "lowest_index";
     if (never_spreads && !set("router.init")) yields("router.init", "normal", "router.tie_break");
+  }
+
+  // moe_spec E16: E = m E0 - S, K = m K0 - S, N = N0 / m. Left as they are where that cannot be; validate() says why.
+  void segments() {
+    const MoeConfig& moe = config_.moe;
+    const int m = moe.segments, shared = moe.n_shared_experts, width = expert_width(moe, config_.model);
+    const int experts = m * moe.n_experts - shared, top_k = m * config_.router.top_k - shared;
+    if (!moe.use_moe || m == 1 || width % m != 0 || top_k < 1) return;
+    resolved_.notes.push_back(
+        format("moe.segments = %d: moe.n_experts is %d, router.top_k %d, moe.d_expert %d, in place of %d, %d and %d", m,
+               experts, top_k, width / m, moe.n_experts, config_.router.top_k, width));
+    resolved_.replace("moe.n_experts", std::to_string(experts));
+    resolved_.replace("router.top_k", std::to_string(top_k));
+    resolved_.replace("moe.d_expert", std::to_string(width / m));
+    resolved_.replace("moe.segments", "1");
   }
 
   // Groups and biases are noaux_tc's; the groups left must hold top_k experts.

@@ -1,6 +1,7 @@
 #include "config/resolved.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -28,6 +29,12 @@ bool may_differ_between_ranks(const std::string& key) {
   return key == "comment" || key == "train.out" || key.rfind("log.", 0) == 0;
 }
 
+std::string text_of(const Config& config, const std::string& key) {
+  for (const Field& field : fields_of(config))
+    if (field.key == key) return field.text();
+  return "";
+}
+
 }  // namespace
 
 std::string source_name(Source source) {
@@ -51,6 +58,7 @@ Source ResolvedConfig::source(const std::string& key) const {
 }
 
 bool ResolvedConfig::was_set(const std::string& key) const {
+  if (replaced_.count(key)) return true;
   const Source from = source(key);
   return from == Source::kFile || from == Source::kCommandLine;
 }
@@ -70,7 +78,17 @@ void ResolvedConfig::mark(const std::string& key, Source from) {
   sources_[key] = from;
 }
 
+void ResolvedConfig::replace(const std::string& key, const std::string& text) {
+  if (was_set(key)) replaced_.try_emplace(key, Given{text_of(config, key), source(key)});
+  set(key, text, Source::kDerived);
+}
+
+void ResolvedConfig::restore_given() {
+  for (const auto& [key, given] : std::exchange(replaced_, {})) set(key, given.text, given.source);
+}
+
 void ResolvedConfig::forget_derived() {
+  restore_given();
   for (Field& field : fields_of(config)) {
     // The run's name and its device are settled once, from the file's name and the machine.
     if (field.key == "name" || field.key == "device" || source(field.key) != Source::kDerived) continue;
@@ -89,8 +107,10 @@ std::vector<std::string> ResolvedConfig::given_keys() const {
 }
 
 std::string ResolvedConfig::given_json() const {
+  ResolvedConfig given = *this;
+  given.restore_given();
   Json root = Json::object();
-  for (const Field& field : fields_of(config)) {
+  for (const Field& field : fields_of(given.config)) {
     if (says_how_it_started(field.key)) continue;
     if (was_set(field.key) || (field.key == "name" && !config.name.empty())) put(root, field.key, to_json(field));
   }

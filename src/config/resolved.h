@@ -25,7 +25,9 @@ class ResolvedConfig {
   // Sets a key from its command-line text. ConfigError names an unknown key, a wrong type, a value out of range.
   void set(const std::string& key, const std::string& text, Source source = Source::kCommandLine);
   void mark(const std::string& key, Source source);
-  // Puts every derived value back to its default, so that derive() can start again.
+  // Puts a derived value in a given one's place; was_set() and given_json() keep to what was given.
+  void replace(const std::string& key, const std::string& text);
+  // Puts every derived value back to what was given, or its default, so that derive() can start again.
   void forget_derived();
 
   std::vector<std::string> given_keys() const;  // was_set(), in the order of declaration
@@ -35,7 +37,14 @@ class ResolvedConfig {
   std::string table() const;          // "router.top_k  2  (file)" a line, for --dry-run
 
  private:
+  void restore_given();
+
+  struct Given {
+    std::string text;
+    Source source;
+  };
   std::map<std::string, Source> sources_;  // absent: default
+  std::map<std::string, Given> replaced_;  // what replace() took the place of
 };
 
 // What must be equal on all ranks of a run, as "key = value" lines for them to compare: every key but the comment,

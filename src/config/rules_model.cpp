@@ -96,6 +96,10 @@ void check_inl(Rules& rules) {
     rules.fail(format("model.inl.mu_min = %g is not below model.inl.mu_max = %g; give both, or neither", inl.mu_min,
                       inl.mu_max));
   if (inl.mode == "lite") rules.warn_if_inert("model.inl.controller_hidden", false, "model.inl.mode = adaptive");
+  if (inl.carry_velocity && !inl.shared)
+    rules.fail(
+        "model.inl.carry_velocity = true with model.inl.shared = false: a velocity belongs to one module; leave one of "
+        "them out");
   if (inl.carry_velocity)
     rules.fail(
         "model.inl.carry_velocity = true needs text that is read in order, and training reads windows in random "

@@ -6,9 +6,9 @@ namespace {
 
 void warn_of_unused_sparse_keys(Rules& rules) {
   std::vector<std::string> unused;
-  for (const std::string& key : rules.resolved.given_keys()) {
-    const bool sparse = key.rfind("moe.", 0) == 0 || key.rfind("router.", 0) == 0;
-    if (sparse && key != "moe.use_moe") unused.push_back(key);
+  for (const Field& field : fields_of(rules.config())) {
+    const bool sparse = field.key.rfind("moe.", 0) == 0 || field.key.rfind("router.", 0) == 0;
+    if (sparse && rules.set(field.key) && field.text() != find_field(field.key)->text()) unused.push_back(field.key);
   }
   if (!unused.empty())
     rules.warn("moe.use_moe = false: the model is dense, and without effect are " + join(unused, ", "));
@@ -28,6 +28,20 @@ void check_experts(Rules& rules) {
     rules.fail("moe.backend = cuda needs a GPU, and device = cpu; choose auto, cpu or reference");
   rules.warn_if_inert("moe.d_shared", c.moe.n_shared_experts > 0, "moe.n_shared_experts");
   rules.warn_if_inert("moe.init_std", c.moe.init == "normal", "moe.init = normal");
+}
+
+// derive() expands segments and sets them to 1; what is left of them could not be expanded.
+void check_segments(Rules& rules) {
+  const Config& c = rules.config();
+  const int m = c.moe.segments, top_k = c.router.top_k, shared = c.moe.n_shared_experts;
+  if (m == 1) return;
+  if (c.moe.d_expert % m != 0)
+    rules.fail(format("moe.segments = %d does not divide the experts' width %d (moe.d_expert, or moe.expert_hidden_mult "
+                      "* model.n_embd); choose %s",
+                      m, c.moe.d_expert, divisors_text(c.moe.d_expert).c_str()));
+  rules.fail(format("moe.segments = %d times router.top_k = %d less moe.n_shared_experts = %d leaves %d routed experts a "
+                    "token; choose segments of at least %d, or fewer shared experts",
+                    m, top_k, shared, m * top_k - shared, shared / top_k + 1));
 }
 
 void check_capacity(Rules& rules) {
@@ -60,6 +74,8 @@ void check_capacity(Rules& rules) {
         format("%s = %d rows: a micro-batch brings an expert %.0f rows on average, so more than half will find no "
                "place",
                m.expert_capacity > 0 ? "moe.expert_capacity" : "moe.max_expert_capacity", bound, rows / m.n_experts));
+  for (const char* key : {"moe.min_expert_capacity", "moe.max_expert_capacity", "moe.capacity_ramp_steps"})
+    rules.warn_if_inert(key, m.expert_capacity == 0, "moe.capacity_factor, which moe.expert_capacity overrides");
   rules.warn_if_inert("moe.null_expert", m.overflow == "null_expert", "moe.overflow = null_expert");
   rules.warn_if_inert("moe.renormalize_after_drop", m.overflow != "null_expert", "moe.overflow = drop or reroute");
   rules.warn_if_inert("moe.reroute_rounds", m.overflow == "reroute", "moe.overflow = reroute");
@@ -68,6 +84,8 @@ void check_capacity(Rules& rules) {
 void check_beside(Rules& rules) {
   const Config& c = rules.config();
   const MoeConfig& m = c.moe;
+  if (m.token_importance == "norm")
+    rules.warn_if_inert("moe.token_importance", m.drop_policy == "importance", "moe.drop_policy = importance");
   rules.warn_if_inert("moe.zero_expert_tau", router_columns(m) > m.n_experts, "moe.zero_experts");
   rules.warn_if_inert("moe.combine_init", m.flexible_ffn, "moe.flexible_ffn");
   if (m.warmup_steps > 0 && c.train.steps > 0 && m.warmup_steps >= c.train.steps)
@@ -103,6 +121,7 @@ void check_moe(Rules& rules) {
         "leave flexible_ffn out");
   if (!c.moe.use_moe) return warn_of_unused_sparse_keys(rules);
   check_experts(rules);
+  check_segments(rules);
   check_capacity(rules);
   check_beside(rules);
   check_router(rules);

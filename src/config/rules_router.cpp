@@ -33,7 +33,7 @@ void check_balance(Rules& rules) {
         "router.balance_loss = cv_squared has no gradient there; choose tie_break rotate, init normal, or balance_loss "
         "switch");
   const bool none = r.balance_loss == "none";
-  rules.warn_if_inert("router.balance_coef", !none, "a router.balance_loss");
+  rules.warn_if_inert("router.balance_coef", !none || r.balance_coef == 0, "a router.balance_loss");
   rules.warn_if_inert("router.balance_scope", !none, "a router.balance_loss");
   rules.warn_if_inert("router.balance_topk_normalize", r.balance_loss == "switch", "router.balance_loss = switch");
 }
@@ -78,7 +78,8 @@ void check_token_id(Rules& rules) {
   const Config& c = rules.config();
   const RouterConfig& r = c.router;
   const std::vector<std::pair<bool, std::string>> acting = {
-      {r.balance_coef > 0 && r.balance_loss != "none", format("router.balance_coef = %g", r.balance_coef)},
+      {r.balance_coef > 0, format("router.balance_coef = %g", r.balance_coef)},
+      {r.balance_loss != "none", "router.balance_loss = " + r.balance_loss},
       {r.seq_balance_coef > 0, format("router.seq_balance_coef = %g", r.seq_balance_coef)},
       {r.z_loss_coef > 0, format("router.z_loss_coef = %g", r.z_loss_coef)},
       {r.noise != "none", "router.noise = " + r.noise},
@@ -96,6 +97,9 @@ void check_token_id(Rules& rules) {
     if (on)
       rules.fail(what +
                  " has no learned router to act on with router.type = token_id; leave it out, or choose type topk");
+  for (const char* key : {"router.score", "router.norm_topk_prob", "router.init", "router.tie_break",
+                          "router.topk_method", "router.aux_ramp_steps"})
+    rules.warn_if_inert(key, false, "router.type = topk");
 }
 
 void check_semantic(Rules& rules) {
@@ -117,6 +121,20 @@ void check_semantic(Rules& rules) {
                       r.semantic_scale_init));
 }
 
+void check_reset(Rules& rules) {
+  const Config& c = rules.config();
+  const RouterConfig& r = c.router;
+  if (r.reset_interval == 0) return;
+  const bool muon = c.optim.router_optimizer == "muon";
+  if ((muon ? c.optim.muon.lr : c.optim.adamw.gate_lr) == 0)
+    rules.fail(format("router.reset_interval = %d would start a router anew that %s = 0 keeps from learning; leave one of "
+                      "them out",
+                      r.reset_interval, muon ? "optim.muon.lr" : "optim.adamw.gate_lr"));
+  if (r.reset_until > 0 && r.reset_until < r.reset_interval)
+    rules.warn(format("router.reset_until = %d comes before the first reset, router.reset_interval = %d; there is none",
+                      r.reset_until, r.reset_interval));
+}
+
 void check_schedules(Rules& rules) {
   const Config& c = rules.config();
   const RouterConfig& r = c.router;
@@ -125,6 +143,7 @@ void check_schedules(Rules& rules) {
   rules.warn_if_inert("router.bias_update_rate", r.bias_balancing, "router.bias_balancing");
   rules.warn_if_inert("router.reset_noise", r.reset_interval > 0, "router.reset_interval");
   rules.warn_if_inert("router.reset_until", r.reset_interval > 0, "router.reset_interval");
+  check_reset(rules);
   if (r.reset_interval > 0 && 2 * r.reset_interval <= c.moe.warmup_steps)
     rules.warn(
         format("router.reset_interval = %d falls at least twice into moe.warmup_steps = %d: the router starts anew "

@@ -13,7 +13,7 @@ constexpr int kPartKinds = static_cast<int>(PartKind::kScalars) + 1;
 // Matrices that multiply a token's activations; a tied head adds its product without owning parameters.
 bool is_matmul(PartKind kind) {
   return kind != PartKind::kTokenEmbedding && kind != PartKind::kValueEmbedding && kind != PartKind::kNorms &&
-         kind != PartKind::kScalars;
+         kind != PartKind::kScalars && kind != PartKind::kInlVectors;
 }
 
 class Table {
@@ -41,13 +41,21 @@ void add_attention(Table& table, const ModelConfig& model, int layer) {
   }
 }
 
-// Vectors of a sparse layer: a learned importance, and constant experts' maps and values.
-std::int64_t beside_experts(const Config& config) {
+void add_router(Table& table, const Config& config) {
+  const std::int64_t columns = router_columns(config.moe), width = config.model.n_embd;
+  const std::int64_t semantic = semantic_width(config);
+  table.add(PartKind::kRouter, semantic ? semantic * (width + columns) : width * columns);
+  if (semantic) table.add(PartKind::kScalars, semantic + 1);  // the projection's bias, the scale
+}
+
+// Of a sparse layer: importance, share of flexible_ffn, and of each null or zero expert that is a constant the map of
+// its shares [2, D] and the constant [D].
+std::int64_t sparse_vectors(const Config& config) {
   const MoeConfig& moe = config.moe;
   const std::int64_t width = config.model.n_embd;
-  const int constants =
-      moe.zero_experts.constant + (moe.overflow == "null_expert" && moe.null_expert == "constant" ? 1 : 0);
-  return constants * 3 * width + (moe.token_importance == "learned" ? width + 1 : 0);
+  const bool null_constant = moe.overflow == "null_expert" && moe.null_expert == "constant";
+  return (moe.zero_experts.constant + null_constant) * 3 * width +
+         (moe.token_importance == "learned" ? width + 1 : 0) + (moe.flexible_ffn ? 1 : 0);
 }
 
 // Matrices of null experts, which count as active: any token may use one, and few do.
@@ -66,11 +74,20 @@ void add_feed_forward(Table& table, const Config& config, int layer) {
     return;
   }
   const std::int64_t expert = matrices * width * expert_width(config);
-  table.add(PartKind::kRouter, router_columns(config.moe) * width);
-  table.add(PartKind::kExperts, expert_stack(config.moe) * expert,
-            (config.router.top_k + has_null_ffn(config.moe)) * expert);
-  table.add(PartKind::kScalars, beside_experts(config));
+  const std::int64_t stack = expert_stack(config.moe), visited = std::min(config.router.top_k, config.moe.n_experts);
+  table.add(PartKind::kExperts, stack * expert, (visited + stack - config.moe.n_experts) * expert);
   table.add(PartKind::kSharedExperts, matrices * width * shared_width(config));
+  if (config.moe.flexible_ffn) table.add(PartKind::kDenseMlp, matrices * width * ffn_width(config.model));
+  if (config.router.type == "topk") add_router(table, config);
+  table.add(PartKind::kScalars, sparse_vectors(config));
+}
+
+// Of one module: the controller's matrices, and its biases with mu.
+std::int64_t inl_matrices(const ModelConfig& model) {
+  return model.inl.mode == "lite" ? 0 : std::int64_t{5} * model.n_embd * model.inl.controller_hidden;
+}
+std::int64_t inl_vectors(const ModelConfig& model) {
+  return model.n_embd + (model.inl.mode == "lite" ? 0 : 3 * std::int64_t{model.n_embd} + model.inl.controller_hidden);
 }
 
 std::int64_t norm_weights(const ModelConfig& model) {
@@ -94,8 +111,8 @@ std::string table_line(const std::string& name, std::int64_t total, std::int64_t
 
 std::string part_name(PartKind kind) {
   static const char* const names[kPartKinds] = {
-      "token embedding", "value embeddings", "value gates", "attention", "routers", "experts",
-      "shared experts",  "dense mlp",        "head",        "norms",     "scalars"};
+      "token embedding", "value embeddings", "value gates", "attention", "routers", "experts", "shared experts",
+      "dense mlp",       "INL controllers",  "INL vectors", "head",      "norms",   "scalars"};
   return names[static_cast<int>(kind)];
 }
 
@@ -111,6 +128,11 @@ Accounting account(const Config& config) {
   }
   table.add(PartKind::kNorms, norm_weights(model));
   if (model.resid_scalars) table.add(PartKind::kScalars, 2 * model.n_layer);
+  if (model.inl.enabled) {
+    const std::int64_t modules = model.inl.shared ? 1 : model.n_layer;
+    table.add(PartKind::kInlControllers, modules * inl_matrices(model));
+    table.add(PartKind::kInlVectors, modules * inl_vectors(model));
+  }
 
   Accounting result;
   result.parts = table.take();
@@ -123,11 +145,15 @@ Accounting account(const Config& config) {
   result.inactive = result.total - result.active;
   result.attention_flops_per_token = attention_flops(model);
   result.flops_per_token = flops_per_token(config, result.scaling_parameters);
+  result.averaging_flops_per_token = flops_per_token(config, result.scaling_parameters + result.inactive);
   return result;
 }
 
 std::int64_t flops_per_token(const Config& config, std::int64_t scaling_parameters) {
-  return 6 * (scaling_parameters - null_ffn_matrices(config)) + attention_flops(config.model);
+  const ModelConfig& model = config.model;
+  const bool runs_again = model.inl.enabled && model.inl.shared;
+  const std::int64_t again = runs_again ? (model.n_layer - 1) * inl_matrices(model) : 0;
+  return 6 * (scaling_parameters + again - null_ffn_matrices(config)) + attention_flops(model);
 }
 
 std::string parameter_table(const Accounting& accounting) {

@@ -19,6 +19,8 @@ enum class PartKind {
   kExperts,
   kSharedExperts,
   kDenseMlp,
+  kInlControllers,
+  kInlVectors,
   kHead,
   kNorms,
   kScalars
@@ -28,7 +30,7 @@ std::string part_name(PartKind kind);  // "token embedding", "value embeddings",
 struct Part {
   PartKind kind;
   std::int64_t total = 0;
-  std::int64_t active = 0;  // used by any one token: top_k of n_experts experts
+  std::int64_t active = 0;  // what a token may use: top_k of n_experts experts, everything else
 };
 
 struct Accounting {
@@ -36,7 +38,8 @@ struct Accounting {
   std::int64_t total = 0, active = 0, inactive = 0;
   std::int64_t scaling_parameters = 0;  // block matrices + head - inactive: what a token budget is a multiple of
   std::int64_t attention_flops_per_token = 0;
-  std::int64_t flops_per_token = 0;  // forward and backward
+  std::int64_t flops_per_token = 0;            // forward and backward
+  std::int64_t averaging_flops_per_token = 0;  // of a step that runs every expert: warmup_mode = dense_average
 
   const Part& part(PartKind kind) const { return parts[static_cast<std::size_t>(kind)]; }
 };
@@ -45,6 +48,7 @@ Accounting account(const Config& config);
 
 // Forward and backward FLOPs of one token:
 //   6 * scaling_parameters + sum over layers of 12 * n_head * head_dim * min(window, seq_len)
+//   + 6 * (n_layer - 1) * the matrices of a shared INL module, which runs after every layer
 // A matrix of P active parameters multiplies and adds once a token forward and twice backward: 6 P (Kaplan et al. 2020,
 // section 2.1). Attention's two products, QK' and AV, cost 2 * 2 * n_head * head_dim a key forward and twice that
 // backward: 12 (PaLM, Chowdhery et al. 2022, appendix B; the masked half counts too, as there). Embedding look-ups,

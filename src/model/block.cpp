@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "model/init_rules.h"
 #include "model/layer_rules.h"
+#include "ops/recompute.h"
 
 namespace switchyard {
 namespace {
@@ -13,7 +14,9 @@ MoeShape moe_shape(const Config& config) {
                            initial_expert(Role::kInput, config), initial_expert(Role::kOutput, config)};
   ExpertShape shared = routed;
   shared.hidden = shared_width(config);
-  return {routed, shared};
+  const ExpertShape dense{config.model.n_embd, config.moe.flexible_ffn ? ffn_width(config.model) : 0, routed.activation,
+                          initial(Role::kInput, config.model), initial(Role::kOutput, config.model)};
+  return {routed, shared, dense};
 }
 
 int sparse_layers_before(const Config& config, int layer) {
@@ -25,22 +28,31 @@ int sparse_layers_before(const Config& config, int layer) {
 
 }  // namespace
 
-Block::Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const Parameter* keep,
-             const Parameter* again, [[maybe_unused]] const RoutingState* state, const PrecisionPolicy& policy)
-    : Layer(name), layer_(layer), dropout_(config.model.dropout) {
+Block::Block(ParameterStore& store, const std::string& name, const Config& config, int layer, const SharedParts& parts,
+             const PrecisionPolicy& policy)
+    : Layer(name),
+      layer_(layer),
+      dropout_(config.model.dropout),
+      parallel_(config.model.block == "parallel"),
+      recompute_(config.train.recompute == "block"),
+      inl_(parts.inl) {
   const auto gain = [&](const char* local) -> const Parameter* {
     if (!config.model.norm_weight) return nullptr;
     return &declare(store, local, ParameterKind::kNorm, {config.model.n_embd}, {Init::Kind::kConstant, 1.0});
   };
-  before_attention_ = {keep, again, layer, gain("attn_norm.weight"), config.model.norm_eps};
+  before_attention_ = {parts.keep, parts.again, layer, gain("attn_norm.weight"), config.model.norm_eps};
   attention_ = register_module("attn", std::make_shared<Attention>(store, name + ".attn", config, layer, policy));
   before_mlp_ = {nullptr, nullptr, 0, gain("mlp_norm.weight"), config.model.norm_eps};
+  if (config.model.inl.enabled && !config.model.inl.shared) {
+    own_inl_ = register_module("inl", std::make_shared<InlDynamics>(store, name + ".inl", config.model));
+    inl_ = own_inl_.get();
+  }
 #ifdef SWITCHYARD_WITH_MOE
   if (is_moe_layer(config, layer)) {
     moe_ = register_module(
         "moe", std::make_shared<Moe>(store, name + ".moe", moe_shape(config), config,
-                                     RouterPlace{layer, sparse_layers_before(config, layer), state}, policy));
-    before_mlp_.router = moe_->norm_weight();
+                                     RouterPlace{layer, sparse_layers_before(config, layer), parts.state}, policy));
+    (one_norm() ? before_attention_ : before_mlp_).router = moe_->norm_weight();
     return;
   }
 #else
@@ -54,16 +66,53 @@ bool Block::sparse() const { return mlp_ == nullptr; }
 
 std::optional<Routing> Block::forward(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
                                       const StepContext& step, KvCache::LayerCache* cache) const {
+  if (recompute_ && step.training) return run_recomputed(stream, value, tables, step);
+  return run(stream, value, tables, step, cache);
+}
+
+std::optional<Routing> Block::run_recomputed(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
+                                             const StepContext& step) const {
+  std::optional<Routing> routing;  // of the first run, which alone writes it
+  const std::vector<at::Tensor> outputs =
+      ops::recompute({stream.x_TD, stream.delta_TD, stream.x0_TD, stream.v_TD, value},
+                     [this, tables, step, &routing](const std::vector<at::Tensor>& in) {
+                       Stream at{in[0], in[1], in[2], in[3]};
+                       std::optional<Routing> decided = run(at, in[4], tables, step, nullptr);
+                       std::vector<at::Tensor> out{at.x_TD, at.delta_TD, at.x0_TD, at.v_TD};
+                       if (decided)
+                         for (const at::Tensor* tensor : tensors_of(*decided)) out.push_back(*tensor);
+                       if (!ops::is_recomputing()) routing = std::move(decided);
+                       return out;
+                     });
+  stream = {outputs[0], outputs[1], outputs[2], outputs[3]};
+  std::size_t next = 4;
+  if (routing)
+    for (at::Tensor* tensor : tensors_of(*routing)) *tensor = outputs[next++];
+  return routing;
+}
+
+ops::Normed Block::second_norm(const ops::Normed& in, const at::Tensor& attended_TD) const {
+  if (!parallel_) return ops::add_norm(in.x_TD, attended_TD, at::Tensor(), before_mlp_);
+  return one_norm() ? in : ops::add_norm(in.x_TD, at::Tensor(), at::Tensor(), before_mlp_);
+}
+
+std::optional<Routing> Block::run(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
+                                  const StepContext& step, KvCache::LayerCache* cache) const {
   const double dropout = step.training ? dropout_ : 0;
   const ops::Normed in = ops::add_norm(stream.x_TD, stream.delta_TD, stream.x0_TD, before_attention_);
-  const at::Tensor attended = cache ? attention_->forward_cached(in.n_TD, value, tables, step, *cache)
-                                    : attention_->forward(in.n_TD, value, tables, step);
-  const ops::Normed middle =
-      ops::add_norm(in.x_TD, ops::dropout(attended, dropout, 2 * layer_, step.dropout), at::Tensor(), before_mlp_);
+  const at::Tensor attention = cache ? attention_->forward_cached(in.n_TD, value, tables, step, *cache)
+                                     : attention_->forward(in.n_TD, value, tables, step);
+  const at::Tensor attended = ops::dropout(attention, dropout, 2 * layer_, step.dropout);
+  const ops::Normed middle = second_norm(in, attended);
   at::Tensor out;
   std::optional<Routing> routing = feed_forward(middle, out, step);
-  if (step.watch) show(step.watch, in.x_TD, attended, routing, out);
-  stream = {middle.x_TD, ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout), in.x0_TD};
+  if (step.watch && !ops::is_recomputing()) show(step.watch, in.x_TD, attended, routing, out);
+  out = ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout);
+  stream = {middle.x_TD, parallel_ ? attended + out : out, in.x0_TD, stream.v_TD};
+  if (inl_) {
+    const ops::InlState moved = inl_->forward({stream.x_TD + stream.delta_TD, stream.v_TD});
+    stream = {moved.h_TD, at::Tensor(), stream.x0_TD, moved.v_TD};
+  }
   return routing;
 }
 

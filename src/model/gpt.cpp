@@ -1,5 +1,6 @@
 #include "model/gpt.h"
 
+#include "base/error.h"
 #include "base/text.h"
 #include "model/init_rules.h"
 #include "model/layer_rules.h"
@@ -23,15 +24,18 @@ Gpt::Gpt(const Config& config, const PrecisionPolicy& policy) : Layer(""), confi
                                            ParameterKind::kValueEmbedding, {vocab, kv_width(model)},
                                            initial(Role::kValueEmbedding, model))
                                 : nullptr);
-  const Parameter *keep = nullptr, *again = nullptr;
+  SharedParts parts;
+  parts.state = &state_;
   if (model.resid_scalars) {
-    keep = &declare(store_, "resid.keep", ParameterKind::kKeepScalar, {layers}, {Init::Kind::kConstant, 1.0});
-    again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
+    parts.keep = &declare(store_, "resid.keep", ParameterKind::kKeepScalar, {layers}, {Init::Kind::kConstant, 1.0});
+    parts.again = &declare(store_, "resid.again", ParameterKind::kAgainScalar, {layers}, {Init::Kind::kConstant, 0.1});
   }
+  if (model.inl.enabled && model.inl.shared)
+    parts.inl = (inl_ = register_module("inl", std::make_shared<InlDynamics>(store_, "inl", model))).get();
   for (int layer = 0; layer < layers; ++layer) {
-    blocks_.push_back(register_module(
-        format("block%d", layer),
-        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, keep, again, &state_, policy)));
+    blocks_.push_back(
+        register_module(format("block%d", layer),
+                        std::make_shared<Block>(store_, format("blocks.%d", layer), config_, layer, parts, policy)));
     sparse_layers_ += blocks_.back()->sparse();
   }
   final_norm_.eps = model.norm_eps;
@@ -49,6 +53,9 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   tables_ = {};
   const auto options = at::TensorOptions().device(device);
   step_ = at::full({1}, host_step_, options.dtype(at::kLong));
+  if (config_.model.inl.enabled && config_.model.inl.carry_velocity)
+    velocity_TD_ = at::zeros({std::int64_t{config_.train.micro_batch} * config_.model.seq_len, config_.model.n_embd},
+                             options.dtype(at::kFloat));
   if (sparse_layers_ == 0) return;
   totals_.count_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kLong));
   totals_.prob_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kFloat));
@@ -74,6 +81,18 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   return tables_;
 }
 
+// A copy: the buffer is written before backward reads what forward began with.
+at::Tensor Gpt::first_velocity(const StepContext& step) const {
+  return step.training && velocity_TD_.defined() ? velocity_TD_.clone() : at::Tensor();
+}
+
+void Gpt::carry_velocity(const at::Tensor& v_TD, const StepContext& step) {
+  if (!step.training || !config_.model.inl.carry_velocity) return;
+  SWITCHYARD_ASSERT(velocity_TD_.sizes() == v_TD.sizes(), "carry_velocity: the micro-batch changed its size");
+  at::NoGradGuard no_grad;
+  velocity_TD_.copy_(at::nan_to_num(v_TD, 0, 0, 0));
+}
+
 at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                            std::vector<Routing>& layers) {
   StepContext step = given;
@@ -87,13 +106,14 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
   const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
-  Stream stream{x0, at::Tensor(), x0};
+  Stream stream{x0, at::Tensor(), x0, first_velocity(step)};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
     std::optional<Routing> routing =
         blocks_[i]->forward(stream, value, tables, step, cache ? &cache->layers[i] : nullptr);
     if (routing) layers.push_back(std::move(*routing));
   }
+  carry_velocity(stream.v_TD, step);
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
 }
 

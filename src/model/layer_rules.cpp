@@ -1,5 +1,6 @@
 #include "model/layer_rules.h"
 
+#include <algorithm>
 #include <cstddef>
 
 namespace switchyard {
@@ -43,6 +44,11 @@ int expert_width(const Config& config) {
 
 int shared_width(const Config& config) {
   return config.moe.n_shared_experts * (config.moe.d_shared ? config.moe.d_shared : expert_width(config));
+}
+
+int semantic_width(const Config& config) {
+  if (!config.router.semantic) return 0;
+  return config.router.semantic_dim ? config.router.semantic_dim : std::min(256, config.model.n_embd);
 }
 
 }  // namespace switchyard

@@ -16,6 +16,14 @@ std::int64_t micro_tokens(const Config& config) {
   return std::int64_t{config.train.micro_batch} * config.model.seq_len;
 }
 
+// Elements of the compute type that one fp32 value takes.
+std::int64_t words(const Config& config) { return 4 / compute_bytes(config); }
+bool recomputes_blocks(const Config& config) { return config.train.recompute == "block"; }
+// At most: a warm-up that averages runs all.
+int experts_of_a_token(const Config& config) {
+  return averages_experts(config.moe, 0) ? config.moe.n_experts : config.router.top_k;
+}
+
 std::int64_t copy_bytes(const Config& config, const Accounting& size) {
   if (config.precision.mode == "fp32") return 0;
   std::int64_t bytes = 2 * size.total;
@@ -36,8 +44,8 @@ std::int64_t copy_bytes(const Config& config, const Accounting& size) {
 std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int world_size) {
   std::int64_t muon = 0;
   if (config.optim.matrix_optimizer == "muon") {
-    for (const PartKind kind :
-         {PartKind::kAttention, PartKind::kExperts, PartKind::kSharedExperts, PartKind::kDenseMlp}) {
+    for (const PartKind kind : {PartKind::kAttention, PartKind::kExperts, PartKind::kSharedExperts, PartKind::kDenseMlp,
+                                PartKind::kInlControllers}) {
       muon += size.part(kind).total;
     }
     if (config.optim.router_optimizer == "muon") muon += size.part(PartKind::kRouter).total;
@@ -46,11 +54,22 @@ std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int w
   return config.parallel.shard_optimizer ? (bytes + world_size - 1) / world_size : bytes;
 }
 
+// What a block that is computed again keeps: x and delta, the velocity with INL (which leaves no delta), and the value
+// embedding.
+std::int64_t block_input_elements(const Config& config, int layer) {
+  const ModelConfig& model = config.model;
+  const std::int64_t value = has_value_embedding(model, layer) ? kv_width(model) : 0;
+  return (model.inl.enabled ? 1 + words(config) : 2) * model.n_embd + value;
+}
+
 // Beside the layers: the embedding before its norm (which keeps its input), x0, the last residual, and the head's
 // gradient of its input, taken in forward.
 std::int64_t activation_bytes(const Config& config) {
   std::int64_t elements = (config.model.embed_norm ? 4 : 3) * std::int64_t{config.model.n_embd};
-  for (int layer = 0; layer < config.model.n_layer; ++layer) elements += activation_elements_per_token(config, layer);
+  if (config.model.inl.enabled) elements += config.model.n_embd * words(config);  // the first velocity
+  for (int layer = 0; layer < config.model.n_layer; ++layer)
+    elements +=
+        recomputes_blocks(config) ? block_input_elements(config, layer) : activation_elements_per_token(config, layer);
   return micro_tokens(config) * elements * compute_bytes(config);
 }
 
@@ -60,20 +79,29 @@ std::int64_t feed_forward_workspace(const Config& config) {
   const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1, width = config.model.n_embd;
   std::int64_t elements = 0;
   for (int layer = 0; layer < config.model.n_layer; ++layer) {
-    const std::int64_t experts = config.router.top_k * ((inputs + 2) * expert_width(config) + 2 * width);
+    const std::int64_t experts = experts_of_a_token(config) * ((inputs + 2) * expert_width(config) + 2 * width);
     const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
     elements = std::max(elements, is_moe_layer(config, layer) ? experts : dense);
   }
   return micro_tokens(config) * elements * compute_bytes(config);
 }
 
-// The head's turn or the feed-forward's, and with either the residual stream's gradients: of x, of x0 and of n; ops
-// add to them in place.
+// What one block keeps for its own backward, where blocks are computed again.
+std::int64_t recomputed_block(const Config& config) {
+  std::int64_t elements = 0;
+  for (int layer = 0; recomputes_blocks(config) && layer < config.model.n_layer; ++layer)
+    elements = std::max(elements, activation_elements_per_token(config, layer));
+  return micro_tokens(config) * elements * compute_bytes(config);
+}
+
+// The head's turn or a block's, and with either the residual stream's gradients: of x, of x0 and of n; ops add to them
+// in place.
 std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
   const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
   const std::int64_t head = chunk * config.model.vocab_size * bytes;
-  return std::max(head, feed_forward_workspace(config)) + 3 * tokens * width * bytes;
+  const std::int64_t block = recomputed_block(config) + feed_forward_workspace(config);
+  return std::max(head, block) + 3 * tokens * width * bytes;
 }
 
 }  // namespace
@@ -84,19 +112,28 @@ std::int64_t workspace_bytes(const Config& config) {
 // dense mlp     the pre-activation (two when gated) and the activation
 // MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
 //               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
-//               row and token of each assignment. Shared experts as a dense mlp
+//               row and token of each assignment; a semantic router's projection, before and after its norm, and its
+//               cosines. Shared experts and a flexible FFN as a dense mlp, and with the latter both outputs, for their
+//               share's gradient
+// INL           h, the fp32 velocity, and the controller's hidden layer in fp32
+// A parallel block has one x', and without weights one norm.
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
-  const std::int64_t words = 4 / compute_bytes(config);  // elements that one fp32 value takes
+  const std::int64_t words = switchyard::words(config), width = model.n_embd;
   const std::int64_t inputs = is_gated(model.mlp) ? 2 : 1;
   std::int64_t elements = 2 * (q_width(model) + 2 * kv_width(model)) + q_width(model) + head_count(model) * words;
   if (has_value_embedding(model, layer)) elements += kv_width(model) + kv_head_count(model);
   if (model.qk_norm_weight) elements += q_width(model) + kv_width(model);
-  elements += 4 * std::int64_t{model.n_embd} + 2 * words;
+  const std::int64_t norms = model.block == "parallel" && !model.norm_weight ? 1 : 2;
+  elements += ((model.block == "parallel" ? 1 : 2) + norms) * width + norms * words;
+  if (model.inl.enabled) elements += (1 + words) * width;
+  if (model.inl.enabled && model.inl.mode == "adaptive") elements += model.inl.controller_hidden * words;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
-  elements += config.router.top_k * inputs * expert_width(config);
+  if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * width;
+  elements += experts_of_a_token(config) * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
-  elements += (config.moe.n_experts + 4 * config.router.top_k) * words;
+  elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
+  if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;
   return elements;
 }
 

@@ -80,18 +80,26 @@ const char* to_string(ParameterKind kind) {
       return "x0 scalars";
     case ParameterKind::kNorm:
       return "norms";
+    case ParameterKind::kMixScalar:
+      return "mixing scalars";
+    case ParameterKind::kInlController:
+      return "INL controllers";
+    case ParameterKind::kInlVector:
+      return "INL vectors";
   }
   return "?";
 }
 
 bool computes_in_fp32(ParameterKind kind) {
   return kind == ParameterKind::kRouter || kind == ParameterKind::kRouterVector || kind == ParameterKind::kKeepScalar ||
-         kind == ParameterKind::kAgainScalar || kind == ParameterKind::kNorm;
+         kind == ParameterKind::kAgainScalar || kind == ParameterKind::kNorm || kind == ParameterKind::kMixScalar ||
+         kind == ParameterKind::kInlVector;
 }
 
 bool is_block_matrix(ParameterKind kind) {
   return kind == ParameterKind::kAttention || kind == ParameterKind::kMlp || kind == ParameterKind::kRouter ||
-         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert;
+         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert ||
+         kind == ParameterKind::kInlController;
 }
 
 Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key) {
@@ -117,6 +125,12 @@ std::int64_t Parameter::count() const { return product(shape); }
 
 std::int64_t Parameter::logical_matrices() const {
   return (shape.size() == 3 ? shape[0] : 1) * static_cast<std::int64_t>(row_split.size());
+}
+
+thread_local int UsesAreCounted::depth_ = 0;
+
+void Parameter::use() const {
+  if (!UsesAreCounted::here()) ++pending_;
 }
 
 void Parameter::grad_added() const {
@@ -169,6 +183,12 @@ void ParameterStore::initialize(std::uint64_t seed) {
   for (const auto& parameter : parameters_) {
     if (parameter->init.kind == Init::Kind::kConstant) {
       parameter->master.fill_(parameter->init.scale);
+      continue;
+    }
+    if (parameter->init.kind == Init::Kind::kPieces) {
+      const std::vector<double>& pieces = parameter->init.pieces;
+      const auto parts = parameter->master.chunk(static_cast<std::int64_t>(pieces.size()), 0);
+      for (std::size_t i = 0; i < pieces.size(); ++i) parts[i].fill_(pieces[i]);
       continue;
     }
     parameter->master.copy_(drawn(parameter->shape, parameter->init, mix_key(seed, fnv1a(parameter->name))));

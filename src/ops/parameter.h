@@ -29,6 +29,9 @@ enum class ParameterKind {
   kKeepScalar,
   kAgainScalar,
   kNorm,
+  kMixScalar,
+  kInlController,
+  kInlVector,
 };
 const char* to_string(ParameterKind kind);
 // Read in fp32 by the kernels whatever the precision: routers, gates of few rows stay with the activations' type.
@@ -38,8 +41,9 @@ bool is_block_matrix(ParameterKind kind);
 
 // Initial values: a function of (seed, name, index) alone, so no weight depends on layers, ranks or placement.
 struct Init {
-  enum class Kind { kConstant, kUniform, kNormal, kOrthogonalRows } kind = Kind::kConstant;
+  enum class Kind { kConstant, kUniform, kNormal, kOrthogonalRows, kPieces } kind = Kind::kConstant;
   double scale = 0;  // the constant, the bound of the uniform, the deviation of the normal, 1 / the rows' norm
+  std::vector<double> pieces = {};  // of equal parts of the first dimension, a constant each
 };
 
 // Values of that Init for the key, fp32 on the CPU.
@@ -67,7 +71,7 @@ class Parameter {
 
   // Ops call use() in a forward pass that will be differentiated and grad_added() when backward has added to the slice;
   // after the last use `on_ready` fires. Not safe for concurrent calls on one parameter.
-  void use() const { ++pending_; }
+  void use() const;
   void grad_added() const;
   void forget_uses() const { pending_ = 0; }
   std::function<void(const Parameter&)> on_ready;
@@ -80,6 +84,19 @@ class Parameter {
 struct Placement {
   std::vector<std::int64_t> offset;  // one a parameter
   std::int64_t total = 0;            // elements of each flat buffer, padding included
+};
+
+// While one lives, use() counts nothing on its thread: for a forward pass that runs a second time (ops/recompute.h).
+class UsesAreCounted {
+ public:
+  UsesAreCounted() { ++depth_; }
+  ~UsesAreCounted() { --depth_; }
+  UsesAreCounted(const UsesAreCounted&) = delete;
+  UsesAreCounted& operator=(const UsesAreCounted&) = delete;
+  static bool here() { return depth_ > 0; }
+
+ private:
+  static thread_local int depth_;
 };
 
 // Owns the parameters of one model, in declaration order, and their flat buffers.

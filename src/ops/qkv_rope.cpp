@@ -131,7 +131,9 @@ Qkv qkv_rope_reference(const Tensor& qkv, const Tensor& value, const Tensor& gat
   const std::int64_t tokens = qkv.size(0), sequences = tokens / s.seq_len;
   const auto parts =
       qkv.view({tokens, s.heads + 2 * s.kv_heads, s.head_dim}).split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 1);
-  const auto table = [&](const Tensor& t) { return t.to(qkv.scalar_type()).repeat({sequences, 1}).unsqueeze(1); };
+  const auto table = [&](const Tensor& t) {  // which may be longer than the sequences
+    return t.narrow(0, 0, s.seq_len).to(qkv.scalar_type()).repeat({sequences, 1}).unsqueeze(1);
+  };
   const Tensor cos = table(tables.cos_SC), sin = table(tables.sin_SC);
   Tensor v = parts[2];
   if (value.defined()) v = v + 2 * at::sigmoid(gate).unsqueeze(-1) * value.view_as(v);

@@ -33,6 +33,8 @@ GroupRule group_rule(const Parameter& parameter, const Config& config) {
       return adamw(a.gate_lr, a);
     case ParameterKind::kKeepScalar:
     case ParameterKind::kNorm:
+    case ParameterKind::kMixScalar:
+    case ParameterKind::kInlVector:
       return {false, a.scalar_lr, a.beta1, 0};
     case ParameterKind::kAgainScalar:
       return {false, a.x0_lr, a.x0_beta1, 0};
@@ -44,6 +46,7 @@ GroupRule group_rule(const Parameter& parameter, const Config& config) {
     case ParameterKind::kMlp:
     case ParameterKind::kExpert:
     case ParameterKind::kSharedExpert:
+    case ParameterKind::kInlController:
       break;
   }
   return matrix_rule(optim, optim.matrix_optimizer == "muon", optim.matrix_lr);

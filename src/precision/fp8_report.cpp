@@ -8,7 +8,7 @@ namespace switchyard {
 namespace {
 
 std::string reason_to_skip(const LinearLayer& layer, const PrecisionConfig& precision) {
-  if (layer.is_router_or_gate) return "routers and value gates keep full precision";
+  if (layer.is_router_or_gate) return "routers, value gates and INL controllers keep full precision";
   for (const std::string& pattern : precision.fp8_exclude) {
     if (matches_glob(pattern, layer.name)) return "name matches precision.fp8_exclude \"" + pattern + "\"";
   }

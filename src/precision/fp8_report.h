@@ -15,7 +15,7 @@ struct LinearLayer {
   std::string name;                 // blocks.3.attn.qkv
   std::int64_t rows = 0, cols = 0;  // of the matrix one GEMM reads: output and input width; one expert of a stack
   int matrices = 1;                 // logical ones
-  bool is_router_or_gate = false;   // these stay in fp32 or bf16 always
+  bool is_router_or_gate = false;   // and INL controllers: these stay in fp32 or bf16 always
 };
 
 struct Fp8Decision {
@@ -32,7 +32,7 @@ struct Fp8Report {
 };
 
 // A layer converts iff no pattern of precision.fp8_exclude matches its full name, both dims are multiples of
-// fp8_min_align, and it is neither a router nor a value gate. Does not look at precision.mode.
+// fp8_min_align, and it is no router, value gate or INL controller. Does not look at precision.mode.
 Fp8Report decide_fp8(const std::vector<LinearLayer>& layers, const PrecisionConfig& precision);
 
 // "fp8: 49 converted, 210 skipped", then a line for each run of layers that share a role and a reason; with every_layer

@@ -18,6 +18,8 @@ class Replay {
 
   // may_record false: this call runs eagerly, and recording waits for a later one.
   void run(bool may_record = true);
+  // A call whose kernels are not those to record, before any is recorded. It does not count as one of the first two.
+  void run_apart() { work_(); }
   bool warm() const { return calls_ >= kEagerCalls; }  // its next call may record
   bool recorded() const { return graph_ != nullptr; }
 

@@ -81,16 +81,12 @@ void TrainStep::micro_batch(const Batch& batch, std::int64_t index) {
                     "a training target is to be ignored, but the loss is a mean over all");
   load(batch);
   const bool reduces = parallel_.ranks() > 1 && index + 1 == micro_batches_;
-  if (reduces) return last_->run(may_record());
+  // Steps that average all experts launch other kernels than those after them.
+  if (averages_experts(config_.moe, model_.step())) return (reduces ? last_ : inner_)->run_apart();
+  if (reduces) return last_->run();
   // A graph keeps its memory: were it recorded before the last micro-batch, of which a step has one, has run eagerly,
   // that one's activations would be held a second time beside it.
-  inner_->run(may_record() && (parallel_.ranks() == 1 || last_->warm()));
-}
-
-bool TrainStep::may_record() const {
-  const MoeConfig& moe = config_.moe;
-  // Two steps more: what is recorded has run eagerly before.
-  return !moe.use_moe || moe.warmup_mode != "dense_average" || model_.step() >= moe.warmup_steps + 2;
+  inner_->run(parallel_.ranks() == 1 || last_->warm());
 }
 
 void TrainStep::look_again(Watch watch) {

@@ -37,8 +37,6 @@ class TrainStep {
   bool captured() const;
 
  private:
-  // False while the steps launch other kernels than those that follow (moe.warmup_mode = dense_average).
-  bool may_record() const;
   void forward_backward();
   void apply_update();
   void load(const Batch& batch);

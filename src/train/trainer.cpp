@@ -57,6 +57,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       started_(Clock::now()) {
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
+  averaging_flops_per_token_ = static_cast<double>(size.averaging_flops_per_token);
   steps_ = resolve_steps(config_.train, {size.scaling_parameters, flops_per_token_});
   micro_batches_ =
       config_.train.batch_tokens / (std::int64_t{config_.train.micro_batch} * config_.model.seq_len * world.size());

@@ -67,7 +67,7 @@ class Trainer {
   const ComputeDevice device_;
   const std::string folder_;
   std::int64_t steps_ = 0, micro_batches_ = 0;  // micro-batches of a step on this rank
-  double flops_per_token_ = 0;
+  double flops_per_token_ = 0, averaging_flops_per_token_ = 0;
 
   std::unique_ptr<Collectives> collectives_;  // outlives the graphs in step_
   const PrecisionChoice precision_;

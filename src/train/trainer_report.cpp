@@ -32,7 +32,8 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
   m.seconds_per_step = elapsed / std::max(1.0, interval_steps);
   clock_.add(elapsed, step - interval_start_step_);
   m.tokens_per_s = static_cast<double>(config_.train.batch_tokens) / m.seconds_per_step;
-  m.mfu = model_flops_utilisation(m.tokens_per_s, flops_per_token_, device_.peak_tflops, world_.size());
+  const double flops = averages_experts(config_.moe, step - 1) ? averaging_flops_per_token_ : flops_per_token_;
+  m.mfu = model_flops_utilisation(m.tokens_per_s, flops, device_.peak_tflops, world_.size());
   m.memory_bytes = control.max(peak_memory_bytes(device_.index()));
   m.lr_factor = learning_rate_factor(config_.optim.schedule, step - 1, steps_);
   m.lr = m.lr_factor * (config_.optim.matrix_optimizer == "muon" ? config_.optim.muon.lr : config_.optim.matrix_lr);

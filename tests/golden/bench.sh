@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench moe gives its figures on a CPU and a run the parts of its steps; wrong arguments are named.
+# bench moe and moe-vs-mlp give their figures on a CPU and a run the parts of its steps; wrong arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -23,6 +23,29 @@ for shape in result["shapes"]:
 EOF
 done
 passed "bench moe: a row and positive figures for every shape"
+
+"$bin/bench" moe-vs-mlp --device cpu --tokens 33 64 --experts 1 4 --top-k 1 2 --width 32 --active 64 --repeats 3 \
+  --json result.json >output 2>&1 || fail "bench moe-vs-mlp ended with code $?" output
+python3 - result.json output <<'EOF' || fail "bench moe-vs-mlp gives not what it should" output
+import json, sys
+shapes = json.load(open(sys.argv[1]))["shapes"]
+assert [(s["tokens"], s["experts"], s["topk"], s["hidden"]) for s in shapes] == \
+    [(t, e, k, 64 // k) for t in (33, 64) for e, k in ((1, 1), (4, 1), (4, 2))], shapes
+for shape in shapes:
+    assert [run["backend"] for run in shape["runs"]] == ["mlp", "cpu", "reference"], shape
+    flops = 2 * 3 * shape["tokens"] * 32 * 64
+    for run in shape["runs"]:
+        assert 0 < run["fwd_ms"] < run["fwd_bwd_ms"], run
+        assert abs(run["fwd_tflops"] * run["fwd_ms"] * 1e9 / flops - 1) < 1e-6, run
+        assert abs(run["fwd_bwd_tflops"] * run["fwd_bwd_ms"] * 1e9 / flops - 3) < 1e-6, run
+        assert abs(run["tokens_per_s"] * run["fwd_bwd_ms"] * 1e-3 / shape["tokens"] - 1) < 1e-6, run
+        assert 0 <= max(run["output_error"], run["gradient_error"]) < 1e-5, run
+    assert shape["runs"][2]["output_error"] == shape["runs"][2]["gradient_error"] == 0, shape
+rows = [line.split() for line in open(sys.argv[2])]
+assert [row[-8] for row in rows if row and row[0] in ("33", "64") and row[-8] in ("cpu", "reference")] == \
+    ["cpu", "reference"] * 6, rows
+EOF
+passed "bench moe-vs-mlp: the dense MLP and every backend for every combination, with its error"
 
 must_train timed --config tiny_dense --train.steps 3 --train.log_every 1
 python3 - timed/metrics.jsonl <<'EOF' || fail "the parts of a step do not add up" timed/metrics.jsonl
@@ -51,5 +74,9 @@ bad 'multiples of 8' moe --shape 64,30,24,4,2
 bad 'K is at most E' moe --shape 64,32,24,4,5
 bad 'gelu' moe --activation gelu
 bad '--shap' moe --shap 64,32,24,4,2
+bad 'choose a multiple of 24' moe-vs-mlp --top-k 3 --active 64
+bad '--experts 0 is not from 1' moe-vs-mlp --experts 0
+bad 'every --top-k exceeds every --experts' moe-vs-mlp --experts 2 --top-k 4
+bad '--backend tpu is not one of CPU' moe-vs-mlp --device cpu --backend tpu
 [[ -e /dev/nvidia0 ]] || bad 'GPU' ops
 passed "bench: wrong arguments are named"

@@ -88,6 +88,36 @@ TEST(Accounting, VariantsOfD12) {
   }
 }
 
+// One module of 324 D + 64 parameters, of them 320 D multiply, once a layer.
+TEST(Accounting, InlDynamics) {
+  struct Case {
+    int layers, width;
+    std::int64_t shared;
+  };
+  for (const Case& c : {Case{8, 1024, 331840}, Case{17, 1536, 497728}, Case{32, 4096, 1327168}})
+    for (const bool shared : {true, false}) {
+      Config with = llama(c.layers, c.width, 16, 4, 64, 8, 2, 4096, 2048), without = with;
+      with.model.inl.enabled = true;
+      with.model.inl.shared = shared;
+      const Accounting a = account(with), b = account(without);
+      EXPECT_EQ(a.total - b.total, shared ? c.shared : c.layers * c.shared);
+      EXPECT_EQ(a.flops_per_token - b.flops_per_token, c.layers * 6 * std::int64_t{320} * c.width);
+      with.model.inl.mode = "lite";
+      EXPECT_EQ(account(with).total - b.total, (shared ? 1 : c.layers) * std::int64_t{c.width});
+      EXPECT_EQ(account(with).flops_per_token, b.flops_per_token);
+    }
+}
+
+TEST(Accounting, FlexibleFfnAndAveragingWarmUp) {
+  Config config = moe_8x2();
+  const Accounting plain = account(config);
+  config.moe.flexible_ffn = true;
+  const std::int64_t dense = std::int64_t{12} * 2 * 768 * 3072;
+  EXPECT_EQ(account(config).total - plain.total, dense + 12);
+  EXPECT_EQ(account(config).flops_per_token - plain.flops_per_token, 6 * dense);
+  EXPECT_EQ(plain.averaging_flops_per_token - plain.flops_per_token, 6 * plain.inactive);
+}
+
 TEST(Accounting, LlamaFamily) {
   struct Case {
     const char* name;

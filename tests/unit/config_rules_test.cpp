@@ -255,6 +255,40 @@ TEST(ConfigDerive, AHandBuiltConfigIsFilledToo) {
   EXPECT_EQ(config.moe.d_expert, 128);
 }
 
+TEST(ConfigDerive, SegmentsCutExpertsAtUnchangedCost) {
+  struct Case {
+    const char* moe;
+    int top_k, n_experts, d_expert, d_shared, resolved_top_k;
+  };
+  for (const Case& c : std::vector<Case>{
+           {R"("segments": 4, "expert_hidden_mult": 2)", 2, 32, 384, 384, 8},
+           {R"("segments": 4, "expert_hidden_mult": 2, "n_shared_experts": 1)", 2, 31, 384, 384, 7},
+           {R"("segments": 2, "d_expert": 1000, "n_experts": 16, "n_shared_experts": 3, "d_shared": 70)", 4, 29, 500,
+            70, 5},
+           {R"("segments": 1, "d_expert": 1001)", 2, 8, 1001, 1001, 2},
+           {R"("segments": 2, "n_experts": 1)", 0, 2, 1536, 1536, 2},  // top_k, not given, yields first
+       }) {
+    const std::string router = c.top_k ? R"(, "router": {"top_k": )" + std::to_string(c.top_k) + "}" : "";
+    const std::string json = R"({"moe": {"use_moe": true, )" + std::string(c.moe) + "}" + router + "}";
+    ResolvedConfig r = parse_config(json, "a.json", {});
+    for (int again = 0; again < 3; ++again) {
+      EXPECT_EQ(r.config.moe.n_experts, c.n_experts) << c.moe;
+      EXPECT_EQ(r.config.moe.d_expert, c.d_expert) << c.moe;
+      EXPECT_EQ(r.config.moe.d_shared, c.d_shared) << c.moe;
+      EXPECT_EQ(r.config.router.top_k, c.resolved_top_k) << c.moe;
+      if (again == 0) derive(r, 1);
+      if (again == 1) r = parse_config(r.given_json(), "config.json", {});  // as a resumed run does
+    }
+  }
+  const ResolvedConfig r = parse_config(R"({"moe": {"use_moe": true, "segments": 4, "n_shared_experts": 1}})", "a", {});
+  ASSERT_EQ(r.notes.size(), 1u);
+  EXPECT_NE(r.notes[0].find("8 experts of width 3072, 2 a token, become 31 of width 768, 7 a token"), std::string::npos)
+      << r.notes[0];
+  for (const char* bad : {R"({"moe": {"use_moe": true, "segments": 3, "d_expert": 1000}})",
+                          R"({"moe": {"use_moe": true, "segments": 2, "n_shared_experts": 4}})"})
+    EXPECT_THROW(parse_config(bad, "a.json", {}), ConfigError) << bad;
+}
+
 TEST(ConfigDerive, TheDeviceIsSettledOnceAndStays) {
   ResolvedConfig r = parse_config("{}", "a.json", {});
   settle_device(r, false);

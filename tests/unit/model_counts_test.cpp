@@ -33,6 +33,10 @@ PartKind part_of(ParameterKind kind) {
       return PartKind::kValueGate;
     case ParameterKind::kNorm:
       return PartKind::kNorms;
+    case ParameterKind::kInlController:
+      return PartKind::kInlControllers;
+    case ParameterKind::kInlVector:
+      return PartKind::kInlVectors;
     default:
       return PartKind::kScalars;
   }
@@ -70,8 +74,17 @@ std::vector<Family> families() {
     config.moe.d_expert = 32;
     config.moe.n_shared_experts = 2;
     result.push_back({"sparse", config});
+    config.moe.flexible_ffn = true;
+    config.model.block = "parallel";
+    result.push_back({"flexible, parallel", config});
   }
 #endif
+  for (const char* mode : {"adaptive", "lite"})
+    for (const bool shared : {true, false}) {
+      Config config = small();
+      config.model.inl.enabled = true, config.model.inl.mode = mode, config.model.inl.shared = shared;
+      result.push_back({"INL", config});
+    }
   return result;
 }
 

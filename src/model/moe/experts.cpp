@@ -45,13 +45,13 @@ at::Tensor Experts::forward(const at::Tensor& x_TD, const Dispatched& rows, cons
   return ops::moe_ffn(x_TD, rows.weight_TK, weights_, plan, products, options);
 }
 
-SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,
-                             const PrecisionPolicy& policy)
+SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, ParameterKind kind,
+                             const ExpertShape& shape, const PrecisionPolicy& policy)
     : Layer(name), activation_(shape.activation) {
-  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", ParameterKind::kSharedExpert,
-                                                       up_rows(shape), shape.width, shape.up, policy, up_split(shape)));
-  down_ = register_module("down", std::make_shared<Linear>(store, name + ".down", ParameterKind::kSharedExpert,
-                                                           shape.width, shape.hidden, shape.down, policy));
+  up_ = register_module("up", std::make_shared<Linear>(store, name + ".up", kind, up_rows(shape), shape.width, shape.up,
+                                                       policy, up_split(shape)));
+  down_ = register_module(
+      "down", std::make_shared<Linear>(store, name + ".down", kind, shape.width, shape.hidden, shape.down, policy));
 }
 
 at::Tensor SharedExperts::forward(const at::Tensor& x_TD, const StepContext& step) const {

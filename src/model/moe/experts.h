@@ -40,7 +40,8 @@ class Experts : public Layer {
 // Experts that every token visits: one MLP of the summed width (DeepSeekMoE, Dai et al. 2024).
 class SharedExperts : public Layer {
  public:
-  SharedExperts(ParameterStore& store, const std::string& name, const ExpertShape& shape,
+  // kind: kSharedExpert, or kMlp for a dense MLP that is no expert
+  SharedExperts(ParameterStore& store, const std::string& name, ParameterKind kind, const ExpertShape& shape,
                 const PrecisionPolicy& policy);
   at::Tensor forward(const at::Tensor& x_TD, const StepContext& step) const;
 

@@ -2,26 +2,49 @@
 
 #include "model/moe/balance.h"
 #include "ops/inject_loss.h"
+#include "ops/mix.h"
 
 namespace switchyard {
 
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
          const RouterPlace& place, const PrecisionPolicy& policy)
-    : Layer(name), config_(config), inject_(config.moe.aux_injection == "autograd") {
+    : Layer(name),
+      config_(config),
+      inject_(config.moe.aux_injection == "autograd"),
+      warm_up_(config.moe) {
   router_ = register_module("router", make_router(store, name + ".router", config, place));
   dispatcher_ = register_module("dispatcher", std::make_shared<Dispatcher>(store, name, config));
   experts_ = register_module(
       "experts", std::make_shared<Experts>(store, name + ".experts", shape.routed, config, place.layer, policy));
   if (shape.shared.hidden > 0)
-    shared_ = register_module("shared", std::make_shared<SharedExperts>(store, name + ".shared", shape.shared, policy));
+    shared_ = register_module(
+        "shared",
+        std::make_shared<SharedExperts>(store, name + ".shared", ParameterKind::kSharedExpert, shape.shared, policy));
+  if (shape.dense.hidden > 0)
+    flexible_ = register_module(
+        "flexible", std::make_shared<FlexibleFfn>(store, name, shape.dense, config.moe.combine_init, policy));
+}
+
+at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, const StepContext& step) const {
+  at::Tensor fade = warm_up_.fade(step), out_TD = routed_TD;
+  const at::Tensor shared_TD = shared_ ? shared_->forward(x_TD, step) : at::Tensor();
+  if (fade.defined() && warm_up_.averages(step)) {
+    out_TD = shared_ ? ops::mix(out_TD, shared_TD, fade) : ops::scaled(out_TD, fade);
+    fade = at::Tensor();
+  } else {
+    if (fade.defined() && !flexible_) out_TD = ops::scaled(out_TD, fade);
+    if (shared_) out_TD = out_TD + shared_TD;
+  }
+  return flexible_ ? flexible_->forward(x_TD, out_TD, fade, step) : out_TD;
 }
 
 MoeOutput Moe::forward(const RouterInput& in, const StepContext& step) const {
   Routing routing = router_->route(in, step);
-  const Dispatched rows = dispatcher_->place(in.x_TD, routing, step);
+  const Dispatched rows = warm_up_.averages(step) ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts)
+                                                  : dispatcher_->place(in.x_TD, routing, step);
   at::Tensor out_TD = experts_->forward(in.x_TD, rows, step);
   if (rows.beside_TD.defined()) out_TD = out_TD + rows.beside_TD;
-  if (shared_) out_TD = out_TD + shared_->forward(in.x_TD, step);
+  out_TD = joined(out_TD, in.x_TD, step);
   if (inject_ && step.training) {
     const at::Tensor weighted_L = layer_losses(stacked({routing}), config_, step).weighted_L;
     if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);

@@ -3,13 +3,16 @@
 
 #include "model/moe/dispatcher.h"
 #include "model/moe/experts.h"
+#include "model/moe/flexible_ffn.h"
 #include "model/moe/router.h"
+#include "model/moe/warm_up.h"
 
 namespace switchyard {
 
 struct MoeShape {
   ExpertShape routed;
   ExpertShape shared;  // hidden 0: none
+  ExpertShape dense;   // of the flexible FFN; hidden 0: none
 };
 
 struct MoeOutput {
@@ -27,12 +30,17 @@ class Moe : public Layer {
   MoeOutput forward(const RouterInput& in, const StepContext& step) const;
 
  private:
+  // What stands beside the routed experts joins their sum.
+  at::Tensor joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, const StepContext& step) const;
+
   const Config config_;
   const bool inject_;
+  const WarmUp warm_up_;
   std::shared_ptr<Router> router_;
   std::shared_ptr<Dispatcher> dispatcher_;
   std::shared_ptr<Experts> experts_;
   std::shared_ptr<SharedExperts> shared_;
+  std::shared_ptr<FlexibleFfn> flexible_;
 };
 
 }  // namespace switchyard

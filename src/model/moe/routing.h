@@ -1,6 +1,8 @@
 // What the router decided about the tokens of one micro-batch, and what became of it.
 #pragma once
 
+#include <vector>
+
 #include "ops/router_scores.h"
 
 namespace switchyard {
@@ -18,6 +20,13 @@ struct Routing {
   at::Tensor q_TE, bias_E;     // what the choice was made of, where not of the scores alone: q, or scores + bias
   Diverted diverted;
 };
+
+// Every tensor of it, in a fixed order: what a block that is computed again hands out (ops/recompute.h).
+inline std::vector<at::Tensor*> tensors_of(Routing& r) {
+  ops::RouterScores& s = r.scores;
+  return {&s.expert_TK, &s.weight_TK, &s.count_GE,         &s.prob_sum_GE,      &s.importance_E,
+          &s.z_sum,     &r.logits_TE, &r.diverted.dropped, &r.diverted.to_null, &r.diverted.rerouted};
+}
 
 // Which expert computes what: the router's choice after capacities.
 struct Dispatched {

@@ -165,8 +165,9 @@ void print(const bench::MoeVsMlp& result, int digits) {
 
 Json to_json(const bench::MoeVsMlp& result) {
   const bench::MoeVsMlpShape& shape = result.shape;
-  Json json = {{"tokens", shape.tokens},   {"n_embd", shape.width}, {"active", shape.active}, {"hidden", shape.hidden()},
-               {"experts", shape.experts}, {"topk", shape.top_k},   {"runs", Json::array()}};
+  Json json = {{"tokens", shape.tokens},   {"n_embd", shape.width},    {"active", shape.active},
+               {"hidden", shape.hidden()}, {"experts", shape.experts}, {"topk", shape.top_k},
+               {"runs", Json::array()}};
   for (const bench::LayerRun& run : result.runs)
     json["runs"].push_back({{"backend", run.backend},
                             {"fwd_ms", run.times.forward_ms},

@@ -78,9 +78,9 @@ class TimedLayer {
     return with.x_TD.grad();
   }
   PassTimes time(const Material& with, const ComputeDevice& device, bool record, int repeats) const {
-    return time_passes({[&] { return forward(with.x_TD, with.step); },
-                        [&](const Tensor& out_TD) { differentiate(out_TD, with); }},
-                       device.index(), record, repeats, kWarmUps);
+    return time_passes(
+        {[&] { return forward(with.x_TD, with.step); }, [&](const Tensor& out_TD) { differentiate(out_TD, with); }},
+        device.index(), record, repeats, kWarmUps);
   }
   // {output, gradients of x and of the parameters end to end}
   std::pair<Tensor, Tensor> values(const Material& with) {
@@ -151,8 +151,9 @@ std::vector<MoeVsMlpShape> sweep(const std::vector<std::int64_t>& tokens, const 
   for (const int k : top_k) {
     check(k, 1, kernels::kMaxTopK, "--top-k");
     if (active % (8 * k) != 0)
-      throw ConfigError(format("--active %d over --top-k %d experts is no whole multiple of 8 each; choose a multiple of %d",
-                               active, k, 8 * k));
+      throw ConfigError(
+          format("--active %d over --top-k %d experts is no whole multiple of 8 each; choose a multiple of %d", active,
+                 k, 8 * k));
   }
   if (width % 8 != 0) throw ConfigError(format("--width %d is not a multiple of 8", width));
   for (const std::int64_t t : tokens)
@@ -173,8 +174,7 @@ MoeVsMlp time_moe_vs_mlp(const MoeVsMlpShape& shape, const std::string& activati
       device.device.is_cuda() && ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device();
   const Material material(shape, device);
   const int matrices = ops::is_gated(ops::parse_activation(activation)) ? 3 : 2;
-  MoeVsMlp result{
-      shape, 2.0 * matrices * static_cast<double>(shape.tokens) * shape.width * shape.active, {}};
+  MoeVsMlp result{shape, 2.0 * matrices * static_cast<double>(shape.tokens) * shape.width * shape.active, {}};
   {
     DenseLayer mlp(config_of(shape, activation, "auto"));
     mlp.prepare(device);

@@ -17,8 +17,7 @@ struct Event {
 };
 
 // Milliseconds of each run.
-std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats,
-                              int warm_ups) {
+std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats, int warm_ups) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
   for (int i = 0; i < warm_ups; ++i) work();
   stream.synchronize();

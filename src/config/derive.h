@@ -9,7 +9,8 @@ namespace switchyard {
 void derive(Config& config);
 
 // The same on a loaded config: marks what it fills as derived, lets an untouched default yield to a value the user set,
-// and expands moe.segments where it can, which is then 1 (each with a line in resolved.notes). Idempotent. world_size 0: unknown yet, nothing that depends on it moves.
+// and expands moe.segments where it can, which is then 1 (each with a line in resolved.notes). Idempotent. world_size
+// 0: unknown yet, nothing that depends on it moves.
 void derive(ResolvedConfig& resolved, int world_size = 0);
 
 // Turns device "auto" into "cuda" or "cpu" and derives again: on a CPU an untouched precision.mode becomes fp32.

@@ -36,12 +36,14 @@ void check_segments(Rules& rules) {
   const int m = c.moe.segments, top_k = c.router.top_k, shared = c.moe.n_shared_experts;
   if (m == 1) return;
   if (c.moe.d_expert % m != 0)
-    rules.fail(format("moe.segments = %d does not divide the experts' width %d (moe.d_expert, or moe.expert_hidden_mult "
-                      "* model.n_embd); choose %s",
-                      m, c.moe.d_expert, divisors_text(c.moe.d_expert).c_str()));
-  rules.fail(format("moe.segments = %d times router.top_k = %d less moe.n_shared_experts = %d leaves %d routed experts a "
-                    "token; choose segments of at least %d, or fewer shared experts",
-                    m, top_k, shared, m * top_k - shared, shared / top_k + 1));
+    rules.fail(
+        format("moe.segments = %d does not divide the experts' width %d (moe.d_expert, or moe.expert_hidden_mult "
+               "* model.n_embd); choose %s",
+               m, c.moe.d_expert, divisors_text(c.moe.d_expert).c_str()));
+  rules.fail(
+      format("moe.segments = %d times router.top_k = %d less moe.n_shared_experts = %d leaves %d routed experts a "
+             "token; choose segments of at least %d, or fewer shared experts",
+             m, top_k, shared, m * top_k - shared, shared / top_k + 1));
 }
 
 void check_capacity(Rules& rules) {

@@ -127,9 +127,10 @@ void check_reset(Rules& rules) {
   if (r.reset_interval == 0) return;
   const bool muon = c.optim.router_optimizer == "muon";
   if ((muon ? c.optim.muon.lr : c.optim.adamw.gate_lr) == 0)
-    rules.fail(format("router.reset_interval = %d would start a router anew that %s = 0 keeps from learning; leave one of "
-                      "them out",
-                      r.reset_interval, muon ? "optim.muon.lr" : "optim.adamw.gate_lr"));
+    rules.fail(
+        format("router.reset_interval = %d would start a router anew that %s = 0 keeps from learning; leave one of "
+               "them out",
+               r.reset_interval, muon ? "optim.muon.lr" : "optim.adamw.gate_lr"));
   if (r.reset_until > 0 && r.reset_until < r.reset_interval)
     rules.warn(format("router.reset_until = %d comes before the first reset, router.reset_interval = %d; there is none",
                       r.reset_until, r.reset_interval));

@@ -54,8 +54,8 @@ std::int64_t sparse_vectors(const Config& config) {
   const MoeConfig& moe = config.moe;
   const std::int64_t width = config.model.n_embd;
   const bool null_constant = moe.overflow == "null_expert" && moe.null_expert == "constant";
-  return (moe.zero_experts.constant + null_constant) * 3 * width +
-         (moe.token_importance == "learned" ? width + 1 : 0) + (moe.flexible_ffn ? 1 : 0);
+  return (moe.zero_experts.constant + null_constant) * 3 * width + (moe.token_importance == "learned" ? width + 1 : 0) +
+         (moe.flexible_ffn ? 1 : 0);
 }
 
 // Matrices of null experts, which count as active: any token may use one, and few do.

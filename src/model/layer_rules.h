@@ -18,10 +18,10 @@ bool is_gated(const std::string& mlp);                          // swiglu, geglu
 
 int head_count(const ModelConfig& model);
 int kv_head_count(const ModelConfig& model);
-int ffn_width(const ModelConfig& model);  // of the dense MLP
-int expert_width(const Config& config);   // N of a routed expert
-int shared_width(const Config& config);   // of all shared experts together; 0: none
-int semantic_width(const Config& config); // of the router's projection; 0: it reads x
+int ffn_width(const ModelConfig& model);   // of the dense MLP
+int expert_width(const Config& config);    // N of a routed expert
+int shared_width(const Config& config);    // of all shared experts together; 0: none
+int semantic_width(const Config& config);  // of the router's projection; 0: it reads x
 
 inline std::int64_t kv_width(const ModelConfig& m) { return std::int64_t{kv_head_count(m)} * m.head_dim; }
 inline std::int64_t q_width(const ModelConfig& m) { return std::int64_t{head_count(m)} * m.head_dim; }

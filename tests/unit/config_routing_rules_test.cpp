@@ -43,8 +43,8 @@ void expect_refused(const std::vector<Refused>& cases) {
   for (const Refused& c : cases) {
     const std::string error = check(c.keys).error;
     for (const char* part : c.says)
-      EXPECT_NE(error.find(part), std::string::npos)
-          << c.rule << ": " << text_of(c.keys) << "\n" << error << "\nlacks: " << part;
+      EXPECT_NE(error.find(part), std::string::npos) << c.rule << ": " << text_of(c.keys) << "\n"
+                                                     << error << "\nlacks: " << part;
   }
 }
 
@@ -116,10 +116,10 @@ TEST(RoutingRules, NothingActsOnRoutingByTokenId) {
   });
   const Outcome untouched = check({{"router.type", "token_id"}});
   EXPECT_EQ(untouched.error, "");
-  EXPECT_EQ(untouched.messages,
-            (std::vector<std::string>{
-                "router.balance_loss: the default switch yields to router.type = token_id; now none",
-                "router.balance_coef: the default 0.01 yields to router.type = token_id; now 0"}));
+  EXPECT_EQ(
+      untouched.messages,
+      (std::vector<std::string>{"router.balance_loss: the default switch yields to router.type = token_id; now none",
+                                "router.balance_coef: the default 0.01 yields to router.type = token_id; now 0"}));
   EXPECT_EQ(check({{"router.type", "token_id"}, {"router.balance_coef", "0"}}).error, "");
 }
 
@@ -171,7 +171,9 @@ TEST(RoutingRules, ExpertsAndWhatStandsBesideThem) {
       {"10",
        {{"moe.warmup_steps", "10"}, {"train.steps", "10"}},
        {"moe.warmup_steps = 10", "train.steps = 10", "choose 0 to 9"}},
-      {"11", {{"moe.use_moe", "false"}, {"moe.flexible_ffn", "true"}}, {"moe.flexible_ffn = true", "moe.use_moe = false"}},
+      {"11",
+       {{"moe.use_moe", "false"}, {"moe.flexible_ffn", "true"}},
+       {"moe.flexible_ffn = true", "moe.use_moe = false"}},
       {"11", {{"moe.n_shared_experts", "-1"}}, {"moe.n_shared_experts", "-1"}},
       {"12",
        {{"router.reset_interval", "10"}, {"optim.muon.lr", "0"}},
@@ -229,8 +231,8 @@ void expect_told(const std::vector<Told>& cases) {
   for (const Told& c : cases) {
     const Outcome outcome = check(c.keys);
     EXPECT_EQ(outcome.error, "") << c.rule << ": " << text_of(c.keys);
-    ASSERT_EQ(outcome.messages.size(), c.messages.size())
-        << c.rule << ": " << text_of(c.keys) << "\n" << join(outcome.messages, "\n");
+    ASSERT_EQ(outcome.messages.size(), c.messages.size()) << c.rule << ": " << text_of(c.keys) << "\n"
+                                                          << join(outcome.messages, "\n");
     for (std::size_t i = 0; i < c.messages.size(); ++i)
       EXPECT_NE(outcome.messages[i].find(c.messages[i]), std::string::npos)
           << c.rule << ": " << outcome.messages[i] << "\nlacks: " << c.messages[i];
@@ -296,7 +298,10 @@ TEST(RoutingRules, WhatIsAllowedButTold) {
        {{"router.bias_balancing", "true"}, {"router.topk_method", "noaux_tc"}},
        {"router.bias_balancing and router.balance_coef = 0.01 both even out the load"}},
       {"5",
-       {{"router.type", "token_id"}, {"router.balance_loss", "none"}, {"router.balance_coef", "0"}, {"router.score", "sigmoid"}},
+       {{"router.type", "token_id"},
+        {"router.balance_loss", "none"},
+        {"router.balance_coef", "0"},
+        {"router.score", "sigmoid"}},
        {"router.score is set but has no effect without router.type = topk"}},
   });
 }
@@ -305,9 +310,9 @@ TEST(Segments, CutExpertsAtUnchangedCost) {
   const Outcome outcome =
       check({{"moe.segments", "4"}, {"moe.n_shared_experts", "1"}, {"moe.n_experts", "16"}, {"router.top_k", "2"}});
   ASSERT_EQ(outcome.error, "");
-  EXPECT_EQ(outcome.messages,
-            std::vector<std::string>{"moe.segments = 4: moe.n_experts is 63, router.top_k 7, moe.d_expert 768, in place "
-                                     "of 16, 2 and 3072"});
+  EXPECT_EQ(outcome.messages, std::vector<std::string>{
+                                  "moe.segments = 4: moe.n_experts is 63, router.top_k 7, moe.d_expert 768, in place "
+                                  "of 16, 2 and 3072"});
   ResolvedConfig r = outcome.resolved;
   for (int again = 0; again < 2; ++again, derive(r)) {
     EXPECT_EQ(r.config.moe.n_experts, 63);

@@ -8,10 +8,7 @@ namespace switchyard {
 
 Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, const Config& config,
          const RouterPlace& place, const PrecisionPolicy& policy)
-    : Layer(name),
-      config_(config),
-      inject_(config.moe.aux_injection == "autograd"),
-      warm_up_(config.moe) {
+    : Layer(name), config_(config), inject_(config.moe.aux_injection == "autograd"), warm_up_(config.moe) {
   router_ = register_module("router", make_router(store, name + ".router", config, place));
   dispatcher_ = register_module("dispatcher", std::make_shared<Dispatcher>(store, name, config));
   experts_ = register_module(

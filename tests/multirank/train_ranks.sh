@@ -71,6 +71,25 @@ resume_among() {
   passed "2 ranks resume a checkpoint of 1, and 1 resumes one of 2"
 }
 
+# Biases are made of the counts of all micro-batches of a step, whichever rank took them; routers start anew alike on all.
+routing_state() {
+  local biased=(--router.topk_method noaux_tc --router.bias_balancing true --router.init normal --log.routing layer)
+  local file=checkpoints/step-00000001/routing.safetensors
+  must_train counted "${model[@]}" "${biased[@]}" --train.steps 1
+  for n in 2 4; do
+    must_rank "$n" "counted_$n" "${model[@]}" "${biased[@]}" --train.steps 1
+    cmp "counted/$file" "counted_$n/$file" || fail "$n ranks: other biases or counts than one rank's"
+  done
+  file=checkpoints/step-00000008
+  for shard in true false; do
+    must_rank 2 "reset_$shard" "${model[@]}" "${biased[@]}" --train.steps 8 --router.reset_interval 3 --parallel.shard_optimizer $shard
+  done
+  for tensors in weights optimizer routing; do
+    cmp "reset_true/$file/$tensors.safetensors" "reset_false/$file/$tensors.safetensors" || fail "shard_optimizer changes $tensors of a run with resets"
+  done
+  passed "2 and 4 ranks count what one counts; resets are the same with and without shard_optimizer"
+}
+
 # One of two gets a signal: both stop after the same step, and the run goes on.
 two_in_background() {
   mpi -np 2 bash -c 'echo $$ >"'"$work"'/pid.$OMPI_COMM_WORLD_RANK"; exec "$@"' - "$bin/train" "${text[@]}" --train.out "$work/$1" \
@@ -139,6 +158,7 @@ without_mpirun() {
 
 curves
 random_routing
+routing_state
 resume_among
 stop_together
 one_dies

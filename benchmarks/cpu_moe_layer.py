@@ -25,15 +25,15 @@ SHAPES = ("4096,256,8,2", "4096,256,64,8", "4096,768,8,2", "4096,768,64,8")
 
 
 class Layer(torch.nn.Module):
-    """Every matrix as [out, in]; expert e has a slice of `up` and of `down`."""
+    """Every matrix as [out, in], each expert's its own: a slice of a stack would have a gradient of the stack's size."""
 
     def __init__(self, width, hidden, experts, top_k, activation):
         super().__init__()
         self.experts, self.top_k, self.gated = experts, top_k, activation == "swiglu"
         draw = lambda *shape: torch.nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
         self.router = draw(experts, width)
-        self.up = draw(experts, (2 if self.gated else 1) * hidden, width)
-        self.down = draw(experts, width, hidden)
+        self.up = torch.nn.ParameterList(draw((2 if self.gated else 1) * hidden, width) for _ in range(experts))
+        self.down = torch.nn.ParameterList(draw(width, hidden) for _ in range(experts))
 
     def expert(self, e, x):
         pre = x @ self.up[e].T
@@ -60,7 +60,7 @@ class Layer(torch.nn.Module):
                 continue
             here = token[begin:begin + rows]
             y = self.expert(e, x.index_select(0, here)) * share[begin:begin + rows, None]
-            out = out.index_add(0, here, y)
+            out.index_add_(0, here, y)
             begin += rows
         return out, loss
 

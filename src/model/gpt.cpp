@@ -9,7 +9,7 @@
 namespace switchyard {
 
 void RoutingTotals::zero() {
-  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L, seq_balance_L, importance_LE})
+  for (const at::Tensor& total : {count_LE, prob_LE, balance_L, z_loss_L, seq_balance_L, importance_LE, velocity_L})
     if (total.defined()) total.zero_();
 }
 
@@ -63,6 +63,8 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   totals_.z_loss_L = at::zeros({sparse_layers_}, options.dtype(at::kFloat));
   if (config_.router.seq_balance_coef > 0) totals_.seq_balance_L = at::zeros_like(totals_.z_loss_L);
   if (config_.log.routing == "layer") totals_.importance_LE = at::zeros_like(totals_.prob_LE);
+  if (config_.log.routing == "layer" && config_.model.inl.enabled)
+    totals_.velocity_L = at::zeros({config_.model.n_layer}, options.dtype(at::kFloat));
 #ifdef SWITCHYARD_WITH_MOE
   state_.allocate(config_, sparse_layers_, device);
 #endif
@@ -112,6 +114,8 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
     std::optional<Routing> routing =
         blocks_[i]->forward(stream, value, tables, step, cache ? &cache->layers[i] : nullptr);
     if (routing) layers.push_back(std::move(*routing));
+    if (step.training && totals_.velocity_L.defined())
+      totals_.velocity_L[static_cast<std::int64_t>(i)].add_(stream.v_TD.detach().square().mean());
   }
   carry_velocity(stream.v_TD, step);
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;

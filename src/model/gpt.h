@@ -25,7 +25,9 @@ struct RoutingTotals {
   at::Tensor prob_LE;              // fp32: sum over tokens of the routing probability
   at::Tensor balance_L, z_loss_L;  // fp32: raw losses, summed over micro-batches
   at::Tensor seq_balance_L;        // the same, with router.seq_balance_coef
-  at::Tensor importance_LE;        // fp32: sum of the chosen weights before scale, with log.routing = layer
+  // With log.routing = layer, fp32: the sum of the chosen weights before scale; the mean square of INL's velocity after
+  // each block of the model, summed over micro-batches.
+  at::Tensor importance_LE, velocity_L;
   void zero();
 };
 

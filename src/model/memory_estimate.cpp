@@ -59,6 +59,7 @@ std::int64_t optimizer_bytes(const Config& config, const Accounting& size, int w
 std::int64_t block_input_elements(const Config& config, int layer) {
   const ModelConfig& model = config.model;
   const std::int64_t value = has_value_embedding(model, layer) ? kv_width(model) : 0;
+  if (layer == 0) return value;  // its x is x0
   return (model.inl.enabled ? 1 + words(config) : 2) * model.n_embd + value;
 }
 
@@ -66,7 +67,6 @@ std::int64_t block_input_elements(const Config& config, int layer) {
 // gradient of its input, taken in forward.
 std::int64_t activation_bytes(const Config& config) {
   std::int64_t elements = (config.model.embed_norm ? 4 : 3) * std::int64_t{config.model.n_embd};
-  if (config.model.inl.enabled) elements += config.model.n_embd * words(config);  // the first velocity
   for (int layer = 0; layer < config.model.n_layer; ++layer)
     elements +=
         recomputes_blocks(config) ? block_input_elements(config, layer) : activation_elements_per_token(config, layer);
@@ -74,24 +74,26 @@ std::int64_t activation_bytes(const Config& config) {
 }
 
 // What a feed-forward's backward has at once, for one of its rows: the gradient of the activation and of the
-// pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx.
-std::int64_t feed_forward_workspace(const Config& config) {
+// pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx, and
+// the pre-activation where it is made again. By the experts' turn a flexible FFN has had its own, and let go what it
+// kept.
+std::int64_t feed_forward_workspace(const Config& config, int layer) {
   const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1, width = config.model.n_embd;
-  std::int64_t elements = 0;
-  for (int layer = 0; layer < config.model.n_layer; ++layer) {
-    const std::int64_t experts = experts_of_a_token(config) * ((inputs + 2) * expert_width(config) + 2 * width);
-    const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
-    elements = std::max(elements, is_moe_layer(config, layer) ? experts : dense);
-  }
-  return micro_tokens(config) * elements * compute_bytes(config);
+  const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
+  if (!is_moe_layer(config, layer)) return dense;
+  const std::int64_t again = config.train.recompute == "moe" ? inputs : 0;
+  const std::int64_t experts = experts_of_a_token(config) * ((inputs + 2 + again) * expert_width(config) + 2 * width);
+  return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
 
-// What one block keeps for its own backward, where blocks are computed again.
-std::int64_t recomputed_block(const Config& config) {
-  std::int64_t elements = 0;
-  for (int layer = 0; recomputes_blocks(config) && layer < config.model.n_layer; ++layer)
-    elements = std::max(elements, activation_elements_per_token(config, layer));
-  return micro_tokens(config) * elements * compute_bytes(config);
+// A block's turn. One that is computed again brings all that it keeps; by then the head's input and its gradient have
+// gone, of the stream's gradients one is made, and a dense MLP lets its activation go before its last gradient.
+std::int64_t block_workspace(const Config& config, int layer) {
+  const std::int64_t feed_forward = feed_forward_workspace(config, layer);
+  if (!recomputes_blocks(config)) return feed_forward;
+  const std::int64_t gone =
+      4 * std::int64_t{config.model.n_embd} + (is_moe_layer(config, layer) ? 0 : ffn_width(config.model));
+  return activation_elements_per_token(config, layer) + std::max<std::int64_t>(0, feed_forward - gone);
 }
 
 // The head's turn or a block's, and with either the residual stream's gradients: of x, of x0 and of n; ops add to them
@@ -100,8 +102,9 @@ std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
   const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
   const std::int64_t head = chunk * config.model.vocab_size * bytes;
-  const std::int64_t block = recomputed_block(config) + feed_forward_workspace(config);
-  return std::max(head, block) + 3 * tokens * width * bytes;
+  std::int64_t block = 0;
+  for (int layer = 0; layer < config.model.n_layer; ++layer) block = std::max(block, block_workspace(config, layer));
+  return std::max(head, tokens * block * bytes) + 3 * tokens * width * bytes;
 }
 
 }  // namespace
@@ -110,11 +113,11 @@ std::int64_t workspace_bytes(const Config& config) {
 //               its gate where the layer has them; with weights on the norms of q and k also what they multiply
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation
-// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other. The
-//               gathered x and the experts' output are never kept. Router: fp32 logits of every expert; expert, weight,
-//               row and token of each assignment; a semantic router's projection, before and after its norm, and its
-//               cosines. Shared experts and a flexible FFN as a dense mlp, and with the latter both outputs, for their
-//               share's gradient
+// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other; none with
+//               train.recompute = moe. The gathered x and the experts' output are never kept. Router: fp32 logits of
+//               every expert; expert, weight, row and token of each assignment; a semantic router's projection, before
+//               and after its norm, and its cosines. Shared experts and a flexible FFN as a dense mlp, and with the
+//               latter both outputs, for their share's gradient
 // INL           h, the fp32 velocity, and the controller's hidden layer in fp32
 // A parallel block has one x', and without weights one norm.
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
@@ -130,7 +133,7 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (model.inl.enabled && model.inl.mode == "adaptive") elements += model.inl.controller_hidden * words;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
   if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * width;
-  elements += experts_of_a_token(config) * inputs * expert_width(config);
+  if (config.train.recompute != "moe") elements += experts_of_a_token(config) * inputs * expert_width(config);
   elements += (inputs + 1) * shared_width(config);
   elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
   if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;

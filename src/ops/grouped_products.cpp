@@ -1,5 +1,7 @@
 #include "ops/grouped_products.h"
 
+#include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "kernels/dispatch.h"
@@ -21,11 +23,9 @@ class ExpertLoop : public GroupedProducts {
   }
   void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
              const DispatchPlan& plan) const override {
-    const std::vector<int> offset = offsets(plan);
-    for (int e = 0; e < plan.experts; ++e) {
-      const std::int64_t begin = offset[e], count = offset[e + 1] - offset[e];
-      if (count > 0) add_product(w_END.grad[e], d_RN.narrow(0, begin, count), rows_RD.narrow(0, begin, count));
-    }
+    for_experts(plan, [&](int e, std::int64_t begin, std::int64_t count) {
+      add_product(w_END.grad[e], d_RN.narrow(0, begin, count), rows_RD.narrow(0, begin, count));
+    });
   }
 
  private:
@@ -35,15 +35,32 @@ class ExpertLoop : public GroupedProducts {
   }
   template <class Matrix>
   static Tensor each(const Tensor& rows, std::int64_t width, const DispatchPlan& plan, Matrix matrix) {
-    const std::vector<int> offset = offsets(plan);
     Tensor out = at::empty({plan.row_capacity, width}, rows.options());
-    for (int e = 0; e < plan.experts; ++e) {
-      const std::int64_t begin = offset[e], count = offset[e + 1] - offset[e];
-      if (count == 0) continue;
+    for_experts(plan, [&](int e, std::int64_t begin, std::int64_t count) {
       Tensor part = out.narrow(0, begin, count);
       at::mm_out(part, rows.narrow(0, begin, count), matrix(e));
-    }
+    });
     return out;
+  }
+  // work(expert, first row, rows) of each expert that has rows. Many small experts of a CPU run side by side, a thread
+  // each, where splitting every product would make threads wait for each other; few or uneven ones one after the other.
+  template <class Work>
+  static void for_experts(const DispatchPlan& plan, Work work) {
+    const std::vector<int> offset = offsets(plan);
+    const int threads = plan.offset_E1.is_cpu() ? at::get_num_threads() : 1;
+    std::int64_t largest = 0;
+    for (int e = 0; e < plan.experts; ++e) largest = std::max<std::int64_t>(largest, offset[e + 1] - offset[e]);
+    const bool side_by_side = threads > 1 && plan.experts >= 8 * threads && largest * threads <= offset.back();
+    std::atomic<int> next{0};
+    const auto take = [&] {
+      const at::NoGradGuard no_grad;  // a thread's own setting
+      for (int e = next++; e < plan.experts; e = next++)
+        if (offset[e + 1] > offset[e]) work(e, offset[e], offset[e + 1] - offset[e]);
+    };
+    if (!side_by_side) return take();
+    at::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) take();
+    });
   }
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/text.h"
 #include "model/layer_rules.h"
 #include "train/evaluate.h"
 
@@ -78,6 +79,14 @@ RoutingInterval RoutingReader::read(std::int64_t step, std::int64_t passes) {
     for (const std::int64_t count : layer.count_E) rows += count;
     const double tokens = static_cast<double>(rows) / model_.config().router.top_k;
     for (double& importance : layer.importance_E) importance /= std::max(1.0, tokens);
+  }
+  std::vector<double> velocity_L = doubles(totals.velocity_L);
+  if (!velocity_L.empty()) velocity_L = control_.sum(velocity_L);
+  for (LayerRouting& layer : interval.layers) {
+    if (!velocity_L.empty())
+      layer.velocity = std::sqrt(velocity_L[static_cast<std::size_t>(layer.layer)] / static_cast<double>(passes));
+    if (const Parameter* mix = model_.store().find(format("blocks.%d.moe.mix", layer.layer)))
+      layer.mix = at::sigmoid(mix->master).item<double>();
   }
   add_kept(step, interval.layers);
   totals.zero();

@@ -59,6 +59,20 @@ tiny 'optim.schedule.warmup_steps = 20|train.steps = 20' --optim.schedule.warmup
 tiny 'train.resume = true|train.init_from|give one of them' --resume --init_from elsewhere
 tiny 'name = "a/b"' --name a/b
 tiny 'moe.first_dense = 2 leaves no sparse layer' --moe.first_dense 2
+tiny 'router.n_group = 3 does not divide moe.n_experts = 4; choose 1, 2 or 4' --router.n_group 3
+tiny 'router.n_group = 2|groups would be ignored' --router.n_group 2 --router.topk_method greedy
+tiny 'router.bias_balancing = true|never be read; choose topk_method noaux_tc' --router.bias_balancing true --router.topk_method greedy
+tiny 'router.norm_topk_prob = true|router.score = identity' --router.score identity --router.norm_topk_prob true
+tiny 'router.balance_coef = 0.5 has no learned router|router.type = token_id' --router.type token_id --router.balance_coef 0.5
+tiny 'router.init = zeros|router.semantic = true' --router.semantic true --router.init zeros
+tiny 'moe.overflow is set, but no expert is ever full|moe.capacity_factor = 0' --moe.overflow reroute
+tiny 'moe.expert_capacity = 8|moe.capacity_factor = 1.25|give one of them' --moe.expert_capacity 8 --moe.capacity_factor 1.25
+tiny 'moe.drop_policy = importance|moe.token_importance = none' --moe.capacity_factor 1 --moe.drop_policy importance
+tiny 'moe.segments = 3 does not divide|128' --moe.segments 3
+tiny 'moe.warmup_steps = 20|train.steps = 20' --moe.warmup_steps 20
+tiny 'moe.flexible_ffn = true|moe.use_moe = false' --moe.use_moe false --moe.flexible_ffn true
+tiny 'router.force_balanced = true|router.noise = gumbel' --router.force_balanced true --router.noise gumbel
+tiny 'model.inl is unstable|beta_max = 25' --model.inl.enabled true --model.inl.beta_max 25
 
 # Config files
 expect 2 '--config no_such: no such file|configs/no_such.json' --config no_such
@@ -86,6 +100,9 @@ expect 0 'usage: train|--resume|--explain KEY|router.' --help
 expect 0 '"properties"' --schema
 
 # What would run
+expect 0 '8,352,270,368|3,520,432,160|21,534,081,024|would train' --config moe_transformer --dry-run
+expect 0 '9,157,576,736|4,325,738,528' --config moe_transformer --dry-run --moe.null_expert ffn
+expect 0 'moe.segments = 4: moe.n_experts is 32, router.top_k 8, moe.d_expert 384' --config moe_8x2 --dry-run --moe.segments 4
 expect 0 '456M|286M|170M|456,206,616|286,337,304|169,869,312|774,305,280|would train' --config moe_8x2 --dry-run
 expect 0 '49 converted|210 skipped' --config moe_8x2 --dry-run --precision.mode fp8
 expect 0 '49 converted|210 skipped|needs a GPU' --config moe_8x2 --dry-run --precision.mode fp8 --device cpu

@@ -16,6 +16,23 @@ from_a_checkpoint() {
   passed "12 steps are 5 steps and --resume, bit for bit"
 }
 
+# Draws of routing depend on the step's number, so a resumed run makes the same ones.
+random_routing() {
+  local common=(--train.steps 8 --train.checkpoint_every 4 --train.keep_checkpoints 3 --moe.n_experts 8 --moe.expert_dropout 0.2)
+  local -A rules=([noise]="--router.noise gumbel --router.n_group 4 --router.topk_group 2" [jitter]="--router.noise jitter"
+                  [cosine]="--router.semantic true --router.noise gaussian")
+  for rule in "${!rules[@]}"; do
+    read -ra keys <<<"${rules[$rule]}"
+    must_train "$rule" "${model[@]}" "${common[@]}" "${keys[@]}"
+    cp -r "$rule" "again_$rule"
+    rm -r "again_$rule/checkpoints/step-00000008"
+    must_train "again_$rule" --resume
+    grep -q 'resumed .* at step 4' "again_$rule.log" || fail "$rule: it did not resume at step 4" "again_$rule.log"
+    same_run "$rule" "again_$rule"
+  done
+  passed "noise, jitter, whole-expert dropout and the cosine router go on bit for bit"
+}
+
 # The checkpoint's own keys rule a resume, and what the command line says beside.
 without_the_config() {
   rm -r resumed/checkpoints/step-0000001?
@@ -74,7 +91,42 @@ stopped() {
   passed "SIGTERM, SIGUSR1 and SIGINT: saved, exit code 0, and --resume goes on"
 }
 
+# Everything that moves with the step or is kept between steps: biases, their counts, ramps, resets, capacities, noise.
+# Resumed in the middle of the ramps, just before the reset that step 5 begins with, and just after it.
+with_routing_state() {
+  local run=(--train.steps 12 --router.topk_method noaux_tc --router.bias_balancing true --router.bias_update_rate 0.01
+             --router.init normal --router.noise gumbel --router.aux_ramp_steps 8 --router.aux_ramp_start 1 --router.aux_ramp_end 5
+             --router.seq_balance_coef 0.001 --router.reset_interval 5 --moe.capacity_factor 1.25 --moe.capacity_ramp_steps 8
+             --log.routing layer --log.dead_window 4)
+  must_train moving "${model[@]}" "${run[@]}"
+  [[ $(metrics value moving/metrics.jsonl train 12 resets) -eq 2 ]] || fail "routers did not start anew at steps 5 and 10" moving.log
+  must_train saved "${model[@]}" "${run[@]}" --train.checkpoint_every 1 --train.keep_checkpoints 12
+  same_run moving saved
+  for at in 3 5 6; do
+    cp -r saved "again$at"
+    for later in $(seq $((at + 1)) 12); do rm -r "again$at/checkpoints/$(printf 'step-%08d' "$later")"; done
+    must_train "again$at" --config tiny_moe --resume
+    grep -q "resumed .* at step $at" "again$at.log" || fail "it did not resume at step $at" "again$at.log"
+    same_run moving "again$at"
+  done
+  passed "biases, ramps, resets, capacities and noise go on over a resume at steps 3, 5 and 6, bit for bit"
+}
+
+# A checkpoint from before a feature was turned on: it is said, and the run goes on.
+without_routing_state() {
+  must_train plain "${model[@]}" --train.steps 4 --train.checkpoint_every 2 --train.keep_checkpoints 3
+  [[ ! -e plain/checkpoints/step-00000002/routing.safetensors ]] || fail "a run that keeps nothing of routing saved some"
+  rm -r plain/checkpoints/step-00000004
+  must_train plain --config tiny_moe --resume --router.topk_method noaux_tc --router.bias_balancing true
+  grep -q 'step-00000002 was saved without router.bias' plain.log || fail "nothing says that the biases start anew" plain.log
+  "$bin/evaluate" --checkpoint plain --device cpu >evaluate.log 2>&1 || fail "evaluation of a biased router failed" evaluate.log
+  passed "a checkpoint without biases resumes, and says that they start anew"
+}
+
 from_a_checkpoint
+random_routing
+with_routing_state
+without_routing_state
 without_the_config
 finished
 killed

@@ -42,6 +42,20 @@ curves() {
   passed "2 and 4 ranks give the curve of one within $bound where every expert is chosen, the same bits with and without overlap and shard_optimizer"
 }
 
+# Noise and dropout of routing are drawn by what a token is, not by who has it.
+random_routing() {
+  local random=(--router.top_k 4 --router.noise jitter --router.noise_scale 0.1)
+  must_train alone_random "${model[@]}" "${random[@]}"
+  must_rank 2 random_2 "${model[@]}" "${random[@]}"
+  echo -n "2 ranks against 1, jitter: "
+  same_curve random_2 alone_random "$bound"
+  must_train alone_gumbel "${model[@]}" --router.noise gumbel --moe.expert_dropout 0.3
+  must_rank 2 gumbel_2 "${model[@]}" --router.noise gumbel --moe.expert_dropout 0.3
+  echo -n "2 ranks against 1, gumbel noise: "
+  same_curve gumbel_2 alone_gumbel
+  passed "2 ranks draw the noise and the whole-expert dropout of one"
+}
+
 # What several ranks wrote, one reads, and the other way round: checkpoints hold whole tensors.
 resume_among() {
   local half=(--train.checkpoint_every 10 --train.keep_checkpoints 2)
@@ -55,6 +69,25 @@ resume_among() {
   same_curve split
   same_curve joined
   passed "2 ranks resume a checkpoint of 1, and 1 resumes one of 2"
+}
+
+# Biases are made of the counts of all micro-batches of a step, whichever rank took them; routers start anew alike on all.
+routing_state() {
+  local biased=(--router.topk_method noaux_tc --router.bias_balancing true --router.init normal --log.routing layer)
+  local file=checkpoints/step-00000001/routing.safetensors
+  must_train counted "${model[@]}" "${biased[@]}" --train.steps 1
+  for n in 2 4; do
+    must_rank "$n" "counted_$n" "${model[@]}" "${biased[@]}" --train.steps 1
+    cmp "counted/$file" "counted_$n/$file" || fail "$n ranks: other biases or counts than one rank's"
+  done
+  file=checkpoints/step-00000008
+  for shard in true false; do
+    must_rank 2 "reset_$shard" "${model[@]}" "${biased[@]}" --train.steps 8 --router.reset_interval 3 --parallel.shard_optimizer $shard
+  done
+  for tensors in weights optimizer routing; do
+    cmp "reset_true/$file/$tensors.safetensors" "reset_false/$file/$tensors.safetensors" || fail "shard_optimizer changes $tensors of a run with resets"
+  done
+  passed "2 and 4 ranks count what one counts; resets are the same with and without shard_optimizer"
 }
 
 # One of two gets a signal: both stop after the same step, and the run goes on.
@@ -124,6 +157,8 @@ without_mpirun() {
 }
 
 curves
+random_routing
+routing_state
 resume_among
 stop_together
 one_dies

@@ -107,26 +107,56 @@ const std::vector<Case> kModels = {
 };
 
 // Bitwise: two micro-batches summed, so that nothing overwrites and nothing counts twice.
+void expect_same_training(const char* name, Built& kept, Built& again) {
+  for (Built* built : {&kept, &again}) built->model.set_step(5);
+  std::map<std::string, int> ready;
+  for (const auto& parameter : again.model.store().all())
+    parameter->on_ready = [&ready](const Parameter& p) { ++ready[p.name]; };
+  for (int micro = 0; micro < 2; ++micro) EXPECT_TRUE(at::equal(kept.train(), again.train())) << name;
+  const auto& parameters = kept.model.store().all();
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    EXPECT_TRUE(at::equal(parameters[i]->grad, again.model.store().all()[i]->grad))
+        << name << ": " << parameters[i]->name;
+  for (const auto& [parameter, times] : ready) EXPECT_EQ(times, 2) << name << ": " << parameter;
+  const RoutingTotals &want = kept.model.routing_totals(), &got = again.model.routing_totals();
+  if (!want.count_LE.defined()) return;
+  EXPECT_TRUE(at::equal(want.count_LE, got.count_LE)) << name;
+  EXPECT_TRUE(at::equal(want.prob_LE, got.prob_LE)) << name;
+  EXPECT_TRUE(at::equal(want.balance_L, got.balance_L)) << name;
+  const RoutingState &kept_state = kept.model.routing_state(), &again_state = again.model.routing_state();
+  if (kept_state.bias_count_LE.defined())
+    EXPECT_TRUE(at::equal(kept_state.bias_count_LE, again_state.bias_count_LE)) << name;
+}
+
 TEST(Recompute, BlocksGiveTheSameGradientsAndCounts) {
   for (const auto& [name, overrides] : kModels) {
     Built kept(overrides), again(joined(overrides, {{"train.recompute", "block"}}));
-    for (Built* built : {&kept, &again}) built->model.set_step(5);
-    std::map<std::string, int> ready;
-    for (const auto& parameter : again.model.store().all())
-      parameter->on_ready = [&ready](const Parameter& p) { ++ready[p.name]; };
-    for (int micro = 0; micro < 2; ++micro) EXPECT_TRUE(at::equal(kept.train(), again.train())) << name;
-    const auto& parameters = kept.model.store().all();
-    for (std::size_t i = 0; i < parameters.size(); ++i)
-      EXPECT_TRUE(at::equal(parameters[i]->grad, again.model.store().all()[i]->grad))
-          << name << ": " << parameters[i]->name;
-    for (const auto& [parameter, times] : ready) EXPECT_EQ(times, 2) << name << ": " << parameter;
-    const RoutingTotals &want = kept.model.routing_totals(), &got = again.model.routing_totals();
-    if (!want.count_LE.defined()) continue;
-    EXPECT_TRUE(at::equal(want.count_LE, got.count_LE)) << name;
-    EXPECT_TRUE(at::equal(want.prob_LE, got.prob_LE)) << name;
-    EXPECT_TRUE(at::equal(want.balance_L, got.balance_L)) << name;
+    expect_same_training(name, kept, again);
   }
 }
+
+#ifdef SWITCHYARD_WITH_MOE
+TEST(Recompute, EveryKindOfRoutingGivesTheSame) {
+  for (const auto& [name, overrides] : std::vector<Case>{
+           {"biases", {{"router.bias_balancing", "true"}}},
+           {"noise and dropped experts", {{"router.noise", "gumbel"}, {"moe.expert_dropout", "0.3"}}},
+           {"rerouting, hidden dropout",
+            {{"moe.capacity_factor", "0.8"}, {"moe.overflow", "reroute"}, {"moe.expert_hidden_dropout", "0.2"}}},
+           {"null experts, learned importance",
+            {{"moe.capacity_factor", "0.8"},
+             {"moe.overflow", "null_expert"},
+             {"moe.null_expert", "constant"},
+             {"moe.token_importance", "learned"},
+             {"moe.drop_policy", "importance"}}},
+           {"cosine router, sequence loss", {{"router.semantic", "true"}, {"router.seq_balance_coef", "0.1"}}},
+           {"zero experts", {{"moe.zero_experts.copy", "1"}, {"router.z_loss_coef", "0.01"}}}})
+    for (const char* mode : {"moe", "block"}) {
+      const Overrides all = joined(kSparse, overrides);
+      Built kept(all), again(joined(all, {{"train.recompute", mode}}));
+      expect_same_training(name, kept, again);
+    }
+}
+#endif
 
 TEST(Blocks, GenerationWithACacheEqualsTheFullForward) {
   for (const auto& [name, overrides] : kModels) {

@@ -52,6 +52,8 @@ TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
 #ifdef SWITCHYARD_WITH_MOE
       {"8 experts, blocks computed again",
        {{"moe.use_moe", "true"}, {"moe.expert_hidden_mult", "2"}, {"train.recompute", "block"}}},
+      {"8 experts, computed again",
+       {{"moe.use_moe", "true"}, {"moe.expert_hidden_mult", "2"}, {"train.recompute", "moe"}}},
       {"flexible", {{"moe.use_moe", "true"}, {"moe.expert_hidden_mult", "2"}, {"moe.flexible_ffn", "true"}}},
       {"8 experts", {{"moe.use_moe", "true"}, {"moe.expert_hidden_mult", "2"}}},
       {"32 small experts, shared ones, dense layers first",

@@ -74,6 +74,23 @@ std::vector<Family> families() {
     config.moe.d_expert = 32;
     config.moe.n_shared_experts = 2;
     result.push_back({"sparse", config});
+    Config cosine = config, by_token = config;
+    cosine.router.semantic = true;
+    cosine.router.semantic_dim = 12;
+    cosine.router.init = "normal";
+    result.push_back({"cosine router", cosine});
+    by_token.router.type = "token_id";
+    result.push_back({"routed by token", by_token});
+    const Config plain = config;
+    config.moe.capacity_factor = 1.25;
+    config.moe.overflow = "null_expert";
+    config.moe.null_expert = "ffn";
+    config.moe.token_importance = "learned";
+    config.moe.zero_experts = {1, 2, 2};
+    result.push_back({"null expert with weights, zero experts, importance", config});
+    config.moe.null_expert = "constant";
+    result.push_back({"constant null expert", config});
+    config = plain;
     config.moe.flexible_ffn = true;
     config.model.block = "parallel";
     result.push_back({"flexible, parallel", config});
@@ -97,6 +114,23 @@ TEST(ModelCounts, BuiltModelHoldsWhatTheTableSays) {
       EXPECT_EQ(counted[part.kind], part.total) << family.name << ": " << part_name(part.kind);
   }
 }
+
+#ifdef SWITCHYARD_WITH_MOE
+// moe_spec T2 and 5.3: any token may use a null expert, so it is active, and its FLOPs are not counted.
+TEST(ModelCounts, ANullExpertIsActiveAndCostsNoFlops) {
+  Config config = small();
+  config.moe.use_moe = true;
+  config.moe.n_experts = 4;
+  config.moe.d_expert = 32;
+  const Accounting without = account(config);
+  config.moe.overflow = "null_expert";
+  config.moe.null_expert = "ffn";
+  const Accounting with = account(config);
+  EXPECT_EQ(with.total - without.total, 3 * 2 * 64 * 32);
+  EXPECT_EQ(with.active - without.active, 3 * 2 * 64 * 32);
+  EXPECT_EQ(with.flops_per_token, without.flops_per_token);
+}
+#endif
 
 TEST(ModelCounts, EveryLinearLayerHasItsParameter) {
   for (const Family& family : families()) {

@@ -24,8 +24,8 @@ struct Routing {
 // Every tensor of it, in a fixed order: what a block that is computed again hands out (ops/recompute.h).
 inline std::vector<at::Tensor*> tensors_of(Routing& r) {
   ops::RouterScores& s = r.scores;
-  return {&s.expert_TK, &s.weight_TK, &s.count_GE,         &s.prob_sum_GE,      &s.importance_E,
-          &s.z_sum,     &r.logits_TE, &r.diverted.dropped, &r.diverted.to_null, &r.diverted.rerouted};
+  return {&s.expert_TK, &s.weight_TK, &s.count_GE, &s.prob_sum_GE,      &s.importance_E,     &s.z_sum,
+          &r.logits_TE, &r.q_TE,      &r.bias_E,   &r.diverted.dropped, &r.diverted.to_null, &r.diverted.rerouted};
 }
 
 // Which expert computes what: the router's choice after capacities.

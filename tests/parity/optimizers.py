@@ -14,6 +14,7 @@ which is folded into the coefficients. Iterations beyond the table repeat its la
 """
 
 import math
+import re
 
 import torch
 
@@ -52,10 +53,12 @@ def clip_factor(grads, clip_norm):
 
 # ---------------------------------------------------------------- Muon
 def logical_matrices(config, name, tensor):
-    """Views of the matrices that are orthogonalised apart: q, k, v; gate and value; each expert."""
+    """Views of the matrices that are orthogonalised apart: q, k, v; gate and value; each expert; alpha, beta, gamma."""
     m = config.model
     if name.endswith("attn.qkv.weight"):
         return tensor.split([m.n_head * m.head_dim, m.n_kv_head * m.head_dim, m.n_kv_head * m.head_dim])
+    if name.endswith("inl.out.weight"):
+        return tensor.chunk(3)
     matrices = list(tensor) if tensor.dim() == 3 else [tensor]
     if m.mlp in ("swiglu", "geglu") and name.endswith(("mlp.up.weight", "experts.up", "shared.up.weight", "dense.up.weight")):
         matrices = [half for matrix in matrices for half in matrix.chunk(2)]
@@ -120,8 +123,9 @@ class AdamW:
         weight -= self.lr * factor * (mean / (root + self.eps) + self.decay * weight)
 
 
-# One-dimensional parameters of blocks other than norms.
-VECTORS = ("importance.weight", ".bias", ".log_scale", ".value", "moe.mix", "inl.mean")
+# What a token meets before its experts: vectors, and the [2, D] maps of constant experts. Beside experts and blocks.
+ROUTER_VECTORS = re.compile(r"moe\.(importance\.\w+|(null|zero\.\d+)\.\w+|router\.semantic\.(bias|log_scale))$")
+SCALARS = re.compile(r"resid\.keep$|norm\.weight$|moe\.mix$|inl\.(mean|in\.bias|out\.bias)$")
 
 
 def adamw_group(config, name):
@@ -136,11 +140,13 @@ def adamw_group(config, name):
         return a.head_lr * width, a.beta1, a.weight_decay
     if name == "resid.again":
         return a.x0_lr, a.x0_beta1, 0.0
-    if name == "resid.keep" or "norm.weight" in name or name.endswith(VECTORS):
+    if SCALARS.search(name):
         return a.scalar_lr, a.beta1, 0.0
+    if ROUTER_VECTORS.search(name):
+        return a.gate_lr, a.beta1, 0.0
     if name.endswith("value_gate.weight"):
         return a.gate_lr, a.beta1, a.weight_decay
-    if name.endswith("router.weight"):
+    if name.endswith(("router.weight", "router.semantic.weight")):
         return (a.gate_lr, a.beta1, a.weight_decay) if optim.router_optimizer == "adamw" else None
     return (optim.matrix_lr, a.beta1, a.weight_decay) if optim.matrix_optimizer == "adamw" else None
 

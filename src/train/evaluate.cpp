@@ -50,7 +50,11 @@ std::vector<LayerRouting> layers_of(const Config& config, const at::Tensor& coun
     if (!is_moe_layer(config, block)) continue;
     const at::Tensor counts = count_LE[row++].contiguous();
     const std::int64_t* data = counts.data_ptr<std::int64_t>();
-    layers.push_back({block, {data, data + counts.numel()}, -1});
+    LayerRouting layer;
+    layer.layer = block;
+    layer.count_E = {data, data + counts.numel()};
+    layer.zero_experts = router_columns(config.moe) - config.moe.n_experts;
+    layers.push_back(std::move(layer));
   }
   return layers;
 }

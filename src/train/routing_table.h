@@ -14,9 +14,9 @@ struct LayerRouting {
   std::vector<std::int64_t> count_E;  // assignments, before capacities; zero experts follow the real ones
   double entropy = -1;                // of the mean routing probabilities over ln E
   int zero_experts = 0;
-  std::vector<std::int64_t> idle_steps_E;                  // steps since the expert's last token
+  std::vector<std::int64_t> idle_steps_E = {};             // steps since the expert's last token
   int dead_window = 0;                                     // idle steps from which an expert is dead
-  std::vector<double> importance_E;                        // mean over tokens of the chosen weights before scale
+  std::vector<double> importance_E = {};                   // mean over tokens of the chosen weights before scale
   std::int64_t dropped = -1, to_null = -1, rerouted = -1;  // assignments
   double max_bias = -1;                                    // largest |b|
   double mix = -1;                                         // the experts' share beside a flexible FFN

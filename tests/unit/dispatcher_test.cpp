@@ -59,7 +59,7 @@ class SparseLayer {
  public:
   explicit SparseLayer(const Config& config) {
     const Init normal{Init::Kind::kNormal, 0.3};
-    const MoeShape shape{{kWidth, kHidden, ops::ActivationKind::kRelu2, normal, normal}, {}};
+    const MoeShape shape{{kWidth, kHidden, ops::ActivationKind::kRelu2, normal, normal}, {}, {}};
     moe = std::make_shared<Moe>(store, "moe", shape, config, RouterPlace{0, 0, &state}, PrecisionPolicy());
     store.allocate(at::kCPU, at::kFloat, store.contiguous());
     store.initialize(5);

@@ -68,7 +68,7 @@ struct Model {
     const Residual residual{keep, again, i, nullptr, 1e-6, router[static_cast<std::size_t>(i)]};
     const Normed n = add_norm(in[0], in[1], in[2], residual);
     const auto at = [i](const std::vector<const Parameter*>& list) { return list[static_cast<std::size_t>(i)]; };
-    const RouterScores scores = router_scores(n.logits_TE, Tensor(), {2, 11, 0, 0, Score::kSoftmax, true, true, 1.0});
+    const RouterScores scores = router_scores(n.logits_TE, {}, {2, 11, 0, 0, Score::kSoftmax, true, true, 1.0});
     const GatedInput gated = value_gate(n.n_TD, *at(gate));
     const Tensor rows = moe_ffn(gated.n_TD, scores.weight_TK, {at(up), at(down), ActivationKind::kGelu},
                                 dispatch(scores.expert_TK, 4), GroupedProducts::choose(at::kCPU, at::kFloat));

@@ -113,9 +113,7 @@ TEST(Bias, EvensOutASkewedStream) {
   for (int step = 0; step < 200; ++step) {
     const Tensor count = model.pass(7).count_LE[0].to(at::kDouble);
     const double violation = (count.max() / count.mean() - 1).item<double>();
-    if (step == 0) {
-      EXPECT_GT(violation, 0.5);
-    }
+    if (step == 0) { EXPECT_GT(violation, 0.5); }
     least = std::min(least, violation);
     model.finish(true);
     if (step == 60) model.gpt.finish_step(at::zeros({1}, at::kInt), {});  // a skipped step in between
@@ -308,9 +306,7 @@ TEST(Activations, NameTheFirstLayerThatIsNotFinite) {
     EXPECT_EQ(watch.first_nonfinite(model.control), c.where) << c.parameter;
     EXPECT_EQ(watch.take_tensors().size(), 8u);
     EXPECT_TRUE(watch.take_tensors().empty());
-    if (!*c.parameter) {
-      EXPECT_GT(watch.norms()[1].router_logits, 0);
-    }
+    if (!*c.parameter) { EXPECT_GT(watch.norms()[1].router_logits, 0); }
   }
 }
 

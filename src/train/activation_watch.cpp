@@ -50,7 +50,7 @@ std::vector<LayerNorms> ActivationWatch::norms() const {
 }
 
 std::string ActivationWatch::first_nonfinite(Control& control) {
-  const at::Tensor host = nonfinite_LW_.cpu().contiguous();
+  const at::Tensor host = nonfinite_LW_.to(at::kCPU, at::kLong, /*non_blocking=*/false, /*copy=*/true);
   nonfinite_LW_.zero_();
   const std::int64_t* counts = host.data_ptr<std::int64_t>();
   std::int64_t first = 0;

@@ -10,6 +10,7 @@ code=$?
 [[ $code -eq 1 ]] || fail "the run ended with code $code, not 1" blown.log
 grep -q 'train.nonfinite_limit = 6 steps in a row' blown.log || fail "nothing says why it stopped" blown.log
 grep -q 'loss or gradient is not finite; [0-9]* updates skipped so far, 6 in a row' blown.log || fail "skipped updates are not logged" blown.log
+grep -qE '6 in a row; first in layer 0, (residual|attention|router logits|ffn)' blown.log || fail "no layer is named" blown.log
 last=$(metrics last_step blown/metrics.jsonl)
 [[ $last -lt 40 ]] || fail "it ran to the end" blown.log
 [[ $(metrics value blown/metrics.jsonl train "$last" skipped_nonfinite) -ge 6 ]] || fail "skipped updates are not counted" blown.log

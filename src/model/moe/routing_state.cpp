@@ -25,8 +25,7 @@ void RoutingState::allocate(const Config& config, int layers, at::Device device)
   }
   if (config.log.routing == "layer") last_step_LE = at::full({layers, columns}, -1, longs);
   if (config.moe.capacity_factor == 0 && config.moe.expert_capacity == 0) return;
-  dropped_L = at::zeros({layers}, longs);
-  if (config.moe.overflow == "null_expert") to_null_L = at::zeros({layers}, longs);
+  (config.moe.overflow == "null_expert" ? to_null_L : dropped_L) = at::zeros({layers}, longs);
   if (config.moe.overflow == "reroute") rerouted_L = at::zeros({layers}, longs);
 }
 

@@ -68,6 +68,7 @@ CASES = {
 }
 
 # Each routing feature alone, then together as the presets have them. Five steps: schedules end within three or four.
+# A seed of its own: with the common one a choice nearly ties, or a scalar's gradient is a sum that nearly cancels.
 FEATURE = {**MOE, "train.steps": 5}
 SIGMOID_BIAS = {**FEATURE, "router.score": "sigmoid", "router.bias_balancing": True, "router.bias_update_rate": 0.03,
                 "router.topk_method": "noaux_tc"}
@@ -83,9 +84,10 @@ BALANCE_OFF = {"router.balance_loss": "none", "router.balance_coef": 0.0}
 CASES |= {
     "block parallel": {**FEATURE, "model.block": "parallel"},
     "block parallel, Llama": {**LLAMA, "model.n_layer": 2, "train.steps": 5, "model.block": "parallel"},
-    "INL": INL,
+    "INL": {**INL, "train.seed": 5},
     "INL a layer, bounded mean": {**INL, "model.inl.shared": False, "model.inl.mu_min": -0.05, "model.inl.mu_max": 0.08},
-    "INL lite": {**INL, "model.inl.mode": "lite", "model.inl.velocity_max": 0.15, "model.block": "parallel"},
+    "INL lite": {**INL, "model.inl.mode": "lite", "model.inl.velocity_max": 0.15, "model.block": "parallel",
+                 "train.seed": 4},
     "segments": {**FEATURE, "moe.n_experts": 4, "moe.segments": 2, "moe.n_shared_experts": 1},
     "capacity, position": TIGHT,
     "capacity, weight": {**TIGHT, "moe.drop_policy": "weight"},
@@ -110,16 +112,16 @@ CASES |= {
     "zero experts": {**FEATURE, "moe.zero_experts.zero": 1, "moe.zero_experts.copy": 1, "moe.zero_experts.constant": 2,
                      "moe.zero_expert_tau": 0.4, "router.top_k": 3},
     "zero experts, capacity": {**TIGHT, "moe.zero_experts.copy": 2, "router.score": "sigmoid", "router.seq_balance_coef": 0.03},
-    "flexible": {**FEATURE, "moe.flexible_ffn": True, "moe.n_shared_experts": 1},
+    "flexible": {**FEATURE, "moe.flexible_ffn": True, "moe.n_shared_experts": 1, "train.seed": 7},
     "warm-up": {**WARM, "moe.n_shared_experts": 1},
-    "warm-up, flexible": {**WARM, "moe.flexible_ffn": True},
+    "warm-up, flexible": {**WARM, "moe.flexible_ffn": True, "train.seed": 6},
     "warm-up, dense average": {**WARM, "moe.n_shared_experts": 1, "moe.warmup_mode": "dense_average"},
     "warm-up, dense average, flexible": {**WARM, "moe.flexible_ffn": True, "moe.warmup_mode": "dense_average"},
     "token id": {**FEATURE, **BALANCE_OFF, "router.type": "token_id", "router.routed_scaling_factor": 1.6},
     "token id, capacity": {**TIGHT, **BALANCE_OFF, "router.type": "token_id"},
     "groups, largest": {**GROUPS, "router.topk_method": "group_limited_greedy"},
     "groups, two largest, bias": {**GROUPS, **SIGMOID_BIAS, "moe.n_experts": 12, "router.top_k": 4},
-    "bias": {**SIGMOID_BIAS, **BALANCE_OFF},
+    "bias": {**SIGMOID_BIAS, **BALANCE_OFF, "train.seed": 6},
     "bias, softmax": {**SIGMOID_BIAS, "router.score": "softmax"},
     "logit clip": {**FEATURE, "router.logit_clip": 0.8, "router.z_loss_coef": 0.02},
     "semantic": SEMANTIC,
@@ -153,7 +155,8 @@ CASES |= {
     "all: tiny_003": {
         **GROUPS, "router.n_group": 2, "router.topk_group": 1, "router.topk_method": "noaux_tc", "router.bias_balancing": True,
         "moe.capacity_factor": 1.0, "moe.overflow": "null_expert", "moe.null_expert": "copy", "moe.token_importance": "learned",
-        "moe.flexible_ffn": True, "moe.warmup_steps": 3, "router.aux_ramp_steps": 3, "router.semantic": True, "at_step": 2},
+        "moe.flexible_ffn": True, "moe.warmup_steps": 3, "router.aux_ramp_steps": 3, "router.semantic": True,
+        "at_step": 2, "train.seed": 5},
     "all: tiny_004": {**LLAMA, **INL, "moe.n_experts": 4, "router.top_k": 1, "moe.expert_capacity": 14},
 }
 

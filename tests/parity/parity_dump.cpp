@@ -119,6 +119,8 @@ void dump_one_micro_batch(Run& run, const Batch& batch, const std::string& folde
       {{"logits", logits}, {"loss", output.nll_T.mean().reshape({1})}, {"aux", output.auxiliary.reshape({1})}});
   write_safetensors(folder + "/gradients.safetensors", copies(run.model.store(), &Parameter::grad));
   run.model.store().zero_grad();
+  const at::Tensor& counted = run.model.routing_state().bias_count_LE;
+  if (counted.defined()) counted.zero_();  // it belongs to no step
 }
 
 double one_step(Run& run, const std::vector<Batch>& batches, std::int64_t step, const std::string& folder) {

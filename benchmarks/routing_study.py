@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Small runs of many routing systems on a CPU, as one table: what each does to loss, speed and balance.
 
-    python3 benchmarks/routing_study.py [--bin build/bin] [--seeds 1,2] [--steps 120] [--only REGEX] [--out FOLDER]
+    python3 benchmarks/routing_study.py [--bin build/bin] [--seeds 1,2] [--steps 100] [--only REGEX] [--out FOLDER]
 
 Every variant is the same model (3 layers, width 128, 8 experts of which a token visits 2) on the built-in corpus, with the
 keys listed in VARIANTS changed. Runs are too short to rank routers by loss; they show costs, balance and failures.
@@ -17,8 +17,8 @@ import sys
 
 BASE = {
     "model.n_layer": 3, "model.vocab_size": 2048, "moe.n_experts": 8, "moe.expert_hidden_mult": 2, "router.top_k": 2,
-    "train.batch_tokens": 4096, "train.micro_batch": 8, "train.log_every": 40, "train.eval_every": 0,
-    "train.eval_tokens": 131072, "train.sample_tokens": 0, "log.routing": "layer",
+    "train.batch_tokens": 2048, "train.micro_batch": 8, "train.log_every": 25, "train.eval_every": 0,
+    "train.eval_tokens": 65536, "train.sample_tokens": 0, "log.routing": "layer",
 }
 SIGMOID_BIAS = {"router.score": "sigmoid", "router.bias_balancing": True, "router.balance_coef": 0, "router.bias_update_rate": 0.01}
 CAPACITY = {"moe.capacity_factor": 1.0}
@@ -74,7 +74,7 @@ def main():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parser.add_argument("--bin", default=f"{root}/build/bin")
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", default="", help="variants whose name matches")
     parser.add_argument("--out", default=f"{root}/runs/out/routing_study")
     options = parser.parse_args()

@@ -37,8 +37,13 @@ void describe(V& v, AdamwConfig& c) {
   v.field("value_embed_lr", c.value_embed_lr, at_least(0), "Peak learning rate of the value embeddings.", "O2");
   v.field("head_lr", c.head_lr, at_least(0), "Peak learning rate of the head; without effect when tied.", "O2");
   v.field("gate_lr", c.gate_lr, at_least(0),
-          "Peak learning rate of value gates, and of routers under optim.router_optimizer = adamw.", "O2");
-  v.field("scalar_lr", c.scalar_lr, at_least(0), "Peak learning rate of residual scalars and norm weights.", "O2");
+          "Peak learning rate of value gates, of what routers have besides their matrix (token importance, a cosine "
+          "router's bias and scale, constant experts), and of routers under optim.router_optimizer = adamw.",
+          "O2");
+  v.field("scalar_lr", c.scalar_lr, at_least(0),
+          "Peak learning rate of residual scalars, norm weights, the share of moe.flexible_ffn, and the vectors of "
+          "model.inl.",
+          "O2");
   v.field("x0_lr", c.x0_lr, at_least(0), "Peak learning rate of the scalars on x0.", "O2");
   v.field("beta1", c.beta1, from_up_to(0, 1), "Decay of the running mean of gradients.", "O2");
   v.field("x0_beta1", c.x0_beta1, from_up_to(0, 1), "beta1 of the scalars on x0.", "O2");

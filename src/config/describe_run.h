@@ -122,8 +122,11 @@ template <class V>
 void describe(V& v, LogConfig& c) {
   v.field("routing", c.routing, one_of({"summary", "layer"}),
           "Expert load in the log: summary: over all layers; layer: each sparse layer's own.", "T3");
-  v.field("dead_window", c.dead_window, at_least(1), "An expert without a token for so many steps is called dead.",
-          "T3");
+  v.field(
+      "dead_window", c.dead_window, at_least(1),
+      "An expert without a token for so many steps is called dead, with routing = layer. Otherwise one without a token "
+      "since the last log line is.",
+      "T3");
 }
 
 }  // namespace switchyard

@@ -6,7 +6,8 @@
 Every variant is the same model (3 layers, width 128, 8 experts of which a token visits 2) on the built-in corpus, with the
 keys listed in VARIANTS changed. Runs are too short to rank routers by loss; they show costs, balance and failures.
 Columns: bits a byte held out (mean over seeds, and half the spread), tokens/s over the run, MaxVio of the last interval
-(largest load over the mean, less 1; worst layer), dead experts, dropped share of assignments.
+(largest load over the mean, less 1; worst layer), dead experts, and the shares of assignments that found no place (dropped, or
+sent to the null expert) and that were rerouted.
 """
 import argparse
 import json
@@ -64,9 +65,16 @@ def run(binary, folder, keys):
     return last
 
 
-def max_violation(routing):
-    loads = [layer["counts"] for layer in routing["layers"]]
-    return max(max(c) * len(c) / max(1, sum(c)) - 1 for c in loads)
+def diverted(routing, names):
+    """Share of the interval's assignments that were diverted so; None where nothing can be."""
+    layers = routing["layers"]
+    if not any(name in layer for layer in layers for name in names):
+        return None
+    return sum(layer.get(name, 0) for layer in layers for name in names) / sum(sum(layer["counts"]) for layer in layers)
+
+
+def percent(shares):
+    return "-" if None in shares else f"{100 * sum(shares) / len(shares):.1f}%"
 
 
 def main():
@@ -79,7 +87,7 @@ def main():
     parser.add_argument("--out", default=f"{root}/runs/out/routing_study")
     options = parser.parse_args()
     os.environ.setdefault("SWITCHYARD_ROOT", root)
-    print("| variant | bits a byte | ± | tokens/s | MaxVio | dead | dropped |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| variant | bits a byte | ± | tokens/s | MaxVio | dead | no place | rerouted |\n|---|---|---|---|---|---|---|---|", flush=True)
     for name, keys in VARIANTS.items():
         if not re.search(options.only, name):
             continue
@@ -87,11 +95,11 @@ def main():
                     {**keys, "train.steps": options.steps, "train.seed": seed}) for seed in options.seeds.split(",")]
         mean = lambda values: sum(values) / len(values)
         bits = [r["eval"]["bits_per_byte"] for r in runs]
-        dropped = [r["train"].get("dropped_fraction") for r in runs]
-        lost = f"{100 * mean(dropped):.1f}%" if None not in dropped else "-"
         print(f"| {name} | {mean(bits):.4f} | {(max(bits) - min(bits)) / 2:.4f} | {mean([r['train']['tokens_per_s'] for r in runs]):.0f} "
-              f"| {mean([max_violation(r['routing']) for r in runs]):.2f} | {mean([r['train']['dead_experts'] for r in runs]):.1f} "
-              f"| {lost} |", flush=True)
+              f"| {mean([max(layer['max_vio'] for layer in r['routing']['layers']) for r in runs]):.2f} "
+              f"| {mean([r['train']['dead_experts'] for r in runs]):.1f} "
+              f"| {percent([diverted(r['routing'], ('dropped', 'to_null')) for r in runs])} "
+              f"| {percent([diverted(r['routing'], ('rerouted',)) for r in runs])} |", flush=True)
 
 
 if __name__ == "__main__":

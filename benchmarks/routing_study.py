@@ -5,7 +5,7 @@
 
 Every variant is the same model (3 layers, width 128, 8 experts of which a token visits 2) on the built-in corpus, with the
 keys listed in VARIANTS changed. Runs are too short to rank routers by loss; they show costs, balance and failures.
-Columns: bits a byte held out (mean over seeds, and half the spread), tokens/s over the run, MaxVio of the last interval
+Columns: bits a byte held out (mean over seeds, and half the spread), tokens/s of the last 25 steps, MaxVio of the last interval
 (largest load over the mean, less 1; worst layer), dead experts, and the shares of assignments that found no place (dropped, or
 sent to the null expert) and that were rerouted.
 """

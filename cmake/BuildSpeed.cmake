@@ -11,5 +11,8 @@ if(CCACHE)
 endif()
 find_program(MOLD mold)
 if(MOLD)
-  add_link_options(-fuse-ld=mold)      # CMake 3.25 has no CMAKE_LINKER_TYPE
+  # CMake 3.25 has no CMAKE_LINKER_TYPE. Without relro, because mold 1.10 lets that segment begin with a thread-local
+  # variable on a page that is not mapped, where .text happens to end within its size of a page: "cannot apply additional
+  # memory protection after relocation" is then all that the program says.
+  add_link_options(-fuse-ld=mold LINKER:-z,norelro)
 endif()

@@ -1,4 +1,4 @@
-# ccache and mold where they are installed; both only save time.
+# ccache where it is installed; it only saves time.
 find_program(CCACHE ccache)
 if(CCACHE)
   # A precompiled header is cached only with this sloppiness. With paths relative to the tree, and no hash of the
@@ -8,11 +8,4 @@ if(CCACHE)
     CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 CCACHE_COMPILERCHECK=content ${CCACHE})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
-endif()
-find_program(MOLD mold)
-if(MOLD)
-  # CMake 3.25 has no CMAKE_LINKER_TYPE. Without relro, because mold 1.10 lets that segment begin with a thread-local
-  # variable on a page that is not mapped, where .text happens to end within its size of a page: "cannot apply additional
-  # memory protection after relocation" is then all that the program says.
-  add_link_options(-fuse-ld=mold LINKER:-z,norelro)
 endif()

@@ -1,6 +1,6 @@
 # Debian packages: which are needed, which are missing, and their installation. Sourced by runs/setup.sh.
 build_packages=(ca-certificates cmake ninja-build g++ python3 python3-venv libcli11-dev libspdlog-dev nlohmann-json3-dev
-  libsentencepiece-dev libopenmpi-dev openmpi-bin libgtest-dev libzstd-dev zlib1g-dev ccache mold git)
+  libsentencepiece-dev libopenmpi-dev openmpi-bin libgtest-dev libzstd-dev zlib1g-dev ccache git)
 lint_packages=(clang-format-14 clang-tidy-14)      # pinned: another version formats differently
 
 missing_packages() {

@@ -39,6 +39,8 @@ target_compile_definitions(switchyard_torch_headers INTERFACE _GLIBCXX_USE_CXX11
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   target_compile_options(switchyard_torch_headers INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fno-canonical-system-headers>)
 endif()
+# at::parallel_for is a loop on one thread in a file compiled without OpenMP, and nothing says so.
+target_compile_options(switchyard_torch_headers INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 add_library(switchyard_torch INTERFACE)
 target_link_libraries(switchyard_torch INTERFACE switchyard_torch_headers)
 set(torch_rpath ${SWITCHYARD_TORCH}/lib)
@@ -67,4 +69,8 @@ if(WITH_CUDA)
   list(APPEND torch_rpath ${site_packages}/nvidia/nccl/lib ${site_packages}/nvidia/cu13/lib)
 endif()
 switchyard_import_torch(torch_cpu c10)
+# The pool of threads is torch's own: its package brings the library of GCC's OpenMP.
+add_library(torch_gomp SHARED IMPORTED GLOBAL)
+set_target_properties(torch_gomp PROPERTIES IMPORTED_LOCATION ${SWITCHYARD_TORCH}/lib/libgomp.so.1)
+target_link_libraries(switchyard_torch INTERFACE torch_gomp)
 set(CMAKE_BUILD_RPATH ${torch_rpath})

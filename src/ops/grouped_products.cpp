@@ -1,10 +1,9 @@
 #include "ops/grouped_products.h"
 
-#include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "ops/cpu_products.h"
 #include "ops/hopper_products.h"
 #include "ops/launch.h"
 #include "ops/linear.h"
@@ -12,7 +11,7 @@
 namespace switchyard::ops {
 namespace {
 
-// One product an expert. On a GPU reading the offsets waits for the device.
+// One product an expert, on a GPU without our grouped kernels: reading the offsets waits for the device.
 class ExpertLoop : public GroupedProducts {
  public:
   Tensor forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const override {
@@ -42,25 +41,12 @@ class ExpertLoop : public GroupedProducts {
     });
     return out;
   }
-  // work(expert, first row, rows) of each expert that has rows. Many small experts of a CPU run side by side, a thread
-  // each, where splitting every product would make threads wait for each other; few or uneven ones one after the other.
+  // work(expert, first row, rows) of each expert that has rows.
   template <class Work>
   static void for_experts(const DispatchPlan& plan, Work work) {
     const std::vector<int> offset = offsets(plan);
-    const int threads = plan.offset_E1.is_cpu() ? at::get_num_threads() : 1;
-    std::int64_t largest = 0;
-    for (int e = 0; e < plan.experts; ++e) largest = std::max<std::int64_t>(largest, offset[e + 1] - offset[e]);
-    const bool side_by_side = threads > 1 && plan.experts >= 8 * threads && largest * threads <= offset.back();
-    std::atomic<int> next{0};
-    const auto take = [&] {
-      const at::NoGradGuard no_grad;  // a thread's own setting
-      for (int e = next++; e < plan.experts; e = next++)
-        if (offset[e + 1] > offset[e]) work(e, offset[e], offset[e + 1] - offset[e]);
-    };
-    if (!side_by_side) return take();
-    at::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) take();
-    });
+    for (int e = 0; e < plan.experts; ++e)
+      if (offset[e + 1] > offset[e]) work(e, offset[e], offset[e + 1] - offset[e]);
   }
 };
 
@@ -71,7 +57,9 @@ const GroupedProducts& GroupedProducts::choose(at::Device device, at::ScalarType
   static const HopperProducts hopper;
   if (has_hopper_products(device, dtype)) return hopper;
 #endif
-  (void)device, (void)dtype;
+  (void)dtype;
+  static const CpuProducts cpu;
+  if (device.is_cpu()) return cpu;
   static const ExpertLoop loop;
   return loop;
 }

@@ -37,8 +37,8 @@ class GroupedProducts {
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
   virtual bool on_device() const { return false; }  // offsets are never read by the host
 
-  // The products for a device and type: our kernels on GPUs of capability 9.0 in bf16 (no host read, capturable);
-  // elsewhere one product an expert, with the offsets read by the host.
+  // The products for a device and type: our kernels on the CPU and on GPUs of capability 9.0 in bf16 (no host read,
+  // capturable); on other GPUs one product an expert, with the offsets read by the host.
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
 };
 

@@ -9,6 +9,10 @@
 #include "base/error.h"
 #include "kernels/types.h"
 
+#ifndef _OPENMP
+#error "compile with -fopenmp: without it at::parallel_for runs on one thread"
+#endif
+
 namespace switchyard::ops {
 
 using at::Tensor;

@@ -1,0 +1,132 @@
+// kernels/matrix_tiles.h: the arithmetic of kernels/matrix_product.h for registers of a given width. For the *_cpu.cpp
+// files that compile it for one kind of processor each; all is inline there, as in vector_math.h.
+//
+// A tile of c stays in registers while l runs over a piece of the inner dimension: two vectors of b times kRows single
+// values of a. Both come from copies in just that order: a panel of b stays in the first cache while a block of a
+// passes from the second.
+#pragma once
+
+#include "kernels/matrix_product.h"
+#include "kernels/vector_math.h"
+
+namespace switchyard::kernels {
+
+template <class T, int kBytes>
+struct Tiles {
+  typedef T Wide __attribute__((vector_size(kBytes)));
+  static constexpr int kLanesWide = kBytes / static_cast<int>(sizeof(T));
+  static constexpr int kRows = kBytes == 64 ? 12 : 6;  // 2 kRows sums and what multiplies them fit the registers
+  static constexpr int kColumns = 2 * kLanesWide;
+  static constexpr int kBlockRows = 96;
+  static constexpr std::int64_t kInner = 256;  // at most, of a panel at a time
+
+  // Lines of the matrix that lie `line` apart, `step` from one value to the next, interleaved: to[l * kWidth + w] is
+  // value l of line w. Lines from `lines` on are zeros.
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave(const T* from, std::int64_t line, std::int64_t step, int lines,
+                                           std::int64_t count, T* to) {
+    constexpr int kTurned = kWidth % 4 == 0 ? 4 : 2;
+    constexpr std::int64_t kLine = 64 / sizeof(T);
+    std::int64_t l = 0;
+    if (lines == kWidth && line == 1) {
+      for (; l < count; ++l) std::memcpy(to + l * kWidth, from + l * step, kWidth * sizeof(T));
+    } else if (lines == kWidth && step == 1) {
+      for (; l + 4 <= count; l += kLine) {  // whole cache lines of a few lines at a time, so that none is fetched twice
+        const std::int64_t end = l + kLine < count ? l + kLine : count / 4 * 4;
+        for (int w = 0; w < kWidth; w += kTurned)
+          for (std::int64_t i = l; i < end; i += 4)
+            turn<kTurned, kWidth>(from + w * line + i, line, to + i * kWidth + w);
+      }
+      l = count / 4 * 4;
+    }
+    for (; l < count; ++l)
+      for (int w = 0; w < kWidth; ++w) to[l * kWidth + w] = w < lines ? from[w * line + l * step] : T(0);
+  }
+
+  static SWITCHYARD_INLINE void pack_panels(const MatrixProduct<T>& p, T* packed, Range panels) {
+    for (std::int64_t j = panels.begin; j < panels.end; ++j)
+      interleave<kColumns>(p.b + j * kColumns * p.b_column, p.b_column, p.b_inner,
+                           at_most<kColumns>(p.columns - j * kColumns), p.inner, packed + j * kColumns * p.inner);
+  }
+
+  static SWITCHYARD_INLINE void multiply(const MatrixProduct<T>& p, const T* packed, Range blocks) {
+    alignas(64) T rows_of_a[kBlockRows * kInner];
+    const std::int64_t pieces = (p.inner + kInner - 1) / kInner, piece = pieces ? (p.inner + pieces - 1) / pieces : 0;
+    for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const std::int64_t first = block * kBlockRows;
+      const int rows = at_most<kBlockRows>(p.rows - first);
+      for (std::int64_t l = 0; l < p.inner; l += piece) {
+        const std::int64_t count = l + piece < p.inner ? piece : p.inner - l;
+        for (int i = 0; i < rows; i += kRows)
+          interleave<kRows>(p.a + (first + i) * p.a_row + l * p.a_inner, p.a_row, p.a_inner, at_most<kRows>(rows - i),
+                            count, rows_of_a + i * count);
+        for (std::int64_t j = 0; j < p.columns; j += kColumns)
+          for (int i = 0; i < rows; i += kRows)
+            tile(rows_of_a + i * count, packed + j * p.inner + l * kColumns, count, p.c + (first + i) * p.c_row + j,
+                 p.c_row, at_most<kRows>(rows - i), at_most<kColumns>(p.columns - j), p.add || l > 0);
+      }
+    }
+  }
+
+ private:
+  template <int kMost>
+  static SWITCHYARD_INLINE int at_most(std::int64_t n) {
+    return n < kMost ? static_cast<int>(n) : kMost;
+  }
+
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+  typedef T Two __attribute__((vector_size(2 * sizeof(T))));
+
+  // Four values of four lines, or of two, turned.
+  template <int kLines, int kWidth>
+  static SWITCHYARD_INLINE void turn(const T* from, std::int64_t line, T* to) {
+    const Four a = load<Four>(from), b = load<Four>(from + line);
+    if constexpr (kLines == 2) {
+      const Two turned[4] = {__builtin_shufflevector(a, b, 0, 4), __builtin_shufflevector(a, b, 1, 5),
+                             __builtin_shufflevector(a, b, 2, 6), __builtin_shufflevector(a, b, 3, 7)};
+      for (int l = 0; l < 4; ++l) std::memcpy(to + l * kWidth, &turned[l], sizeof(Two));
+    } else {
+      const Four c = load<Four>(from + 2 * line), d = load<Four>(from + 3 * line);
+      const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Four turned[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                              __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5),
+                              __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7)};
+      for (int l = 0; l < 4; ++l) std::memcpy(to + l * kWidth, &turned[l], sizeof(Four));
+    }
+  }
+
+  static SWITCHYARD_INLINE void tile(const T* a, const T* b, std::int64_t inner, T* c, std::int64_t c_row, int rows,
+                                     int columns, bool add) {
+    Wide sum[kRows][2] = {};
+    for (std::int64_t l = 0; l < inner; ++l) {
+      const Wide left = load<Wide>(b + l * kColumns), right = load<Wide>(b + l * kColumns + kLanesWide);
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i) {
+        sum[i][0] += a[l * kRows + i] * left;
+        sum[i][1] += a[l * kRows + i] * right;
+      }
+    }
+    if (rows == kRows && columns == kColumns) {
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i) {
+        for (int half = 0; half < 2; ++half) {
+          T* to = c + i * c_row + half * kLanesWide;
+          const Wide value = add ? load<Wide>(to) + sum[i][half] : sum[i][half];
+          std::memcpy(to, &value, sizeof value);
+        }
+      }
+      return;
+    }
+    alignas(64) T edge[kRows * kColumns];
+    std::memcpy(edge, sum, sizeof edge);
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < columns; ++j) {
+        T& to = c[i * c_row + j];
+        to = (add ? to : T(0)) + edge[i * kColumns + j];
+      }
+    }
+  }
+};
+
+}  // namespace switchyard::kernels

@@ -1,5 +1,4 @@
 #include "bench/routing_timings.h"
-
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
 #include "kernels/noise.h"
@@ -70,9 +69,20 @@ void time_scores(Clock& clock, const Routed& r, const std::string& of) {
   // Last, so that the kernels after it get the choice that the logits give.
   a.selection = nullptr, a.real = nullptr;
   clock.time("router_scores" + of, bytes, [&](Stream s) { kernels::router_scores(a, s); });
-  const kernels::RouterScoresBackward<float> b{
-      r.logits.get(), r.expert.get(), d_weight.get(),           d_prob.get(), nullptr, nullptr, d_logits.get(), r.T, r.T,
-      r.E,            r.K,            kernels::Score::kSoftmax, true,         1};
+  const kernels::RouterScoresBackward<float> b{r.logits.get(),
+                                               r.expert.get(),
+                                               d_weight.get(),
+                                               d_prob.get(),
+                                               nullptr,
+                                               nullptr,
+                                               d_logits.get(),
+                                               r.T,
+                                               r.T,
+                                               r.E,
+                                               r.K,
+                                               kernels::Score::kSoftmax,
+                                               true,
+                                               1};
   clock.time("router_scores_backward" + of, bytes + r.logit_bytes(),
              [&](Stream s) { kernels::router_scores_backward(b, s); });
 }
@@ -102,8 +112,8 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
   Buffer<bf16> out(static_cast<std::size_t>(r.T) * r.D);
   const double bytes = 2.0 * r.R * r.D * (1 + 1.0 / r.K);
   const kernels::PermuteRows<bf16> g{
-      x.get(), r.weight.get(), r.row_of.get(), r.token_of_row.get(), r.offset.get() + r.E, rows.get(), r.T,
-      r.K,     r.D,            r.capacity};
+      x.get(), r.weight.get(), r.row_of.get(), r.token_of_row.get(), r.offset.get() + r.E, rows.get(), r.T, r.K,
+      r.D,     r.capacity};
   const kernels::Combine<bf16> c{rows.get(), r.weight.get(), r.row_of.get(), out.get(), r.T, r.K, r.D};
   clock.time("permute_rows" + of, bytes, [&](Stream s) { kernels::permute_rows(g, s); });
   clock.time("combine" + of, bytes, [&](Stream s) { kernels::combine(c, s); });
@@ -114,8 +124,7 @@ void time_noise(Clock& clock, const Routed& r, const std::string& of) {
   for (std::size_t i = 0; i < windows.size(); ++i) windows[i] = static_cast<std::int64_t>(i);
   const Buffer<std::int64_t> window(windows), step(std::vector<std::int64_t>{1});
   Buffer<float> out(static_cast<std::size_t>(r.T) * r.D);
-  kernels::NoiseDraw draw{
-      out.get(), window.get(), step.get(), 1, 2, r.T, kSequence, r.E, kernels::Noise::kGumbel};
+  kernels::NoiseDraw draw{out.get(), window.get(), step.get(), 1, 2, r.T, kSequence, r.E, kernels::Noise::kGumbel};
   clock.time("noise, gumbel" + of, r.logit_bytes(), [&](Stream s) { kernels::noise(draw, s); });
   draw.columns = r.D, draw.kind = kernels::Noise::kUniform;
   clock.time("noise, uniform of every channel" + of, 4.0 * r.T * r.D, [&](Stream s) { kernels::noise(draw, s); });
@@ -134,8 +143,8 @@ void time_proposals(Clock& clock, const Routed& r, const std::string& of) {
   const Buffer<int> device_held(held), device_room(room);
   const Buffer<std::uint8_t> device_dropped(dropped);
   Buffer<int> expert(r.R);
-  const kernels::Proposals a{r.logits.get(), device_held.get(), device_dropped.get(), device_room.get(), nullptr,
-                             expert.get(),   r.T,               r.K,                  r.E};
+  const kernels::Proposals a{
+      r.logits.get(), device_held.get(), device_dropped.get(), device_room.get(), nullptr, expert.get(), r.T, r.K, r.E};
   // All flags, all results, and of every token that asks its scores and what it holds.
   const double asking = static_cast<double>(r.R) / kEvery;
   clock.time("proposals, 1 in 6" + of, 5.0 * r.R + asking * 4.0 * (r.E + r.K),

@@ -7,11 +7,16 @@ curve A B BOUND [STEPS]       the largest difference of the two runs' losses ove
 first_step A B                step 1 of both: equal loads, balance within rounding of the order of sums
 write_golden FILE GOLDEN      keeps the losses of steps 1 to 10 and of the last
 golden FILE GOLDEN            compares with them: 1e-5 over 10 steps, 1e-2 at the last
+apart A B BOUND               two run folders: largest difference of losses, first step whose lines differ, tensors of the
+                              last checkpoint that differ, largest difference of what routing keeps. Exit status 0: no
+                              bit differs; 3: losses within BOUND; 1: beyond it, or other steps
 finite FILE                   fails if a value of a fp32 .safetensors file is not finite
 """
 import array
+import glob
 import json
 import math
+import os
 import struct
 import sys
 
@@ -89,6 +94,51 @@ def golden(path, golden_path):
     print("; ".join(f"within {bound:g}: {difference:.2g}" for bound, difference in worst.items()))
 
 
+def tensors(path):
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header, data = json.loads(file.read(size)), file.read()
+    header.pop("__metadata__", None)
+    return {name: (entry["dtype"], data[slice(*entry["data_offsets"])]) for name, entry in header.items()}
+
+
+def last_checkpoint(folder):
+    return sorted(glob.glob(f"{folder}/checkpoints/step-*"))[-1]
+
+
+def largest_difference(a, b):
+    codes = {"F32": "f", "I64": "q", "I32": "i"}
+    return max((abs(x - y) for (dtype, left), (_, right) in zip(a, b)
+                for x, y in zip(array.array(codes[dtype], left), array.array(codes[dtype], right))), default=0)
+
+
+def apart(folder_a, folder_b, bound):
+    told = [[{key: value for key, value in line.items() if key not in CLOCK}
+             for line in lines(f"{folder}/metrics.jsonl", parse_float=str) if line["kind"] in ("train", "routing")]
+            for folder in (folder_a, folder_b)]
+    if [line["step"] for line in told[0]] != [line["step"] for line in told[1]]:
+        sys.exit(f"{folder_a} and {folder_b} tell of other steps")
+    losses = [[float(line["loss"]) for line in run if line["kind"] == "train"] for run in told]
+    # A comparison with NaN is false, so a difference that is NaN is the largest of all.
+    differences = [abs(a - b) if abs(a - b) >= 0 else math.inf for a, b in zip(*losses)]
+    first = next((a["step"] for a, b in zip(*told) if a != b), None)
+    unequal, kept = 0, 0
+    for file in ("weights", "optimizer", "routing"):
+        paths = [f"{last_checkpoint(folder)}/{file}.safetensors" for folder in (folder_a, folder_b)]
+        if not any(map(os.path.exists, paths)):
+            continue  # a run may keep nothing of routing
+        a, b = map(tensors, paths)
+        if a.keys() != b.keys():
+            sys.exit(f"{paths[0]} and {paths[1]} hold other tensors")
+        differing = [name for name in a if a[name] != b[name]]
+        unequal += len(differing)
+        if file == "routing":
+            kept = largest_difference([a[name] for name in differing], [b[name] for name in differing])
+    print(f"{max(differences):.2g} {first or '-'} {unequal} {kept:.2g}")
+    if first or unequal:
+        sys.exit(3 if max(differences) <= float(bound) else 1)
+
+
 def finite(path):
     with open(path, "rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
@@ -104,5 +154,5 @@ def finite(path):
 
 
 if __name__ == "__main__":
-    commands = (comparable, last_step, value, curve, first_step, write_golden, golden, finite)
+    commands = (comparable, last_step, value, curve, first_step, write_golden, golden, apart, finite)
     {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

@@ -1,6 +1,7 @@
 // bench: how fast parts of the step are on this machine.
 //   bench moe          the sparse layer alone, forward and backward, in TFLOP/s
 //   bench moe-vs-mlp   the sparse layer beside a dense MLP of equal active width, on every backend
+//   bench routing      the sparse layer without its experts' products, part by part and feature by feature
 //   bench ops          every CUDA kernel against its floor
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "bench/kernel_timings.h"
 #include "bench/moe_layer.h"
 #include "bench/moe_vs_mlp.h"
+#include "bench/routing.h"
 #include "bench/stopwatch.h"
 
 namespace {
@@ -34,6 +36,11 @@ struct MoeVsMlpArguments {
   std::string activation = "swiglu", device = "auto", json;
   int repeats = 20;
 };
+struct RoutingArguments {
+  std::vector<std::string> shapes;
+  std::string only, device = "auto", json;
+  int repeats = 20;
+};
 struct OpsArguments {
   std::string only, json;
 };
@@ -41,9 +48,6 @@ struct OpsArguments {
 // What every layer benchmark can be told.
 template <class Arguments>
 void declare_run(CLI::App& app, Arguments& arguments) {
-  app.add_option("--activation", arguments.activation, "swiglu or relu2")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"swiglu", "relu2"}));
   app.add_option("--device", arguments.device, "auto, cuda (bf16) or cpu (fp32)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cuda", "cpu"}));
@@ -53,9 +57,20 @@ void declare_run(CLI::App& app, Arguments& arguments) {
   app.add_option("--json", arguments.json, "file for the same figures as JSON");
 }
 
-void declare(CLI::App& app, MoeArguments& arguments) {
-  app.add_option("--shape", arguments.shapes,
+void declare_activation(CLI::App& app, std::string& activation) {
+  app.add_option("--activation", activation, "swiglu or relu2")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"swiglu", "relu2"}));
+}
+
+void declare_shapes(CLI::App& app, std::vector<std::string>& shapes) {
+  app.add_option("--shape", shapes,
                  "T,D,N,E,K: tokens, width, expert width, experts, experts a token; again for more shapes");
+}
+
+void declare(CLI::App& app, MoeArguments& arguments) {
+  declare_shapes(app, arguments.shapes);
+  declare_activation(app, arguments.activation);
   declare_run(app, arguments);
 }
 
@@ -67,6 +82,13 @@ void declare(CLI::App& app, MoeVsMlpArguments& arguments) {
   app.add_option("--active", arguments.active, "hidden width of the dense MLP; an expert's is a K-th of it (4 D)")
       ->check(CLI::Range(8, 1 << 24));
   app.add_option("--backend", arguments.backends, "cuda, cpu or reference; default: all that this machine has");
+  declare_activation(app, arguments.activation);
+  declare_run(app, arguments);
+}
+
+void declare(CLI::App& app, RoutingArguments& arguments) {
+  declare_shapes(app, arguments.shapes);
+  app.add_option("--only", arguments.only, "features whose name contains this");
   declare_run(app, arguments);
 }
 
@@ -227,6 +249,64 @@ int run_moe_vs_mlp(MoeVsMlpArguments arguments) {
   return kExitOk;
 }
 
+Json to_json(const bench::RoutingTiming& timing, double copy_rate) {
+  const bench::LayerShape& shape = timing.shape;
+  Json json = {{"tokens", shape.tokens},   {"n_embd", shape.width},    {"hidden", shape.hidden},
+               {"experts", shape.experts}, {"topk", shape.top_k},      {"graph", timing.recorded},
+               {"parts", Json::array()},   {"features", Json::array()}};
+  for (const bench::RoutingPart& part : timing.parts)
+    json["parts"].push_back({{"name", part.name},
+                             {"fwd_us", 1e3 * part.times.forward_ms},
+                             {"fwd_floor_us", part.bytes.forward / copy_rate * 1e6},
+                             {"bwd_us", 1e3 * part.times.backward_ms},
+                             {"bwd_floor_us", part.bytes.backward / copy_rate * 1e6}});
+  for (const bench::FeatureTiming& feature : timing.features) {
+    Json one = {{"name", feature.name}, {"options", feature.options}, {"with_products", feature.with_products}};
+    if (feature.failure.empty())
+      one.update({{"fwd_us", 1e3 * feature.times.forward_ms},
+                  {"fwd_added_us", 1e3 * (feature.times.forward_ms - feature.without.forward_ms)},
+                  {"bwd_us", 1e3 * feature.times.backward_ms},
+                  {"bwd_added_us", 1e3 * (feature.times.backward_ms - feature.without.backward_ms)}});
+    else
+      one["failure"] = feature.failure;
+    json["features"].push_back(one);
+  }
+  return json;
+}
+
+int run_routing(const RoutingArguments& arguments) {
+  std::vector<bench::LayerShape> shapes;
+  for (const std::string& text : arguments.shapes) shapes.push_back(bench::parse_layer_shape(text));
+  const ComputeDevice device = choose(arguments.device);
+  const bool gpu = device.device.is_cuda();
+  if (shapes.empty()) shapes = bench::default_routing_shapes(gpu);
+  const char* precision = gpu ? "bf16" : "fp32";
+  const double rate = bench::copy_rate(device);
+  std::printf("the MoE layer without its experts' products, %s, on %s: median of %d runs\n", precision,
+              device.name.c_str(), arguments.repeats);
+  std::printf("floor: the bytes that must cross memory, at the rate of a copy, %.1f GB/s\n", rate * 1e-9);
+  Json result = {{"program", "switchyard"},
+                 {"device", device.name},
+                 {"precision", precision},
+                 {"copy_gb_per_s", rate * 1e-9},
+                 {"shapes", Json::array()}};
+  int failed = 0;
+  for (const bench::LayerShape& shape : shapes) {
+    std::printf("\n");
+    const bench::RoutingTiming timing =
+        bench::time_routing_layer(shape, device, rate, arguments.repeats, arguments.only);
+    for (const bench::FeatureTiming& feature : timing.features) failed += !feature.failure.empty();
+    result["shapes"].push_back(to_json(timing, rate));
+  }
+  std::printf(
+      "Experts' products are not run: their kernels' results are noise drawn beforehand. A feature marked \"with "
+      "products\" costs products, and is timed with them, as is the layer that it is compared with. Losses are those "
+      "of one layer; a model makes them for all layers at once.\n");
+  if (!arguments.json.empty()) write_file_atomic(arguments.json, result.dump(2) + "\n");
+  if (failed > 0) throw RunError(format("%d features could not be timed", failed));
+  return kExitOk;
+}
+
 int run_ops(const OpsArguments& arguments) {
   const double product_rate = bench::product_rate();
   Json result = {{"product_tflops", product_rate * 1e-12}, {"kernels", Json::array()}};
@@ -247,12 +327,16 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   MoeArguments moe;
   MoeVsMlpArguments moe_vs_mlp;
+  RoutingArguments routing;
   OpsArguments ops;
   CLI::App* moe_command = app.add_subcommand("moe", "the sparse layer alone, forward and backward, in TFLOP/s");
   declare(*moe_command, moe);
   CLI::App* moe_vs_mlp_command =
       app.add_subcommand("moe-vs-mlp", "the sparse layer beside a dense MLP of equal active width, on every backend");
   declare(*moe_vs_mlp_command, moe_vs_mlp);
+  CLI::App* routing_command = app.add_subcommand(
+      "routing", "the sparse layer without its experts' products: each part against its floor, each feature's cost");
+  declare(*routing_command, routing);
   declare(*app.add_subcommand("ops", "every CUDA kernel against its floor, at the sizes of a d12 8x2 micro-batch"),
           ops);
   try {
@@ -260,6 +344,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) { return app.exit(error) == 0 ? kExitOk : kExitConfigError; }
   return run_app([&] {
     if (moe_command->parsed()) return run_moe(moe);
-    return moe_vs_mlp_command->parsed() ? run_moe_vs_mlp(moe_vs_mlp) : run_ops(ops);
+    if (moe_vs_mlp_command->parsed()) return run_moe_vs_mlp(moe_vs_mlp);
+    return routing_command->parsed() ? run_routing(routing) : run_ops(ops);
   });
 }

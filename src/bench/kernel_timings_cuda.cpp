@@ -4,6 +4,7 @@
 
 #include "bench/device_clock.h"
 #include "bench/kernel_timings.h"
+#include "bench/routing_timings.h"
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/add_norm.h"
@@ -16,7 +17,6 @@
 #include "kernels/grouped_gemm.h"
 #include "kernels/muon.h"
 #include "kernels/qkv_rope.h"
-#include "kernels/router.h"
 #include "kernels/router_logits.h"
 #include "kernels/step_guard.h"
 #include "kernels/symmetric_product.h"
@@ -130,71 +130,6 @@ void time_add_norm_router(Clock& clock, int experts) {
       experts};
   clock.time(("add_norm_router_backward" + of).c_str(), 4 * kRow + 2 * logit_bytes,
              [&](Stream s) { kernels::add_norm_router_backward(b, s); });
-}
-
-void time_routing(Clock& clock, int experts, int top_k) {
-  const int T = kT / (top_k / kK), R = T * top_k;  // the same number of rows
-  const int A = 128;
-  const std::int64_t capacity = (static_cast<std::int64_t>(R) + experts * (A - 1) + A - 1) / A * A;
-  const Filled<float> logits(static_cast<std::size_t>(T) * experts), d_weight(R), d_prob(experts);
-  Buffer<int> expert(R), count(experts), offset(experts + 1), end(experts), token_of_row(capacity), row_of(R),
-      plan_scratch(kernels::dispatch_scratch(T, top_k, experts));
-  Buffer<float> weight(R), prob(experts), importance(experts), z(1), scratch(kernels::router_scratch(T, T, experts)),
-      d_logits(static_cast<std::size_t>(T) * experts), to_rows(capacity);
-  const std::string of = " E " + std::to_string(experts) + " K " + std::to_string(top_k);
-  const double logit_bytes = 4.0 * T * experts, choice_bytes = 8.0 * R;
-  const kernels::RouterScores<float> a{logits.get(),
-                                       nullptr,
-                                       expert.get(),
-                                       weight.get(),
-                                       count.get(),
-                                       prob.get(),
-                                       importance.get(),
-                                       z.get(),
-                                       scratch.get(),
-                                       T,
-                                       T,
-                                       experts,
-                                       top_k,
-                                       kS,
-                                       kernels::Score::kSoftmax,
-                                       true,
-                                       true,
-                                       1};
-  clock.time(("router_scores" + of).c_str(), logit_bytes + choice_bytes,
-             [&](Stream s) { kernels::router_scores(a, s); });
-  const kernels::RouterScoresBackward<float> b{
-      logits.get(), expert.get(), d_weight.get(),           d_prob.get(), nullptr, nullptr, d_logits.get(), T, T,
-      experts,      top_k,        kernels::Score::kSoftmax, true,         1};
-  clock.time(("router_scores_backward" + of).c_str(), 2 * logit_bytes + choice_bytes,
-             [&](Stream s) { kernels::router_scores_backward(b, s); });
-  const kernels::Dispatch d{expert.get(),
-                            count.get(),
-                            offset.get(),
-                            end.get(),
-                            token_of_row.get(),
-                            row_of.get(),
-                            plan_scratch.get(),
-                            T,
-                            top_k,
-                            experts,
-                            A,
-                            capacity};
-  clock.time(("dispatch" + of).c_str(), 12.0 * R, [&](Stream s) { kernels::dispatch(d, s); });
-  const kernels::AssignmentValues to{weight.get(), row_of.get(), token_of_row.get(), to_rows.get(), R, capacity};
-  clock.time(("values_to_rows" + of).c_str(), 16.0 * R, [&](Stream s) { kernels::values_to_rows(to, s); });
-
-  const Filled<bf16> x(static_cast<std::size_t>(T) * kD);
-  Filled<bf16> rows(static_cast<std::size_t>(capacity) * kD);
-  Buffer<bf16> out(static_cast<std::size_t>(T) * kD);
-  const double row_bytes = 2.0 * R * kD;
-  const kernels::PermuteRows<bf16> g{
-      x.get(), weight.get(), row_of.get(), token_of_row.get(), offset.get() + experts, rows.get(), T,
-      top_k,   kD,           capacity};
-  const kernels::Combine<bf16> c{rows.get(), weight.get(), row_of.get(), out.get(), T, top_k, kD};
-  clock.time(("permute_rows" + of).c_str(), row_bytes * (1 + 1.0 / top_k),
-             [&](Stream s) { kernels::permute_rows(g, s); });
-  clock.time(("combine" + of).c_str(), row_bytes * (1 + 1.0 / top_k), [&](Stream s) { kernels::combine(c, s); });
 }
 
 struct LayerShape {
@@ -379,8 +314,9 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
   time_activation(clock);
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);
-  time_routing(clock, kE, kK);
-  time_routing(clock, 64, 8);
+  time_routing(clock, {kT, kD, kN, kE, kK, " E 8 K 2"});
+  time_routing(clock, {16384, kD, 384, 64, 8, " E 64 K 8"});
+  time_routing(clock, {32768, 2048, 1024, 64, 8, " E 64 K 8 D 2048"});
   if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))
     for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},
                                     {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},

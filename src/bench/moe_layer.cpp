@@ -1,90 +1,11 @@
 #include "bench/moe_layer.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
-#include <cmath>
 #include <sstream>
 
 #include "base/error.h"
-#include "bench/stopwatch.h"
 #include "kernels/router.h"
-#include "ops/moe_ffn.h"
-#include "ops/router_scores.h"
 
 namespace switchyard::bench {
-namespace {
-
-using at::Tensor;
-
-class Layer {
- public:
-  Layer(const LayerShape& shape, ops::ActivationKind activation, const ComputeDevice& device)
-      : shape_(shape),
-        products_(ops::GroupedProducts::choose(device.device, device.activation_dtype)),
-        up_(store_.add("up", ParameterKind::kExpert,
-                       {shape.experts, (ops::is_gated(activation) ? 2 : 1) * shape.hidden, shape.width}, {})),
-        down_(store_.add("down", ParameterKind::kExpert, {shape.experts, shape.width, shape.hidden}, {})),
-        router_(store_.add("router", ParameterKind::kRouter, {shape.experts, shape.width}, {})),
-        experts_{&up_, &down_, activation} {
-    rule_.top_k = shape.top_k;
-    rule_.seq_len = static_cast<int>(shape.tokens);
-    store_.allocate(device.device, device.activation_dtype, store_.contiguous());
-    draw_values(device);
-    const at::NoGradGuard no_grad;
-    const ops::RouterScores scores = scores_of(ops::router_logits(x_TD_, router_));
-    weight_TK_ = scores.weight_TK.detach().clone().requires_grad_(true);
-    plan_ = plan_of(scores);
-  }
-
-  Tensor run_experts() const { return ops::moe_ffn(x_TD_, weight_TK_, experts_, plan_, products_); }
-  Tensor run_all() const {
-    const ops::RouterLogits logits = ops::router_logits(x_TD_, router_);
-    const ops::RouterScores scores = scores_of(logits);
-    return ops::moe_ffn(logits.x_TD, scores.weight_TK, experts_, plan_of(scores), products_);
-  }
-  void differentiate(const Tensor& out_TD, bool with_router) const {
-    torch::autograd::grad({out_TD}, with_router ? std::vector<Tensor>{x_TD_} : std::vector<Tensor>{x_TD_, weight_TK_},
-                          {dy_TD_});
-  }
-  double largest_over_mean_load() const {
-    return plan_.count_E.max().item<double>() * shape_.experts / static_cast<double>(shape_.tokens * shape_.top_k);
-  }
-
- private:
-  // In the order of the peer's: x, router, dy, up, down; each in fp32, scaled, rounded.
-  void draw_values(const ComputeDevice& device) {
-    at::manual_seed(0);
-    const at::NoGradGuard no_grad;
-    const auto draw = [&](const std::vector<std::int64_t>& size, double deviation) {
-      return (at::randn(size, at::TensorOptions().device(device.device)) * deviation).to(device.activation_dtype);
-    };
-    const auto inner = [](int width) { return 1 / std::sqrt(static_cast<double>(width)); };
-    x_TD_ = draw({shape_.tokens, shape_.width}, 1);
-    router_.compute.copy_(draw(router_.shape, inner(shape_.width)));
-    dy_TD_ = draw({shape_.tokens, shape_.width}, 1);
-    up_.compute.copy_(draw(up_.shape, inner(shape_.width)));
-    down_.compute.copy_(draw(down_.shape, inner(shape_.hidden)));
-    x_TD_.requires_grad_(true);
-  }
-  ops::RouterScores scores_of(const ops::RouterLogits& logits) const {
-    return ops::router_scores(logits.logits_TE, {}, rule_);
-  }
-  ops::DispatchPlan plan_of(const ops::RouterScores& scores) const {
-    return ops::dispatch(scores.expert_TK, shape_.experts,
-                         products_.alignment(scores.expert_TK.numel(), shape_.experts));
-  }
-
-  const LayerShape shape_;
-  const ops::GroupedProducts& products_;
-  ParameterStore store_;
-  Parameter &up_, &down_, &router_;
-  const ops::ExpertWeights experts_;
-  ops::RoutingRule rule_;
-  Tensor x_TD_, dy_TD_, weight_TK_;
-  ops::DispatchPlan plan_;
-};
-
-}  // namespace
 
 LayerShape parse_layer_shape(const std::string& text) {
   const auto reject = [&](const std::string& reason) -> ConfigError {
@@ -125,12 +46,14 @@ std::vector<LayerShape> default_layer_shapes(bool gpu) {
 
 LayerTiming time_moe_layer(const LayerShape& shape, ops::ActivationKind activation, const ComputeDevice& device,
                            int repeats) {
-  const Layer layer(shape, activation, device);
-  const bool record =
-      device.device.is_cuda() && ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device();
-  const auto time = [&](auto forward, bool with_router) {
-    return time_passes({forward, [&](const Tensor& out_TD) { layer.differentiate(out_TD, with_router); }},
-                       device.index(), record, repeats);
+  using From = LayerParts::From;
+  const auto& products = ops::GroupedProducts::choose(device.device, device.activation_dtype);
+  const LayerParts layer(shape, activation, device, products);
+  const bool record = device.device.is_cuda() && products.on_device();
+  const auto time = [&](From from) {
+    return time_passes(
+        {[&] { return layer.forward(from); }, [&](const Tensor& out_TD) { layer.backward(from, out_TD); }},
+        device.index(), record, repeats);
   };
   LayerTiming timing{};
   timing.shape = shape;
@@ -138,8 +61,8 @@ LayerTiming time_moe_layer(const LayerShape& shape, ops::ActivationKind activati
                          shape.width * shape.hidden;
   timing.largest_over_mean_load = layer.largest_over_mean_load();
   timing.recorded = record;
-  timing.experts_only = time([&] { return layer.run_experts(); }, false);
-  timing.with_router = time([&] { return layer.run_all(); }, true);
+  timing.experts_only = time(From::kRows);
+  timing.with_router = time(From::kRouter);
   return timing;
 }
 

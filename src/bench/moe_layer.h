@@ -4,16 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "bench/layer_parts.h"
 #include "bench/stopwatch.h"
-#include "ops/activation.h"
-#include "train/device.h"
 
 namespace switchyard::bench {
-
-struct LayerShape {
-  std::int64_t tokens;
-  int width, hidden, experts, top_k;
-};
 
 // "T,D,N,E,K". ConfigError, with the shape, where a number is missing, out of range, or not what the kernels take.
 LayerShape parse_layer_shape(const std::string& text);
@@ -29,9 +23,7 @@ struct LayerTiming {
 };
 
 // Backward gives the gradients of x, of the routing weights (or the router's matrix) and of the experts' matrices,
-// those of matrices added into fp32 buffers. x is N(0, 1), the router's logits too, all drawn from seed 0 as
-// benchmarks/peer_torch.py --layer draws them: where torch is the same, so are the values and, but for rounding, the
-// routing.
+// those of matrices added into fp32 buffers.
 LayerTiming time_moe_layer(const LayerShape& shape, ops::ActivationKind activation, const ComputeDevice& device,
                            int repeats);
 

@@ -1,28 +1,15 @@
 #include "bench/moe_vs_mlp.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
-#include <cmath>
-
 #include "base/error.h"
 #include "base/text.h"
+#include "bench/timed_layer.h"
 #include "config/derive.h"
 #include "kernels/router.h"
-#include "model/mlp.h"
-#include "ops/router_scores.h"
-
-#ifdef SWITCHYARD_WITH_MOE
-#include "model/moe/moe.h"
-#endif
 
 namespace switchyard::bench {
 namespace {
 
-using at::Tensor;
-
 constexpr int kWarmUps = 10;
-
-Init normal(int width) { return {Init::Kind::kNormal, 1 / std::sqrt(static_cast<double>(width))}; }
 
 Config config_of(const MoeVsMlpShape& shape, const std::string& activation, const std::string& backend) {
   Config config;
@@ -38,98 +25,10 @@ Config config_of(const MoeVsMlpShape& shape, const std::string& activation, cons
   config.moe.aux_injection = "autograd";
   config.router.top_k = shape.top_k;
   config.router.init = "normal";
-  config.router.init_std = normal(shape.width).scale;
+  config.router.init_std = unit_normal(shape.width).scale;
   derive(config);
   return config;
 }
-
-// What is the same for every layer: input, gradient of the output, the step.
-struct Material {
-  Tensor x_TD, dy_TD;
-  StepContext step;
-
-  Material(const MoeVsMlpShape& shape, const ComputeDevice& device) {
-    at::manual_seed(0);
-    const auto options = at::TensorOptions().device(device.device);
-    const auto draw = [&] { return at::randn({shape.tokens, shape.width}, options).to(device.activation_dtype); };
-    x_TD = draw().requires_grad_(true);
-    dy_TD = draw();
-    step.training = true;
-    step.seq_len = static_cast<int>(shape.tokens);
-    step.step = at::zeros({1}, options.dtype(at::kLong));
-    step.token_T = at::zeros({shape.tokens}, options.dtype(at::kLong));
-  }
-};
-
-// One layer with its own parameters; those of equal names have equal values.
-class TimedLayer {
- public:
-  virtual ~TimedLayer() = default;
-  virtual Tensor forward(const Tensor& x_TD, const StepContext& step) const = 0;
-
-  void prepare(const ComputeDevice& device) {
-    store_.allocate(device.device, device.activation_dtype, store_.contiguous());
-    store_.initialize(1);
-  }
-  // The gradient of x; those of parameters are added to their slices.
-  Tensor differentiate(const Tensor& out_TD, const Material& with) const {
-    with.x_TD.mutable_grad() = Tensor();
-    torch::autograd::backward({out_TD}, {with.dy_TD});
-    return with.x_TD.grad();
-  }
-  PassTimes time(const Material& with, const ComputeDevice& device, bool record, int repeats) const {
-    return time_passes(
-        {[&] { return forward(with.x_TD, with.step); }, [&](const Tensor& out_TD) { differentiate(out_TD, with); }},
-        device.index(), record, repeats, kWarmUps);
-  }
-  // {output, gradients of x and of the parameters end to end}
-  std::pair<Tensor, Tensor> values(const Material& with) {
-    store_.zero_grad();
-    const Tensor out = forward(with.x_TD, with.step), dx = differentiate(out, with);
-    return {out.detach(), at::cat({dx.flatten().to(at::kFloat), store_.flat_grad})};
-  }
-
- protected:
-  ParameterStore store_;
-};
-
-class DenseLayer : public TimedLayer {
- public:
-  explicit DenseLayer(const Config& config) : mlp_(store_, "mlp", config, {}) {}
-  Tensor forward(const Tensor& x_TD, const StepContext& step) const override { return mlp_.forward(x_TD, step); }
-
- private:
-  const Mlp mlp_;
-};
-
-#ifdef SWITCHYARD_WITH_MOE
-MoeShape moe_shape(const Config& config) {
-  MoeShape shape{};
-  shape.routed = {config.model.n_embd, config.moe.d_expert, ops::parse_activation(config.model.mlp),
-                  normal(config.model.n_embd), normal(config.moe.d_expert)};
-  return shape;
-}
-
-class SparseLayer : public TimedLayer {
- public:
-  explicit SparseLayer(const Config& config) : moe_(store_, "moe", moe_shape(config), config, {0, 0, &state_}, {}) {}
-  Tensor forward(const Tensor& x_TD, const StepContext& step) const override {
-    const ops::RouterLogits logits = ops::router_logits(x_TD, *moe_.norm_weight());
-    return moe_.forward({logits.x_TD, logits.logits_TE}, step).out_TD;
-  }
-
- private:
-  RoutingState state_;
-  const Moe moe_;
-};
-#else
-class SparseLayer : public DenseLayer {
- public:
-  explicit SparseLayer(const Config& config) : DenseLayer(config) {
-    throw ConfigError("bench moe-vs-mlp needs a build with sparse layers; configure with -DWITH_MOE=ON");
-  }
-};
-#endif
 
 double relative_error(const Tensor& got, const Tensor& expected) {
   return ((got - expected).norm() / expected.norm()).item<double>();
@@ -172,23 +71,29 @@ MoeVsMlp time_moe_vs_mlp(const MoeVsMlpShape& shape, const std::string& activati
                          const std::vector<std::string>& backends, const ComputeDevice& device, int repeats) {
   const bool capturable =
       device.device.is_cuda() && ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device();
-  const Material material(shape, device);
+  const Material material(shape.tokens, shape.width, static_cast<int>(shape.tokens), device);
+  const auto time = [&](const TimedLayer& layer, bool record) {
+    return layer.time(material, device, record, repeats, kWarmUps);
+  };
+  const auto sparse = [&](const std::string& backend) {
+    return SparseLayer(config_of(shape, activation, backend), unit_normal(shape.width), unit_normal(shape.hidden()));
+  };
   const int matrices = ops::is_gated(ops::parse_activation(activation)) ? 3 : 2;
   MoeVsMlp result{shape, 2.0 * matrices * static_cast<double>(shape.tokens) * shape.width * shape.active, {}};
   {
     DenseLayer mlp(config_of(shape, activation, "auto"));
     mlp.prepare(device);
-    result.runs.push_back({"mlp", mlp.time(material, device, device.device.is_cuda(), repeats)});
+    result.runs.push_back({"mlp", time(mlp, device.device.is_cuda())});
   }
-  SparseLayer reference(config_of(shape, activation, "reference"));
+  SparseLayer reference = sparse("reference");
   reference.prepare(device);
   const auto [out, gradient] = reference.values(material);
   for (const std::string& backend : backends) {
-    SparseLayer layer(config_of(shape, activation, backend));
+    SparseLayer layer = sparse(backend);
     layer.prepare(device);
     const auto [its_out, its_gradient] = layer.values(material);
-    result.runs.push_back({backend, layer.time(material, device, capturable && backend != "reference", repeats),
-                           relative_error(its_out, out), relative_error(its_gradient, gradient)});
+    result.runs.push_back({backend, time(layer, capturable && backend != "reference"), relative_error(its_out, out),
+                           relative_error(its_gradient, gradient)});
   }
   return result;
 }

@@ -34,7 +34,7 @@ double median(std::vector<double> values) {
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
-PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups);
+PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups, int runs_a_graph);
 #else
 double product_rate() {
   throw ConfigError("bench ops times CUDA kernels, and this build has none; run runs/setup.sh --cuda on a GPU machine");
@@ -42,9 +42,9 @@ double product_rate() {
 #endif
 
 PassTimes time_passes(const Passes& passes, [[maybe_unused]] int device, [[maybe_unused]] bool record, int repeats,
-                      int warm_ups) {
+                      int warm_ups, [[maybe_unused]] int runs_a_graph) {
 #ifdef SWITCHYARD_WITH_CUDA
-  if (device >= 0) return time_on_gpu(passes, device, record, repeats, warm_ups);
+  if (device >= 0) return time_on_gpu(passes, device, record, repeats, warm_ups, runs_a_graph);
 #endif
   return time_on_cpu(passes, repeats, warm_ups);
 }

@@ -16,17 +16,32 @@ struct Event {
   Event(const Event&) = delete;
 };
 
-// Milliseconds of each run.
-std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats, int warm_ups) {
+// Records `work`. Where it throws, the stream is left as it was: able to do other work.
+void capture(at::cuda::CUDAGraph& graph, const std::function<void()>& work) {
+  graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+  try {
+    work();
+  } catch (...) {
+    try {
+      graph.capture_end();
+    } catch (const c10::Error&) {}  // what work() broke off; its own error is the one to tell
+    throw;
+  }
+  graph.capture_end();
+}
+
+// Milliseconds of each run, or of each graph of runs_a_graph runs over their number.
+std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats, int warm_ups,
+                              int runs_a_graph = 1) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
   for (int i = 0; i < warm_ups; ++i) work();
   stream.synchronize();
   at::cuda::CUDAGraph graph;
-  if (record) {
-    graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
-    work();
-    graph.capture_end();
-  }
+  const int runs = record ? runs_a_graph : 1;
+  if (record)
+    capture(graph, [&] {
+      for (int i = 0; i < runs; ++i) work();
+    });
   const auto run = [&] { record ? graph.replay() : work(); };
   for (int i = 0; i < warm_ups; ++i) run();
   std::vector<Event> marks(static_cast<std::size_t>(repeats) + 1);
@@ -40,16 +55,16 @@ std::vector<double> time_runs(const std::function<void()>& work, int device, boo
   for (std::size_t i = 1; i < marks.size(); ++i) {
     float ms = 0;
     SWITCHYARD_CUDA(cudaEventElapsedTime(&ms, marks[i - 1].event, marks[i].event));
-    milliseconds.push_back(ms);
+    milliseconds.push_back(ms / static_cast<float>(runs));
   }
   return milliseconds;
 }
 
 }  // namespace
 
-PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups) {
+PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups, int runs_a_graph) {
   const auto time = [&](const std::function<void()>& work) {
-    return median(time_runs(work, device, record, repeats, warm_ups));
+    return median(time_runs(work, device, record, repeats, warm_ups, runs_a_graph));
   };
   const double forward = time([&] { passes.forward(); });
   return {forward, time([&] { passes.backward(passes.forward()); }) - forward};

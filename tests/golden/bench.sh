@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bench moe and moe-vs-mlp give their figures on a CPU and a run the parts of its steps; wrong arguments are named.
+# bench moe, moe-vs-mlp and routing give their figures on a CPU and a run the parts of its steps; wrong arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -47,6 +47,35 @@ assert [row[-8] for row in rows if row and row[0] in ("33", "64") and row[-8] in
 EOF
 passed "bench moe-vs-mlp: the dense MLP and every backend for every combination, with its error"
 
+"$bin/bench" routing --device cpu --repeats 2 --shape 64,32,24,8,2 --shape 33,16,8,5,1 --json result.json >output 2>&1 ||
+  fail "bench routing ended with code $?" output
+python3 - result.json output <<'EOF' || fail "bench routing gives not what it should" output
+import json, sys
+result = json.load(open(sys.argv[1]))
+rate = result["copy_gb_per_s"] * 1e3  # bytes a microsecond
+for shape, (t, d, n, e, k) in zip(result["shapes"], ((64, 32, 24, 8, 2), (33, 16, 8, 5, 1))):
+    assert tuple(shape[key] for key in ("tokens", "n_embd", "hidden", "experts", "topk")) == (t, d, n, e, k), shape
+    parts = {part["name"]: part for part in shape["parts"]}
+    assert list(parts) == ["gather-sum", "plan", "scores, top-k, counts", "router product", "all"], parts
+    for passes in ("fwd", "bwd"):
+        floors = [part[passes + "_floor_us"] for part in shape["parts"]]
+        assert abs(sum(floors[:-1]) / floors[-1] - 1) < 1e-6 and parts["all"][passes + "_us"] > 0, shape
+    assert abs(parts["router product"]["fwd_floor_us"] * rate / (4 * (t * d + t * e + e * d)) - 1) < 1e-6, parts
+    assert abs(parts["scores, top-k, counts"]["bwd_floor_us"] * rate / (8 * t * (e + k)) - 1) < 1e-6, parts
+    features = {feature["name"]: feature for feature in shape["features"]}
+    assert len(features) == (39 if e == 8 else 36), len(features)
+    assert ("groups, greedy" in features) == (e == 8), features
+    for feature in features.values():
+        assert "failure" not in feature and feature["fwd_us"] > 0, feature
+        assert feature["fwd_added_us"] < feature["fwd_us"], feature
+    assert features["capacity: reroute"]["options"] == "--moe.capacity_factor 1 --moe.overflow reroute", features
+rows = [line for line in open(sys.argv[2]) if line.endswith("   with products\n")]
+assert len(rows) == 8, rows
+EOF
+"$bin/bench" routing --device cpu --repeats 1 --shape 64,32,24,8,2 --only noise >output 2>&1 || fail "--only noise ended with code $?" output
+[[ $(grep -cE '^(Gumbel|Gaussian|groups, Gumbel) noise' output) -eq 3 ]] || fail "--only noise gives other features" output
+passed "bench routing: every part with its floor, every feature with what it adds"
+
 must_train timed --config tiny_dense --train.steps 3 --train.log_every 1
 python3 - timed/metrics.jsonl <<'EOF' || fail "the parts of a step do not add up" timed/metrics.jsonl
 import json, sys
@@ -77,6 +106,8 @@ bad '--shap' moe --shap 64,32,24,4,2
 bad 'choose a multiple of 24' moe-vs-mlp --top-k 3 --active 64
 bad '--experts 0 is not from 1' moe-vs-mlp --experts 0
 bad 'every --top-k exceeds every --experts' moe-vs-mlp --experts 2 --top-k 4
+bad '3 numbers instead of 5' routing --shape 64,32,24
+bad 'repeats' routing --repeats 0
 bad '--backend tpu is not one of CPU' moe-vs-mlp --device cpu --backend tpu
 [[ -e /dev/nvidia0 ]] || bad 'GPU' ops
 passed "bench: wrong arguments are named"

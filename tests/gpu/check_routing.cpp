@@ -1,8 +1,7 @@
-// router_scores, forward and backward, and the noise that a choice may be made with.
+// router_scores, forward and backward.
 #include <algorithm>
 
 #include "harness.h"
-#include "kernels/noise.h"
 #include "kernels/router.h"
 
 namespace switchyard::gpu_check {
@@ -322,26 +321,6 @@ void check_router_given(Report& report, const RouterCase& c, bool by_q) {
   report.expect("router_scores_backward", name + ": padding gets 0, the rest is finite", zero && finite);
 }
 
-void check_noise(Report& report, kernels::Noise kind, int columns) {
-  const int seq_len = 33, tokens = 3 * seq_len;
-  const std::int64_t step = 5;
-  const std::vector<std::int64_t> windows{70000, 3, 12345678901};
-  const Buffer<std::int64_t> window(windows), step_on_device(std::vector<std::int64_t>{step});
-  for (const bool of_step : {false, true}) {
-    const int rows = of_step ? 1 : tokens;
-    Buffer<float> out(rows * columns);
-    kernels::NoiseDraw draw{
-        out.get(), of_step ? nullptr : window.get(), step_on_device.get(), 7, 11, rows, seq_len, columns, kind};
-    run_captured([&](Stream s) { kernels::noise(draw, s); });
-    std::vector<float> want(rows * columns);
-    draw.out = want.data(), draw.window = of_step ? nullptr : windows.data(), draw.step = &step;
-    kernels::noise_cpu(draw, {0, rows});
-    report.compare("noise", std::to_string(columns) + " columns" + (of_step ? ", of the step" : ""), values_of(out),
-                   Values(want.begin(), want.end()), {2e-5, 5e-6});
-    report.expect("noise", "writes stay inside", out.guard_intact());
-  }
-}
-
 }  // namespace
 
 void check_routing(Report& report) {
@@ -354,8 +333,6 @@ void check_routing(Report& report) {
     ++turn;
   }
   check_router_nan(report);
-  for (const kernels::Noise kind : {kernels::Noise::kUniform, kernels::Noise::kGumbel, kernels::Noise::kGaussian})
-    for (const int columns : {1, 4, 13, 64, 515}) check_noise(report, kind, columns);
 }
 
 }  // namespace switchyard::gpu_check

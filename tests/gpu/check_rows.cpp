@@ -200,12 +200,60 @@ void check_dropout(Report& report) {
   report.expect(kernel, "keeps 70%", std::fabs(kept / static_cast<double>(got.size()) - 0.7) < 0.02);
 }
 
+struct RowDropoutCase {
+  const char* name;
+  int rows, width, used;  // used: what *row_count says
+  int padding;            // every so many-th row has no id; 0: none
+  float p;
+};
+const std::vector<RowDropoutCase> kRowDropoutCases = {
+    {"no rows", 0, 64, 0, 0, 0.1f},
+    {"one row", 1, 4, 1, 0, 0.5f},
+    {"no rows used", 16, 64, 0, 0, 0.5f},
+    {"odd, some unused", 131, 300, 100, 0, 0.3f},
+    {"padding", 257, 1536, 200, 7, 0.1f},
+    {"all padding", 33, 128, 33, 1, 0.5f},
+    {"nearly all dropped", 77, 516, 77, 5, 0.9f},
+    {"large", 40000, 256, 39999, 11, 0.1f},
+};
+
+template <class T>
+void check_row_dropout(Report& report, const RowDropoutCase& c) {
+  Random random(19);
+  std::vector<std::int64_t> ids(c.rows);
+  for (int r = 0; r < c.rows; ++r)
+    ids[r] = c.padding > 0 && r % c.padding == 0 ? -1 : (r % 3 == 0 ? 12345678901 : 0) + (r * 7919ll) % (c.rows + 5);
+  const Input<T> x(random.normal(static_cast<std::size_t>(c.rows) * c.width));
+  const Buffer<std::int64_t> id(ids), step(std::vector<std::int64_t>{77});
+  const Buffer<int> row_count(std::vector<int>{c.used});
+  const std::int64_t at_step = 77;
+  run_captured([&](Stream s) {
+    kernels::row_dropout(
+        kernels::RowDropout<T>{x.get(), id.get(), row_count.get(), step.get(), 42, 5, c.rows, c.width, c.p}, s);
+  });
+  std::vector<float> rows(x.host.begin(), x.host.end());
+  kernels::row_dropout_cpu(
+      kernels::RowDropout<float>{rows.data(), ids.data(), &c.used, &at_step, 42, 5, c.rows, c.width, c.p}, {0, c.rows});
+  const Values got = values_of(x.device), want(rows.begin(), rows.end());
+  bool same_mask = true, untouched = true;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    same_mask &= (got[i] == 0) == (want[i] == 0);
+    const std::size_t r = i / c.width;
+    if (static_cast<int>(r) >= c.used || ids[r] < 0) untouched &= got[i] == x[i];
+  }
+  const std::string kernel = "row_dropout " + type_name<T>(), name = c.name;
+  report.compare(kernel, name, got, want, {sizeof(T) == 2 ? 1.0 / 250 : 1e-6, 0});
+  report.expect(kernel, name + ": the mask of the CPU", same_mask);
+  report.expect(kernel, name + ": padding and rows past the count untouched", untouched && x.device.guard_intact());
+}
+
 template <class T>
 void check_all(Report& report) {
   for (const ActivationCase& c : kActivationCases) check_activation<T>(report, c);
   check_activation_in_place<T>(report);
   for (const EmbeddingCase& c : kEmbeddingCases) check_embedding<T>(report, c);
   check_dropout<T>(report);
+  for (const RowDropoutCase& c : kRowDropoutCases) check_row_dropout<T>(report, c);
 }
 
 }  // namespace

@@ -163,6 +163,8 @@ void check_add_norm_router(Report&);
 void check_rows(Report&);
 void check_router_logits(Report&);
 void check_routing(Report&);
+void check_selection(Report&);
+void check_reroute(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
 void check_loss_and_optimizers(Report&);

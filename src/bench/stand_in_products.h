@@ -1,0 +1,45 @@
+// bench/stand_in_products.h: the experts' products without the products, to time what stands around them.
+#pragma once
+
+#include <map>
+
+#include "ops/grouped_products.h"
+
+namespace switchyard::bench {
+
+// Every result is noise drawn at its first use, of the size and type that the device's own products would give, and no
+// matrix is read. What those do inside their kernels, the gather and relu^2 on Hopper, is not done here either; what
+// they leave to kernels of its own is.
+class StandInProducts : public ops::GroupedProducts {
+ public:
+  explicit StandInProducts(const ops::GroupedProducts& own);
+
+  at::Tensor forward(const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
+  at::Tensor dgrad(const at::Tensor& d_RN, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
+  void wgrad(const at::Tensor&, const at::Tensor&, const Parameter&, const ops::DispatchPlan&) const override {}
+  at::Tensor gathered_forward(const at::Tensor& x_TD, const Parameter& w_END,
+                              const ops::DispatchPlan& plan) const override;
+  const ops::FusedRelu2* relu2() const override { return own_.relu2() ? &relu2_ : nullptr; }
+  int alignment(std::int64_t assignments, int experts) const override { return own_.alignment(assignments, experts); }
+  bool on_device() const override { return true; }
+
+ private:
+  class Relu2 : public ops::FusedRelu2 {
+   public:
+    explicit Relu2(const StandInProducts& products) : products_(products) {}
+    at::Tensor up(const at::Tensor& x_TD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
+    Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const at::Tensor& active_RN,
+                           const at::Tensor& weight_R, const ops::DispatchPlan& plan) const override;
+
+   private:
+    const StandInProducts& products_;
+  };
+  at::Tensor noise(std::int64_t rows, std::int64_t columns, const at::TensorOptions& options) const;
+
+  const ops::GroupedProducts& own_;
+  const Relu2 relu2_;
+  // One buffer a size: results of equal size share it, and nobody looks at their values.
+  mutable std::map<std::tuple<std::int64_t, std::int64_t, at::ScalarType>, at::Tensor> drawn_;
+};
+
+}  // namespace switchyard::bench

@@ -7,18 +7,24 @@
 
 namespace switchyard::kernels {
 
-// c = a b or, with `add`, c += a b. Element (i, l) of a is a[i * a_row + l * a_inner] and (l, j) of b is
-// b[l * b_inner + j * b_column], so that either may be a transposed view; one stride of each should be 1.
+// Rows of contiguous values, `stride` apart, all of them or those that an index names.
+template <class T>
+struct MatrixRows {
+  const T* data;
+  std::int64_t stride;
+  const int* index = nullptr;  // row i is row index[i] of data; null: row i
+  bool turned = false;         // the product takes the transpose
+};
+
+// c = a b or, with `add`, c += a b.
 template <class T>
 struct MatrixProduct {
-  const T* a;  // [rows, inner]
-  std::int64_t a_row, a_inner;
-  const T* b;  // [inner, columns]
-  std::int64_t b_inner, b_column;
-  T* c;  // [rows, columns], rows c_row apart
-  std::int64_t c_row;
+  MatrixRows<T> a;  // [rows, inner]; turned: [inner, rows] as it lies
+  MatrixRows<T> b;  // [inner, columns]; turned: [columns, inner] as it lies
+  T* c;             // [rows, columns], rows c_stride apart
+  std::int64_t c_stride;
   std::int64_t rows, columns, inner;
-  bool add;
+  bool add = false;
 };
 
 // How a product is cut on this processor. First b is copied panel by panel into the order in which tiles read it:

@@ -20,33 +20,10 @@ struct Tiles {
   static constexpr int kBlockRows = 96;
   static constexpr std::int64_t kInner = 256;  // at most, of a panel at a time
 
-  // Lines of the matrix that lie `line` apart, `step` from one value to the next, interleaved: to[l * kWidth + w] is
-  // value l of line w. Lines from `lines` on are zeros.
-  template <int kWidth>
-  static SWITCHYARD_INLINE void interleave(const T* from, std::int64_t line, std::int64_t step, int lines,
-                                           std::int64_t count, T* to) {
-    constexpr int kTurned = kWidth % 4 == 0 ? 4 : 2;
-    constexpr std::int64_t kLine = 64 / sizeof(T);
-    std::int64_t l = 0;
-    if (lines == kWidth && line == 1) {
-      for (; l < count; ++l) std::memcpy(to + l * kWidth, from + l * step, kWidth * sizeof(T));
-    } else if (lines == kWidth && step == 1) {
-      for (; l + 4 <= count; l += kLine) {  // whole cache lines of a few lines at a time, so that none is fetched twice
-        const std::int64_t end = l + kLine < count ? l + kLine : count / 4 * 4;
-        for (int w = 0; w < kWidth; w += kTurned)
-          for (std::int64_t i = l; i < end; i += 4)
-            turn<kTurned, kWidth>(from + w * line + i, line, to + i * kWidth + w);
-      }
-      l = count / 4 * 4;
-    }
-    for (; l < count; ++l)
-      for (int w = 0; w < kWidth; ++w) to[l * kWidth + w] = w < lines ? from[w * line + l * step] : T(0);
-  }
-
   static SWITCHYARD_INLINE void pack_panels(const MatrixProduct<T>& p, T* packed, Range panels) {
     for (std::int64_t j = panels.begin; j < panels.end; ++j)
-      interleave<kColumns>(p.b + j * kColumns * p.b_column, p.b_column, p.b_inner,
-                           at_most<kColumns>(p.columns - j * kColumns), p.inner, packed + j * kColumns * p.inner);
+      interleave<kColumns>(p.b, !p.b.turned, j * kColumns, at_most<kColumns>(p.columns - j * kColumns), 0, p.inner,
+                           packed + j * kColumns * p.inner);
   }
 
   static SWITCHYARD_INLINE void multiply(const MatrixProduct<T>& p, const T* packed, Range blocks) {
@@ -58,17 +35,52 @@ struct Tiles {
       for (std::int64_t l = 0; l < p.inner; l += piece) {
         const std::int64_t count = l + piece < p.inner ? piece : p.inner - l;
         for (int i = 0; i < rows; i += kRows)
-          interleave<kRows>(p.a + (first + i) * p.a_row + l * p.a_inner, p.a_row, p.a_inner, at_most<kRows>(rows - i),
-                            count, rows_of_a + i * count);
+          interleave<kRows>(p.a, p.a.turned, first + i, at_most<kRows>(rows - i), l, count, rows_of_a + i * count);
         for (std::int64_t j = 0; j < p.columns; j += kColumns)
           for (int i = 0; i < rows; i += kRows)
-            tile(rows_of_a + i * count, packed + j * p.inner + l * kColumns, count, p.c + (first + i) * p.c_row + j,
-                 p.c_row, at_most<kRows>(rows - i), at_most<kColumns>(p.columns - j), p.add || l > 0);
+            tile(rows_of_a + i * count, packed + j * p.inner + l * kColumns, count, p.c + (first + i) * p.c_stride + j,
+                 p.c_stride, at_most<kRows>(rows - i), at_most<kColumns>(p.columns - j), p.add || l > 0);
       }
     }
   }
 
  private:
+  static SWITCHYARD_INLINE const T* row(const MatrixRows<T>& m, std::int64_t i) {
+    return m.data + (m.index ? m.index[i] : i) * m.stride;
+  }
+
+  // `lines` lines of m from `first` on, values [begin, begin + count) of each, side by side: to[l * kWidth + w] is
+  // value begin + l of line first + w, zeros from `lines` on. Lines are m's rows or its columns.
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave(const MatrixRows<T>& m, bool columns, std::int64_t first, int lines,
+                                           std::int64_t begin, std::int64_t count, T* to) {
+    if (columns) {
+      for (std::int64_t l = 0; l < count; ++l) {
+        const T* from = row(m, begin + l) + first;
+        if (lines == kWidth)
+          std::memcpy(to + l * kWidth, from, kWidth * sizeof(T));
+        else
+          for (int w = 0; w < kWidth; ++w) to[l * kWidth + w] = w < lines ? from[w] : T(0);
+      }
+      return;
+    }
+    const T* line[kWidth];
+    for (int w = 0; w < kWidth; ++w) line[w] = w < lines ? row(m, first + w) + begin : nullptr;
+    std::int64_t l = 0;
+    if (lines == kWidth) {
+      constexpr int kTurned = kWidth % 4 == 0 ? 4 : 2;
+      constexpr std::int64_t kCacheLine = 64 / sizeof(T);
+      for (; l + 4 <= count; l += kCacheLine) {  // a cache line of few rows at a time, so that none is fetched twice
+        const std::int64_t end = l + kCacheLine < count ? l + kCacheLine : count / 4 * 4;
+        for (int w = 0; w < kWidth; w += kTurned)
+          for (std::int64_t i = l; i < end; i += 4) turn<kTurned, kWidth>(line + w, i, to + i * kWidth + w);
+      }
+      l = count / 4 * 4;
+    }
+    for (; l < count; ++l)
+      for (int w = 0; w < kWidth; ++w) to[l * kWidth + w] = w < lines ? line[w][l] : T(0);
+  }
+
   template <int kMost>
   static SWITCHYARD_INLINE int at_most(std::int64_t n) {
     return n < kMost ? static_cast<int>(n) : kMost;
@@ -77,16 +89,16 @@ struct Tiles {
   typedef T Four __attribute__((vector_size(4 * sizeof(T))));
   typedef T Two __attribute__((vector_size(2 * sizeof(T))));
 
-  // Four values of four lines, or of two, turned.
+  // Values [i, i + 4) of four lines, or of two, turned.
   template <int kLines, int kWidth>
-  static SWITCHYARD_INLINE void turn(const T* from, std::int64_t line, T* to) {
-    const Four a = load<Four>(from), b = load<Four>(from + line);
+  static SWITCHYARD_INLINE void turn(const T* const* line, std::int64_t i, T* to) {
+    const Four a = load<Four>(line[0] + i), b = load<Four>(line[1] + i);
     if constexpr (kLines == 2) {
       const Two turned[4] = {__builtin_shufflevector(a, b, 0, 4), __builtin_shufflevector(a, b, 1, 5),
                              __builtin_shufflevector(a, b, 2, 6), __builtin_shufflevector(a, b, 3, 7)};
       for (int l = 0; l < 4; ++l) std::memcpy(to + l * kWidth, &turned[l], sizeof(Two));
     } else {
-      const Four c = load<Four>(from + 2 * line), d = load<Four>(from + 3 * line);
+      const Four c = load<Four>(line[2] + i), d = load<Four>(line[3] + i);
       const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
       const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
       const Four turned[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),

@@ -1,6 +1,7 @@
 // ops/grouped_products.h: products of rows in expert order with their expert's matrix.
 #pragma once
 
+#include "ops/activation.h"
 #include "ops/dispatch_plan.h"
 #include "ops/parameter.h"
 
@@ -21,6 +22,24 @@ class FusedRelu2 {
                                  const Tensor& weight_R, const DispatchPlan& plan) const = 0;  // weight or undefined
 };
 
+// The experts' MLP as a whole, where a block of rows stays in the caches from x to the output. Rows come out weighted.
+class FusedExperts {
+ public:
+  virtual ~FusedExperts() = default;
+  struct Forward {
+    Tensor pre_RN, out_RD;  // what act reads (gated: 2N columns); weight * down act(up x)
+  };
+  struct Backward {
+    Tensor dx_RD, d_weight_R;
+  };
+  virtual Forward forward(const Tensor& x_TD, const Tensor& weight_R, const Parameter& up, const Parameter& down,
+                          ActivationKind kind, const DispatchPlan& plan) const = 0;
+  // Adds the gradients of both weights.
+  virtual Backward backward(const Tensor& x_TD, const Tensor& dy_TD, const Tensor& pre_RN, const Tensor& weight_R,
+                            const Parameter& up, const Parameter& down, ActivationKind kind,
+                            const DispatchPlan& plan) const = 0;
+};
+
 // Rows [offset_e, offset_e+1) of a row tensor belong to expert e; weights are stacks [E, N, D]. Rows past the last
 // offset are neither read nor defined; rows of padding must be zero on entry and are zero in the result.
 class GroupedProducts {
@@ -33,7 +52,8 @@ class GroupedProducts {
                      const DispatchPlan& plan) const = 0;
   // forward of the rows that the plan gathers from x [T, D].
   virtual Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const;
-  virtual const FusedRelu2* relu2() const { return nullptr; }  // null: not fused
+  virtual const FusedRelu2* relu2() const { return nullptr; }    // null: not fused
+  virtual const FusedExperts* whole() const { return nullptr; }  // null: not fused
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
   virtual bool on_device() const { return false; }  // offsets are never read by the host
 

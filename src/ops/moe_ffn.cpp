@@ -72,6 +72,7 @@ struct Call : torch::CustomClassHolder {
   Tensor id_R;  // with dropout: what its rows are called
 
   // Null where the activation is not part of the products; dropout comes between the two.
+  const FusedExperts* whole() const { return options.dropout.on() ? nullptr : products->whole(); }
   const FusedRelu2* fused() const {
     return experts.kind == ActivationKind::kRelu2 && !options.dropout.on() ? products->relu2() : nullptr;
   }
@@ -86,7 +87,7 @@ struct Call : torch::CustomClassHolder {
 };
 
 struct Gradients {
-  Tensor d_pre_RN, d_weight_PR;
+  Tensor dx_RD, d_weight_PR;
 };
 
 class MoeFfn : public torch::autograd::Function<MoeFfn> {
@@ -95,11 +96,17 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                         const Tensor& /*up: links*/, const c10::intrusive_ptr<Call>& call) {
     const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
-    const Tensor hidden = call->hidden(x);
-    Tensor out;
-    if (call->fused()) {
+    Tensor hidden, out;
+    if (const FusedExperts* whole = call->whole()) {
+      const FusedExperts::Forward result = whole->forward(x, move_values(weight_TK, plan, Direction::kToRows),
+                                                          *experts.up, *experts.down, experts.kind, plan);
+      hidden = result.pre_RN;
+      out = sum_rows(result.out_RD, plan);
+    } else if (call->fused()) {
+      hidden = call->hidden(x);
       out = sum_rows(products->forward(hidden, *experts.down, plan), plan, weight_TK);
     } else {
+      hidden = call->hidden(x);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
       activation_rows(hidden, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R, plan.rows_in_use(),
                       experts.kind, active);
@@ -121,29 +128,37 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor &weight_TK = saved[1], dy_TD = grads[0].contiguous();
 
     const Tensor hidden = call.options.recompute ? call.hidden(x) : saved[2];
-    const FusedRelu2* fused = call.fused();
-    const Gradients d = fused ? through_fused(*fused, call, dy_TD, weight_TK, hidden)
-                              : through_activation(call, dy_TD, weight_TK, hidden);
-    experts.down->grad_added();
-    products->wgrad(d.d_pre_RN, permute_rows(x, plan), *experts.up, plan);
+    const Gradients d = call.whole()   ? through_whole(call, x, dy_TD, weight_TK, hidden)
+                        : call.fused() ? through_fused(call, x, dy_TD, weight_TK, hidden)
+                                       : through_activation(call, x, dy_TD, weight_TK, hidden);
     experts.up->grad_added();
-    const Tensor dx = sum_rows(products->dgrad(d.d_pre_RN, *experts.up, plan), plan);
+    const Tensor dx = sum_rows(d.dx_RD, plan);
     const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
     return {dx, d_weight.to(static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt())), Tensor(),
             Tensor()};
   }
 
  private:
-  // Down to the pre-activation, with the down projection's weight gradient added.
-  static Gradients through_fused(const FusedRelu2& fused, const Call& call, const Tensor& dy_TD,
-                                 const Tensor& weight_TK, const Tensor& active) {
-    const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
-    const FusedRelu2::Backward d = fused.down_backward(dy_TD, *call.experts.down, active, weight_R, call.plan);
-    call.products->wgrad(permute_rows(dy_TD, call.plan, weight_TK), active, *call.experts.down, call.plan);
-    return {d.d_pre_RN, d.dot_PR};
+  // Each adds the gradients of both weights, and says when the down projection's is complete.
+  static Gradients through_whole(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
+                                 const Tensor& pre) {
+    const FusedExperts::Backward d =
+        call.whole()->backward(x, dy_TD, pre, move_values(weight_TK, call.plan, Direction::kToRows), *call.experts.up,
+                               *call.experts.down, call.experts.kind, call.plan);
+    call.experts.down->grad_added();
+    return {d.dx_RD, d.d_weight_R};
   }
 
-  static Gradients through_activation(const Call& call, const Tensor& dy_TD, const Tensor& weight_TK,
+  static Gradients through_fused(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
+                                 const Tensor& active) {
+    const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
+    const FusedRelu2::Backward d = call.fused()->down_backward(dy_TD, *call.experts.down, active, weight_R, call.plan);
+    call.products->wgrad(permute_rows(dy_TD, call.plan, weight_TK), active, *call.experts.down, call.plan);
+    call.experts.down->grad_added();
+    return {through_up(call, x, d.d_pre_RN), d.dot_PR};
+  }
+
+  static Gradients through_activation(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
                                       const Tensor& pre) {
     const DispatchPlan& plan = call.plan;
     const Tensor weight_R = move_values(weight_TK, plan, Direction::kToRows);
@@ -155,7 +170,13 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                              active, d_weight_R);
     call.drop_(active);
     call.products->wgrad(dy_RD, active, *call.experts.down, plan);
-    return {d_pre, d_weight_R};
+    call.experts.down->grad_added();
+    return {through_up(call, x, d_pre), d_weight_R};
+  }
+
+  static Tensor through_up(const Call& call, const Tensor& x, const Tensor& d_pre) {
+    call.products->wgrad(d_pre, permute_rows(x, call.plan), *call.experts.up, call.plan);
+    return call.products->dgrad(d_pre, *call.experts.up, call.plan);
   }
 };
 

@@ -9,35 +9,34 @@ namespace {
 
 struct Case {
   std::int64_t rows, columns, inner;
-  bool a_turned, b_turned, add;
+  bool a_turned, b_turned, add, indexed;
 };
 std::vector<Case> cases() {
   std::vector<Case> all;
   const std::int64_t sizes[][3] = {{1, 1, 1},     {1, 64, 3},    {12, 32, 256}, {6, 16, 4},     {96, 128, 64},
                                    {97, 33, 257}, {13, 31, 700}, {200, 96, 1},  {101, 256, 515}};
   for (const auto& size : sizes)
-    for (int bits = 0; bits < 8; ++bits)
-      all.push_back({size[0], size[1], size[2], (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0});
+    for (int bits = 0; bits < 16; ++bits)
+      all.push_back({size[0], size[1], size[2], (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0});
   return all;
 }
 std::string describe(const Case& c) {
   return std::to_string(c.rows) + " x " + std::to_string(c.columns) + " over " + std::to_string(c.inner) +
-         (c.a_turned ? ", a turned" : "") + (c.b_turned ? ", b turned" : "") + (c.add ? ", added" : "");
+         (c.a_turned ? ", a turned" : "") + (c.b_turned ? ", b turned" : "") + (c.add ? ", added" : "") +
+         (c.indexed ? ", rows by index" : "");
 }
 
 template <class T>
 struct Problem {
   explicit Problem(const Case& c)
-      : a(normal<T>(c.rows * c.inner, 1)),
+      : a_index(index_of(c.a_turned ? c.inner : c.rows)),
+        b_index(index_of(c.b_turned ? c.columns : c.inner)),
+        a(normal<T>(c.rows * c.inner, 1)),
         b(normal<T>(c.inner * c.columns, 2)),
         c_before(c.add ? normal<T>(c.rows * row_stride(c), 3) : unwritten<T>(c.rows * row_stride(c))),
         c_after(c_before),
-        product{a.data(),
-                c.a_turned ? 1 : c.inner,
-                c.a_turned ? c.rows : 1,
-                b.data(),
-                c.b_turned ? 1 : c.columns,
-                c.b_turned ? c.inner : 1,
+        product{{a.data(), c.a_turned ? c.rows : c.inner, c.indexed ? a_index.data() : nullptr, c.a_turned},
+                {b.data(), c.b_turned ? c.inner : c.columns, c.indexed ? b_index.data() : nullptr, c.b_turned},
                 c_after.data(),
                 row_stride(c),
                 c.rows,
@@ -51,16 +50,27 @@ struct Problem {
     const MatrixProduct<T>& p = product;
     for (std::int64_t i = 0; i < p.rows; ++i) {
       for (std::int64_t j = 0; j < p.columns; ++j) {
-        double sum = p.add ? static_cast<double>(c_before[i * p.c_row + j]) : 0;
-        for (std::int64_t l = 0; l < p.inner; ++l)
-          sum += static_cast<double>(p.a[i * p.a_row + l * p.a_inner]) *
-                 static_cast<double>(p.b[l * p.b_inner + j * p.b_column]);
-        result[i * p.c_row + j] = static_cast<T>(sum);
+        double sum = p.add ? static_cast<double>(c_before[i * p.c_stride + j]) : 0;
+        for (std::int64_t l = 0; l < p.inner; ++l) sum += at(p.a, i, l) * at(p.b, l, j);
+        result[i * p.c_stride + j] = static_cast<T>(sum);
       }
     }
     return result;
   }
 
+  static double at(const MatrixRows<T>& m, std::int64_t i, std::int64_t j) {
+    if (m.turned) std::swap(i, j);
+    return static_cast<double>(m.data[(m.index ? m.index[i] : i) * m.stride + j]);
+  }
+  // Rows in another order, the first one twice.
+  static std::vector<int> index_of(std::int64_t rows) {
+    std::vector<int> index(static_cast<std::size_t>(rows));
+    for (std::int64_t i = 0; i < rows; ++i) index[i] = static_cast<int>((rows - i) % rows);
+    index.back() = index.front();
+    return index;
+  }
+
+  std::vector<int> a_index, b_index;
   std::vector<T> a, b, c_before, c_after;
   MatrixProduct<T> product;
 };

@@ -18,7 +18,7 @@ struct Tiles {
   static constexpr int kRows = kBytes == 64 ? 12 : 6;  // 2 kRows sums and what multiplies them fit the registers
   static constexpr int kColumns = 2 * kLanesWide;
   static constexpr int kBlockRows = 96;
-  static constexpr std::int64_t kInner = 256;  // at most, of a panel at a time
+  static constexpr std::int64_t kInner = 512;  // at most, of a panel at a time
 
   static SWITCHYARD_INLINE void pack_panels(const MatrixProduct<T>& p, T* packed, Range panels) {
     for (std::int64_t j = panels.begin; j < panels.end; ++j)

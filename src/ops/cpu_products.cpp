@@ -147,14 +147,12 @@ MatrixRows<T> weight_of(const Parameter& w, const Expert& e, bool turned) {
 
 enum class By { kWeight, kTransposed };  // rows W or rows W^T
 
-// The rows of an expert times its matrix, into its rows of `out` [R, columns]. Where blocks of the result go elsewhere
-// `out` is undefined, where blocks of the rows come from elsewhere `rows` is empty.
+// The rows of an expert times its matrix, into its rows of `out` [R, columns].
 template <class T>
 MatrixProduct<T> product(const MatrixRows<T>& rows, const Parameter& w, By by, const Tensor& out, const Expert& e) {
   const bool turned = by == By::kTransposed;
   const std::int64_t columns = w.shape[turned ? 1 : 2], inner = w.shape[turned ? 2 : 1];
-  return {rows, weight_of<T>(w, e, turned), out.defined() ? row<T>(out, e.first) : nullptr, columns, e.rows, columns,
-          inner};
+  return {rows, weight_of<T>(w, e, turned), row<T>(out, e.first), columns, e.rows, columns, inner};
 }
 
 // d_e^T rows_e, added to the expert's slice of the weight's gradient.
@@ -209,7 +207,7 @@ FusedExperts::Forward CpuProducts::forward(const Tensor& x, const Tensor& weight
     std::vector<MatrixProduct<T>> ups, downs;
     for (const Expert& e : experts) {
       ups.push_back(product(tokens_of<T>(x, plan, e), up, By::kTransposed, result.pre_RN, e));
-      downs.push_back(product(MatrixRows<T>{}, down, By::kTransposed, result.out_RD, e));
+      downs.push_back(product(MatrixRows<T>{} /*a block's activation*/, down, By::kTransposed, result.out_RD, e));
     }
     const Packed<T> packed_up(ups, x.options()), packed_down(downs, x.options());
     const Tensor room = block_of_each_thread<T>(hidden, x.options());

@@ -1,7 +1,9 @@
 // train: from a config to a trained model.
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "base/run_app.h"
 #include "comm/world.h"
@@ -30,7 +32,15 @@ int print(const std::string& text) {
 ResolvedConfig read_config(const CommandLine& line) {
   const char* root = std::getenv("SWITCHYARD_ROOT");  // set by ./train: where configs/ lies
   ResolvedConfig resolved = load_config(line.config, line.overrides, root ? root : ".");
-  if (resolved.config.train.resume) resolved = resumed_config(resolved, line.overrides);
+  const bool resumes = resolved.config.train.resume;
+  std::optional<ResolvedConfig> resumed;
+  if (resumes) resumed = resumed_config(resolved, line.overrides);
+  if (resumed) resolved = *resumed;
+  if (line.config.empty() && !resumed)  // the defaults alone are a model of days, not what anyone meant
+    throw ConfigError(resumes ? "--resume: " + run_folder(resolved.config) +
+                                    " holds no checkpoint; name the run's folder, --train.out FOLDER, or start one with "
+                                    "--config NAME"
+                              : "no --config; e.g. --config quickstart.json");
   settle_device(resolved, cuda_available());
   return resolved;
 }

@@ -69,10 +69,10 @@ LoadedModel load_model(const CommandLine& line) {
   return load_model(checkpoint, device);
 }
 
-ResolvedConfig resumed_config(const ResolvedConfig& resolved, const Overrides& overrides) {
+std::optional<ResolvedConfig> resumed_config(const ResolvedConfig& resolved, const Overrides& overrides) {
   const CheckpointFolder checkpoints(run_folder(resolved.config), resolved.config.train.keep_checkpoints);
   const auto latest = checkpoints.latest_valid();
-  if (!latest) return resolved;
+  if (!latest) return std::nullopt;
   return parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides);
 }
 

@@ -75,6 +75,10 @@ tiny 'router.force_balanced = true|router.noise = gumbel' --router.force_balance
 tiny 'model.inl is unstable|beta_max = 25' --model.inl.enabled true --model.inl.beta_max 25
 
 # Config files
+expect 2 'no --config; e.g. --config quickstart.json'
+expect 2 'no --config; e.g. --config quickstart.json' --model.n_layer 2 --device cpu
+expect 2 '--resume: runs/out/run holds no checkpoint|--train.out FOLDER|--config NAME' --resume
+expect 2 '--resume: elsewhere holds no checkpoint' --resume --train.out elsewhere
 expect 2 '--config no_such: no such file|configs/no_such.json' --config no_such
 expect 2 'did you mean tiny_moe?' --config tiny_moa
 expect 2 'bad.json:3:' --config "$(file bad.json $'{\n  "model": {"n_layer": 2},\n  "train": {"steps": 5,}\n}\n')"

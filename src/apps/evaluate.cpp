@@ -51,7 +51,8 @@ int evaluate_app(const CommandLine& line) {
   const HeldOut text(shards, config.train.micro_batch, config.model.seq_len, loaded.tokenizer->bytes_of(),
                      loaded.tokenizer->bos());
   const auto world = World::join({});
-  const Evaluation result = evaluate(*loaded.model, text, loaded.device.device, world->control());
+  const auto never = [] { return false; };  // a signal ends this process: there is nothing to save
+  const Evaluation result = evaluate(*loaded.model, text, loaded.device.device, world->control(), never).value();
   std::printf(
       "checkpoint      %s\ntokens          %s of %s source bytes\nloss            %.5f nats a token\nbits per byte   "
       "%.5f\nperplexity      %.3f\n",

@@ -55,6 +55,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       collapse_(config_.router.top_k, config_.log.dead_window),
       timer_(device_.device),
       started_(Clock::now()) {
+  install_stop_signals();
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
   averaging_flops_per_token_ = static_cast<double>(size.averaging_flops_per_token);
@@ -139,12 +140,14 @@ void Trainer::train_step(std::int64_t step) {
 
 int Trainer::run() {
   if (state_.step >= steps_) return nothing_left();
-  install_stop_signals();
-  if (state_.step == 0) state_.first_bits_per_byte = evaluate_now(0);
+  bool stopped = false;
+  if (state_.step == 0) {
+    stopped = !evaluate_now(0);
+    state_.first_bits_per_byte = last_evaluation_.bits_per_byte;
+  }
   interval_start_ = Clock::now();
   interval_start_step_ = state_.step;
   const std::int64_t first = state_.step;
-  bool stopped = false;
   StepProfile profile(world_.is_main() ? config_.train.profile_step : 0, device_.index(), folder_);
   for (std::int64_t step = state_.step; step < steps_ && !stopped; ++step) {
     profile.before(step + 1);
@@ -156,24 +159,26 @@ int Trainer::run() {
     }
     const std::int64_t done = step + 1;
     if (reports_after(done)) report(done);
-    if (due(done, config_.train.eval_every) && done < steps_) evaluate_now(done);
-    if (due(done, config_.train.sample_every) && done < steps_) sample_now(done);
-    if (due(done, config_.train.checkpoint_every) && done < steps_) save(done);
-    stopped = world_.control().any(stop_signal_received());
+    if (due(done, config_.train.eval_every) && done < steps_) stopped = !evaluate_now(done);
+    if (!stopped && due(done, config_.train.sample_every) && done < steps_) sample_now(done);
+    if (!stopped && due(done, config_.train.checkpoint_every) && done < steps_) save(done);
+    stopped = stopped || world_.control().any(stop_signal_received());
   }
-  const bool finished = state_.step >= steps_;
-  if (stopped && !finished)
+  const bool trained = state_.step >= steps_;
+  if (stopped && !trained && state_.step > 0)
     log::info(format("stop asked for: saving at step %lld", static_cast<long long>(state_.step)));
-  if (finished) evaluate_now(state_.step);
-  save(state_.step);
+  const bool finished = trained && evaluate_now(state_.step);
+  if (state_.step > 0) save(state_.step);
   final_report(finished);
   return 0;
 }
 
-double Trainer::evaluate_now(std::int64_t step) {
+bool Trainer::evaluate_now(std::int64_t step) {
   const Clock::time_point start = Clock::now();
   model_->set_step(state_.step);
-  last_evaluation_ = evaluate(*model_, *held_out_, device_.device, world_.control());
+  const auto evaluation = evaluate(*model_, *held_out_, device_.device, world_.control(), stop_signal_received);
+  if (!evaluation) return false;
+  last_evaluation_ = *evaluation;
   evaluated_step_ = step;
   EvalMetrics metrics;
   metrics.step = step;
@@ -185,7 +190,7 @@ double Trainer::evaluate_now(std::int64_t step) {
   if (metrics.best) state_.best_held_out_loss = metrics.loss;
   for (const auto& sink : sinks_) sink->eval(metrics);
   interval_start_ += Clock::now() - start;  // evaluation is not training time
-  return metrics.bits_per_byte;
+  return true;
 }
 
 void Trainer::sample_now(std::int64_t step) {

@@ -32,7 +32,7 @@ class Trainer {
   Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data);
   ~Trainer();
 
-  // Trains to the end, or to a stop signal; saves; reports. Returns the exit code.
+  // Trains to the end, or to a stop signal, which evaluation heeds too; saves; reports. Returns the exit code.
   int run();
 
  private:
@@ -48,7 +48,7 @@ class Trainer {
   void train_step(std::int64_t step);
   StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);
-  double evaluate_now(std::int64_t step);  // returns bits per byte
+  bool evaluate_now(std::int64_t step);  // false: a stop was asked for meanwhile, and nothing is known
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics);

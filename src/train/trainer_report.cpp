@@ -130,9 +130,13 @@ int Trainer::nothing_left() const {
 void Trainer::final_report(bool finished) {
   for (const auto& sink : sinks_) sink->finish();
   if (!world_.is_main()) return;
-  if (!finished)
-    return log::info(format("stopped at step %lld of %lld; continue with --resume", static_cast<long long>(state_.step),
-                            static_cast<long long>(steps_)));
+  if (!finished) {
+    const char* next = state_.step == 0        ? "nothing to save yet"
+                       : state_.step == steps_ ? "before its last evaluation; build/bin/evaluate makes up for it"
+                                               : "continue with --resume";
+    return log::info(format("stopped at step %lld of %lld; %s", static_cast<long long>(state_.step),
+                            static_cast<long long>(steps_), next));
+  }
   if (last_evaluation_.count_LE.defined())
     log::info("expert usage on held-out text:\n" + routing_table(layers_of(config_, last_evaluation_.count_LE)));
   sample_now(state_.step);

@@ -37,10 +37,11 @@ ResolvedConfig read_config(const CommandLine& line) {
   if (resumes) resumed = resumed_config(resolved, line.overrides);
   if (resumed) resolved = *resumed;
   if (line.config.empty() && !resumed)  // the defaults alone are a model of days, not what anyone meant
-    throw ConfigError(resumes ? "--resume: " + run_folder(resolved.config) +
-                                    " holds no checkpoint; name the run's folder, --train.out FOLDER, or start one with "
-                                    "--config NAME"
-                              : "no --config; e.g. --config quickstart.json");
+    throw ConfigError(resumes
+                          ? "--resume: " + run_folder(resolved.config) +
+                                " holds no checkpoint; name the run's folder, --train.out FOLDER, or start one with "
+                                "--config NAME"
+                          : "no --config; e.g. --config quickstart.json");
   settle_device(resolved, cuda_available());
   return resolved;
 }

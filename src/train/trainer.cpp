@@ -158,7 +158,11 @@ int Trainer::run() {
       log::info(format("first step done %.1f s after the trainer started", seconds_since(started_)));
     }
     const std::int64_t done = step + 1;
-    if (reports_after(done)) report(done);
+    if (reports_after(done)) {
+      report(done);
+    } else {
+      show_progress(done);
+    }
     if (due(done, config_.train.eval_every) && done < steps_) stopped = !evaluate_now(done);
     if (!stopped && due(done, config_.train.sample_every) && done < steps_) sample_now(done);
     if (!stopped && due(done, config_.train.checkpoint_every) && done < steps_) save(done);
@@ -201,7 +205,6 @@ void Trainer::sample_now(std::int64_t step) {
   options.max_tokens = config_.train.sample_tokens;
   options.seed = static_cast<std::uint64_t>(config_.train.seed) + static_cast<std::uint64_t>(step);
   const auto text = generate(*model_, *tokenizer_, config_.train.sample_prompt, 1, options, device_.device);
-  for (const auto& sink : sinks_) sink->finish();
   log::info(format("sample at step %lld:\n", static_cast<long long>(step)) + text[0]);
   interval_start_ += Clock::now() - start;
 }

@@ -48,7 +48,8 @@ class Trainer {
   void train_step(std::int64_t step);
   StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);
-  bool evaluate_now(std::int64_t step);  // false: a stop was asked for meanwhile, and nothing is known
+  void show_progress(std::int64_t step);  // between reports; loss and speed are the last report's
+  bool evaluate_now(std::int64_t step);   // false: a stop was asked for meanwhile, and nothing is known
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics);
@@ -89,6 +90,7 @@ class Trainer {
   RunState state_;
   StepClock clock_;
   StepTimer timer_;
+  double reported_loss_ = 0;
   Evaluation last_evaluation_;
   std::int64_t evaluated_step_ = -1, saved_step_ = -1, interval_start_step_ = 0;
   std::chrono::steady_clock::time_point started_, interval_start_;

@@ -48,6 +48,7 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
 
 void Trainer::report(std::int64_t step) {
   StepMetrics m = read_interval(step);
+  reported_loss_ = m.loss;
   const std::int64_t steps = step - interval_start_step_;
   const RoutingInterval routing = routing_->read(step, steps * micro_batches_ * world_.size());
   if (!routing.layers.empty()) {
@@ -75,6 +76,15 @@ void Trainer::report(std::int64_t step) {
   interval_start_ = std::chrono::steady_clock::now();
   interval_start_step_ = step;
   stop_if_nonfinite(m);
+}
+
+void Trainer::show_progress(std::int64_t step) {
+  StepMetrics m;
+  m.step = step;
+  m.steps = steps_;
+  m.loss = reported_loss_;
+  m.eta_s = clock_.eta_s(steps_ - step);
+  for (const auto& sink : sinks_) sink->progress(m);
 }
 
 void Trainer::report_activations(std::int64_t step) {
@@ -128,7 +138,6 @@ int Trainer::nothing_left() const {
 }
 
 void Trainer::final_report(bool finished) {
-  for (const auto& sink : sinks_) sink->finish();
   if (!world_.is_main()) return;
   if (!finished) {
     const char* next = state_.step == 0        ? "nothing to save yet"

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -48,10 +49,22 @@ ComputeDevice cpu_device(const Config& config) {
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
+// What is not ours to order: cuBLAS, cuDNN and torch's attention. Before the first of them is used.
+void use_deterministic_algorithms() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // cuBLAS promises one order for a fixed workspace
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // our kernels overwrite what they are given
+  at::globalContext().setDeterministicCuDNN(true);
+  log::info(
+      "train.deterministic: torch and cuDNN keep to algorithms of a fixed order, attention's backward among them; what "
+      "that costs on a GPU has not been measured");
+}
+
 ComputeDevice gpu_device(const Config& config, int local_rank) {
   const int count = c10::cuda::device_count();
   if (local_rank >= count)
     throw ConfigError(format("%d ranks on this host but %d GPUs; start at most one rank a GPU", local_rank + 1, count));
+  if (config.train.deterministic) use_deterministic_algorithms();
   ComputeDevice gpu;
   gpu.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));

@@ -65,6 +65,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
   build_model();
   open_text(data);
   restore();
+  tell_fp8();
   routing_ = std::make_unique<RoutingReader>(*model_, world_.control());
   prefetcher_ = std::make_unique<Prefetcher>(
       *loader_, MicroBatchSchedule{micro_batches_ * world.size(), world.rank(), world.size()}, state_.step);

@@ -41,6 +41,7 @@ class Trainer {
   };
 
   void build_model();
+  void tell_fp8();  // which layers convert: the roles into the log, every layer into the run's folder
   void open_text(const PreparedData& data);
   void restore();
   void load_weights_from(const std::string& path);

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "model/accounting.h"
@@ -12,6 +13,15 @@
 #include "train/trainer.h"
 
 namespace switchyard {
+
+void Trainer::tell_fp8() {
+  const Fp8Report& report = precision_.report();
+  if (report.decisions.empty() || !world_.is_main()) return;
+  log::info(fp8_table(report));
+  for (const std::string& warning : report.warnings) log::warn(warning);
+  write_file_atomic(folder_ + "/fp8_layers.txt", fp8_table(report, /*every_layer=*/true));
+}
+
 StepMetrics Trainer::read_interval(std::int64_t step) {
   StepMetrics m;
   Control& control = world_.control();

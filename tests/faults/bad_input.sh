@@ -109,6 +109,7 @@ expect 0 '9,157,576,736|4,325,738,528' --config moe_transformer --dry-run --moe.
 expect 0 'moe.segments = 4: moe.n_experts is 32, router.top_k 8, moe.d_expert 384' --config moe_8x2 --dry-run --moe.segments 4
 expect 0 '456M|286M|170M|456,206,616|286,337,304|169,869,312|774,305,280|would train' --config moe_8x2 --dry-run
 expect 0 '49 converted|210 skipped' --config moe_8x2 --dry-run --precision.mode fp8
+expect 0 'warning: precision.fp8_exclude "experts" matches no linear layer' --config moe_8x2 --dry-run --precision.mode fp8 --precision.fp8_exclude experts
 expect 0 '49 converted|210 skipped|needs a GPU' --config moe_8x2 --dry-run --precision.mode fp8 --device cpu
 
 [[ $failures -eq 0 ]] || fail "$failures of $cases command lines"

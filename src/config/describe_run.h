@@ -93,11 +93,12 @@ void describe(V& v, DataConfig& c) {
 
 template <class V>
 void describe(V& v, PrecisionConfig& c) {
-  v.field("mode", c.mode, one_of({"fp32", "bf16", "fp8"}),
-          "Arithmetic of matrix products; master weights stay fp32. fp8 converts the linear layers its filter selects, "
-          "which the run's fp8_layers.txt lists, and computes the rest in bf16; it needs a GPU that has it. On a CPU an "
-          "untouched bf16 yields to fp32.",
-          "P1; Micikevicius et al. 2022 (FP8)");
+  v.field(
+      "mode", c.mode, one_of({"fp32", "bf16", "fp8"}),
+      "Arithmetic of matrix products; master weights stay fp32. fp8 converts the linear layers its filter selects, a "
+      "line each in the run's fp8_layers.txt, and computes the rest in bf16; it needs a GPU that has it. On a CPU "
+      "an untouched bf16 yields to fp32.",
+      "P1; Micikevicius et al. 2022 (FP8)");
   v.field("fp8_recipe", c.fp8_recipe, one_of({"tensorwise"}),
           "Granularity of fp8 scales, found anew at each use. tensorwise: one a matrix.", "P2");
   v.field("fp8_gradient", c.fp8_gradient, one_of({"e5m2", "e4m3"}),

@@ -21,6 +21,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "kernels/device.h"
+#include "train/gpu_architectures.h"
 #include "train/replay.h"
 #endif
 
@@ -60,6 +61,15 @@ void use_deterministic_algorithms() {
       "that costs on a GPU has not been measured");
 }
 
+// Else the first kernel ends the run with "no kernel image is available".
+void check_capability(const cudaDeviceProp& gpu, int index) {
+  if (has_kernels_for(SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor)) return;
+  throw ConfigError(
+      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; build for it: runs/setup.sh "
+             "--cuda --cmake -DCMAKE_CUDA_ARCHITECTURES=%d%d-real, or use --device cpu",
+             index, gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor));
+}
+
 ComputeDevice gpu_device(const Config& config, int local_rank) {
   const int count = c10::cuda::device_count();
   if (local_rank >= count)
@@ -70,6 +80,7 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
   use_side_stream(local_rank);  // from here on, so that every buffer belongs to the stream that is captured
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
+  check_capability(properties, local_rank);
   gpu.name = properties.name;
   gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);
   gpu.peak_tflops = kernels::peak_tflops(gpu.name, kernels::PeakType::kBf16);

@@ -65,9 +65,9 @@ void use_deterministic_algorithms() {
 void check_capability(const cudaDeviceProp& gpu, int index) {
   if (has_kernels_for(SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor)) return;
   throw ConfigError(
-      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; build for it: runs/setup.sh "
-             "--cuda --cmake -DCMAKE_CUDA_ARCHITECTURES=%d%d-real, or use --device cpu",
-             index, gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor));
+      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; use a Hopper GPU (H100, H200), "
+             "for which some of them are written, or --device cpu",
+             index, gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES));
 }
 
 ComputeDevice gpu_device(const Config& config, int local_rank) {

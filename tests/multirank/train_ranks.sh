@@ -151,8 +151,11 @@ without_mpirun() {
   [[ $code -eq 2 ]] || fail "CPU ranks without mpirun end with code $code, not 2" lone.log
   grep -q 'mpirun -np 2' lone.log || fail "nothing names mpirun" lone.log
   [[ ! -e lone ]] || fail "it created the run's folder"
+  ranks 2 slip "${model[@]}" --router.topk 2 && fail "2 ranks took an unknown option" slip.log
+  [[ $(grep -c 'unknown option --router.topk' slip.log) -eq 1 ]] || fail "2 ranks do not say once what is wrong" slip.log
   ranks 3 three "${model[@]}" && fail "3 ranks share 4 micro-batches" three.log
-  grep -q 'train.batch_tokens = 1024 is not a multiple of 3 ranks' three.log || fail "nothing says what 3 ranks need" three.log
+  [[ $(grep -c 'train.batch_tokens = 1024 is not a multiple of 3 ranks' three.log) -eq 1 ]] ||
+    fail "3 ranks do not say once what they need" three.log
   passed "CPU ranks without mpirun, or too many for the batch: one clear error"
 }
 

@@ -69,11 +69,14 @@ LoadedModel load_model(const CommandLine& line) {
   return load_model(checkpoint, device);
 }
 
-std::optional<ResolvedConfig> resumed_config(const ResolvedConfig& resolved, const Overrides& overrides) {
+std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides) {
   const CheckpointFolder checkpoints(run_folder(resolved.config), resolved.config.train.keep_checkpoints);
   const auto latest = checkpoints.latest_valid();
   if (!latest) return std::nullopt;
-  return parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides);
+  ResumedRun run{parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides),
+                 latest->path};
+  run.resolved.config.train.resume = true;  // where the config file asked for it
+  return run;
 }
 
 }  // namespace switchyard

@@ -27,9 +27,13 @@ LoadedModel load_model(const std::string& path, const std::string& device);
 // The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.
 LoadedModel load_model(const CommandLine& line);
 
-// The config a resumed run goes on with: the keys its newest valid checkpoint was given, then the command line's.
-// Nothing where the run's folder holds no checkpoint.
-std::optional<ResolvedConfig> resumed_config(const ResolvedConfig& resolved, const Overrides& overrides);
+// What a resumed run goes on with: the newest valid checkpoint, and the keys that one was given, then the command
+// line's. Nothing where the run's folder holds no checkpoint.
+struct ResumedRun {
+  ResolvedConfig resolved;
+  std::string checkpoint;
+};
+std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides);
 
 // Where a run keeps its tokenizer, so that a run folder is complete by itself.
 std::string tokenizer_path_of_run(const std::string& run_folder);

@@ -95,6 +95,9 @@ expect 2 'router.top_k|"two"' --config "$(file type.json '{"router": {"top_k": "
 expect 2 'no/such/folder|torch_python' --config tiny_moe --data.corpus no/such/folder
 expect 2 'data.tokenizer = "no.model" is not a file' --config tiny_moe --data.corpus "$data/text" --data.tokenizer no.model
 tiny 'no checkpoint at nowhere' --init_from nowhere
+# A file, and a folder that takes no files from anyone
+tiny "train.out = \"$inputs/file/run\" cannot be written|is not a folder|--train.out" --train.out "$(file file x)/run"
+[[ ! -d /proc/self ]] || tiny 'train.out = "/proc/x" cannot be written|/proc takes no new files' --train.out /proc/x
 
 # Questions about keys
 expect 2 '--explain router.topk|router.top_k' --explain router.topk

@@ -60,13 +60,9 @@ LoadedModel load_model(const std::string& path, const std::string& device) {
 LoadedModel load_model(const CommandLine& line) {
   const std::string& checkpoint = line.own.at("checkpoint");
   if (checkpoint.empty()) throw ConfigError("--checkpoint is missing; name a run folder such as runs/out/quickstart");
-  std::string device = "auto";
-  for (const auto& [key, value] : line.overrides) {
-    if (key != "device")
-      throw ConfigError("--" + key + ": a trained model's config cannot be changed; only --device can be set");
-    device = value;
-  }
-  return load_model(checkpoint, device);
+  ResolvedConfig device;
+  device.set("device", line.own.at("device"));  // or an error that lists the choices
+  return load_model(checkpoint, device.config.device);
 }
 
 std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides) {

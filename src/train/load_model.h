@@ -24,8 +24,9 @@ struct LoadedModel {
 // evaluates in bf16. ConfigError or RunError says what is missing.
 LoadedModel load_model(const std::string& path, const std::string& device);
 
-// The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.
+// The same as an app's command line asks, by its own options --checkpoint PATH and --device.
 LoadedModel load_model(const CommandLine& line);
+inline constexpr const char* kNoKeys = "a trained model's config cannot be changed";
 
 // What a resumed run goes on with: the newest valid checkpoint, and the keys that one was given, then the command
 // line's. Nothing where the run's folder holds no checkpoint.

@@ -45,6 +45,9 @@ for form in '--moe.use_moe=maybe' '--moe.use_moe maybe'; do
 done
 tiny 'train.steps|99999999999999999999' --train.steps 99999999999999999999
 tiny 'device|tpu|auto' --device tpu
+tiny 'device = "gpu"|did you mean cuda?' --device gpu
+tiny '--precision is a group of keys|write --precision.mode VALUE' --precision fp32
+tiny '--router is a group of keys' --router 3
 
 # Rules across keys
 tiny 'router.top_k = 9 exceeds moe.n_experts = 4; choose 1 to 4' --router.top_k 9
@@ -81,6 +84,8 @@ expect 2 '--resume: runs/out/run holds no checkpoint|--train.out FOLDER|--config
 expect 2 '--resume: elsewhere holds no checkpoint' --resume --train.out elsewhere
 expect 2 '--config no_such: no such file|configs/no_such.json' --config no_such
 expect 2 'did you mean tiny_moe?' --config tiny_moa
+expect 2 '--config /tmp: is a folder' --config /tmp
+expect 2 '--config lacks its value, NAME' --config
 expect 2 'bad.json:3:' --config "$(file bad.json $'{\n  "model": {"n_layer": 2},\n  "train": {"steps": 5,}\n}\n')"
 expect 2 'malformed JSON|:1:' --config "$(file cut.json '{"model": {"n_layer": 2')"
 expect 2 'empty.json:1:1: malformed JSON' --config "$(file empty.json '')"

@@ -98,6 +98,8 @@ expect 2 'router.top_k|"two"' --config "$(file type.json '{"router": {"top_k": "
 
 # Text and weights
 expect 2 'no/such/folder|torch_python' --config tiny_moe --data.corpus no/such/folder
+mkdir "$inputs/nothing" && : >"$inputs/nothing/empty.txt"
+expect 2 'is empty: 1 files of 0 bytes; give torch_python, or files' --config tiny_moe --data.cache "$inputs/cache" --data.corpus "$inputs/nothing"
 expect 2 'data.tokenizer = "no.model" is not a file' --config tiny_moe --data.corpus "$data/text" --data.tokenizer no.model
 tiny 'no checkpoint at nowhere' --init_from nowhere
 # A file, and a folder that takes no files from anyone

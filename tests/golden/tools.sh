@@ -56,3 +56,8 @@ bad '--text lacks its value, PATHS' evaluate --checkpoint run --text
 bad 'device = "gpu"' sample --checkpoint run --device gpu
 bad 'unknown option --temprature' sample --checkpoint run --temprature 1
 passed "sample and evaluate: wrong options are named"
+
+bad '--vocab_size = 100 leaves no room beside the 256 byte pieces; choose 320 or more' tokenize --input "$data/text" --out cut --vocab_size 100
+bad '--input: no/such/text' tokenize --input no/such/text --out cut
+bad '--tokenizer' tokenize --input "$data/text" --out cut --tokenizer no.model
+passed "tokenize: wrong options are named as its own"

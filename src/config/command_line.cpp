@@ -140,6 +140,10 @@ CommandLine parse_command_line(int argc, const char* const* argv, const std::str
   app.add_flag("--options", line.option_table);
   app.add_flag("--help,-h", line.help);
   parse(app, argc, argv, {});
+  for (const auto& [name, value] :
+       {std::pair{"config", line.config}, {"explain", line.explain}, {"init_from", init_from}})
+    if (value.rfind("--", 0) == 0)
+      throw ConfigError("--" + std::string(name) + " lacks its value; next comes " + value);
   line.overrides = read_overrides(app.remaining());
   if (resume) line.overrides.emplace_back("train.resume", "true");
   if (!init_from.empty()) line.overrides.emplace_back("train.init_from", init_from);

@@ -64,7 +64,7 @@ TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
             "unexpected argument \"quickstart.json\"; a config is named by --config quickstart.json"},
            {{"--moe.n_experts"}, "--moe.n_experts lacks its value, integer"},
            {{"--config"}, "--config lacks its value, NAME"},
-           {{"--explain", "--resume"}, "--explain lacks its value, KEY"},
+           {{"--explain", "--resume"}, "--explain lacks its value; next comes --resume"},
            {{"--init_from"}, "--init_from lacks its value, PATH"},
            {{"--precision", "fp32"}, "--precision is a group of keys"},
            {{"--precision", "fp32"}, "write --precision.mode VALUE, say; --explain precision lists them"},

@@ -115,8 +115,8 @@ CommandLine parse_own_options(int argc, const char* const* argv, const std::stri
     if (word.rfind("--", 0) != 0) throw ConfigError("unexpected argument \"" + word + "\"; --help lists all options");
     const std::string name = word.substr(2, word.find('=') - 2);
     if (find_field(name)) throw ConfigError("--" + name + ": " + refusal + "; --help lists all options");
-    std::vector<std::string> names;
-    for (const AppOption& option : own_options) names.push_back(option.name);
+    std::vector<std::string> names = {"help"};
+    for (const AppOption& option : own_options) names.emplace_back(option.name);
     const std::string near = nearest(name, names);
     throw ConfigError("unknown option --" + name + "; " +
                       (near.empty() ? "--help lists all options" : "did you mean --" + near + "?"));

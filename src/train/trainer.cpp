@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <filesystem>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -140,11 +141,13 @@ void Trainer::train_step(std::int64_t step) {
 }
 
 int Trainer::run() {
-  if (state_.step >= steps_) return nothing_left();
+  if (state_.step >= steps_ && !state_.misses_evaluation) return nothing_left();
   bool stopped = false;
   if (state_.step == 0) {
     stopped = !evaluate_now(0);
     state_.first_bits_per_byte = last_evaluation_.bits_per_byte;
+  } else if (state_.misses_evaluation && state_.step < steps_) {
+    stopped = !evaluate_now(state_.step);
   }
   interval_start_ = Clock::now();
   interval_start_step_ = state_.step;
@@ -182,6 +185,7 @@ bool Trainer::evaluate_now(std::int64_t step) {
   const Clock::time_point start = Clock::now();
   model_->set_step(state_.step);
   const auto evaluation = evaluate(*model_, *held_out_, device_.device, world_.control(), stop_signal_received);
+  if (std::exchange(state_.misses_evaluation, !evaluation)) saved_step_ = -1;  // what was saved knows nothing of it
   if (!evaluation) return false;
   last_evaluation_ = *evaluation;
   evaluated_step_ = step;

@@ -151,7 +151,7 @@ void Trainer::final_report(bool finished) {
   if (!world_.is_main()) return;
   if (!finished) {
     const char* next = state_.step == 0        ? "nothing to save yet"
-                       : state_.step == steps_ ? "before its last evaluation; build/bin/evaluate makes up for it"
+                       : state_.step == steps_ ? "before its last evaluation; --resume makes it"
                                                : "continue with --resume";
     return log::info(format("stopped at step %lld of %lld; %s", static_cast<long long>(state_.step),
                             static_cast<long long>(steps_), next));

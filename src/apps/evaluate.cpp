@@ -21,6 +21,7 @@ namespace {
 
 const std::vector<AppOption> kOptions = {
     {"checkpoint", "PATH", "", "a run folder (its best checkpoint) or a step folder"},
+    {"device", "NAME", "auto", "where to compute: auto, cpu or cuda"},
     {"text", "PATHS", "", "files, folders or globs to evaluate on; empty: the run's held-out text"},
 };
 
@@ -51,7 +52,8 @@ int evaluate_app(const CommandLine& line) {
   const HeldOut text(shards, config.train.micro_batch, config.model.seq_len, loaded.tokenizer->bytes_of(),
                      loaded.tokenizer->bos());
   const auto world = World::join({});
-  const Evaluation result = evaluate(*loaded.model, text, loaded.device.device, world->control());
+  const auto never = [] { return false; };  // a signal ends this process: there is nothing to save
+  const Evaluation result = evaluate(*loaded.model, text, loaded.device.device, world->control(), never).value();
   std::printf(
       "checkpoint      %s\ntokens          %s of %s source bytes\nloss            %.5f nats a token\nbits per byte   "
       "%.5f\nperplexity      %.3f\n",
@@ -65,10 +67,9 @@ int evaluate_app(const CommandLine& line) {
 
 int main(int argc, char** argv) {
   return run_app([&] {
-    const CommandLine line = parse_command_line(argc, argv, "evaluate", kOptions);
-    if (line.help)
-      return std::printf("%s\n", help_text("evaluate", "measures a trained model on text", kOptions).c_str()) > 0 ? 0
-                                                                                                                  : 1;
-    return evaluate_app(line);
+    const CommandLine line = parse_own_options(argc, argv, "evaluate", kOptions, kNoKeys);
+    if (!line.help) return evaluate_app(line);
+    std::fputs(own_help_text("evaluate", "measures a trained model on text", kOptions).c_str(), stdout);
+    return kExitOk;
   });
 }

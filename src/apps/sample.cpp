@@ -13,6 +13,7 @@ namespace {
 
 const std::vector<AppOption> kOptions = {
     {"checkpoint", "PATH", "", "a run folder (its best checkpoint) or a step folder"},
+    {"device", "NAME", "auto", "where to compute: auto, cpu or cuda"},
     {"prompt", "TEXT", "", "text to continue; empty: from the beginning of a document"},
     {"tokens", "N", "128", "tokens to add, up to the model's seq_len in all"},
     {"count", "N", "1", "samples, generated as one batch"},
@@ -52,11 +53,9 @@ int sample(const CommandLine& line) {
 
 int main(int argc, char** argv) {
   return run_app([&] {
-    const CommandLine line = parse_command_line(argc, argv, "sample", kOptions);
-    if (line.help)
-      return std::printf("%s\n", help_text("sample", "continues a prompt with a trained model", kOptions).c_str()) > 0
-                 ? 0
-                 : 1;
-    return sample(line);
+    const CommandLine line = parse_own_options(argc, argv, "sample", kOptions, kNoKeys);
+    if (!line.help) return sample(line);
+    std::fputs(own_help_text("sample", "continues a prompt with a trained model", kOptions).c_str(), stdout);
+    return kExitOk;
   });
 }

@@ -1,6 +1,7 @@
 // tokenize: text in, a tokenizer and token shards out. The folder it writes is a data.corpus for train.
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -24,7 +25,8 @@ void declare(CLI::App& app, Arguments& arguments) {
       ->required();
   app.add_option("--out", arguments.out, "folder for tokenizer.model, the shards and prepared.json")->required();
   app.add_option("--vocab_size", arguments.build.vocab_size, "pieces of the tokenizer")->capture_default_str();
-  app.add_option("--tokenizer", arguments.build.tokenizer, "an existing sentencepiece model, instead of training one");
+  app.add_option("--tokenizer", arguments.build.tokenizer, "an existing sentencepiece model, instead of training one")
+      ->check(CLI::ExistingFile);
   app.add_option("--sample_lines", arguments.build.sample_lines, "lines the tokenizer learns from")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -35,6 +37,21 @@ void declare(CLI::App& app, Arguments& arguments) {
   app.add_option("--text_field", arguments.json_field, "field of a .jsonl line that holds the text")
       ->capture_default_str();
   app.add_option("--threads", arguments.build.threads, "0: all cores")->capture_default_str();
+}
+
+// The library speaks of train's keys; here they are options.
+std::string in_own_words(std::string message) {
+  const std::pair<const char*, const char*> names[] = {{"model.vocab_size", "--vocab_size"},
+                                                       {"data.corpus", "--input"},
+                                                       {"data.tokenizer_sample_lines", "--sample_lines"},
+                                                       {"data.tokenizer", "--tokenizer"},
+                                                       {"data.holdout_fraction", "--holdout"},
+                                                       {"data.seed", "--seed"}};
+  for (const auto& [key, option] : names) {
+    for (std::size_t at = message.find(key); at != std::string::npos; at = message.find(key))
+      message.replace(at, std::strlen(key), option);
+  }
+  return message;
 }
 
 void report(const PreparedData& data, double seconds) {
@@ -71,7 +88,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) { return app.exit(error) == 0 ? kExitOk : kExitConfigError; }
   return run_app([&] {
-    run(arguments);
+    try {
+      run(arguments);
+    } catch (const ConfigError& error) { throw ConfigError(in_own_words(error.what())); }
     return kExitOk;
   });
 }

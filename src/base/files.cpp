@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -53,6 +54,18 @@ void write_file_atomic(const std::string& path, std::string_view contents) {
   sync_file(temporary);
   if (std::rename(temporary.c_str(), path.c_str()) != 0) fail("rename to", path);
   sync_folder(std::filesystem::path(path).parent_path().string());
+}
+
+std::string cannot_write_below(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  fs::path nearest = fs::absolute(folder);
+  while (!fs::exists(nearest, ignored) && nearest != nearest.parent_path()) nearest = nearest.parent_path();
+  if (!fs::is_directory(nearest, ignored)) return nearest.string() + " is not a folder";
+  std::string probe = (nearest / ".switchyard-XXXXXX").string();
+  if (!::mkdtemp(probe.data())) return nearest.string() + " takes no new files: " + std::strerror(errno);
+  ::rmdir(probe.c_str());
+  return "";
 }
 
 std::uint64_t fnv1a(std::string_view bytes, std::uint64_t seed) {

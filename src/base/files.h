@@ -12,6 +12,8 @@ namespace switchyard {
 std::string read_file(const std::string& path);
 // Writes beside `path`, fsyncs, renames over it, fsyncs the folder. RunError on any failure.
 void write_file_atomic(const std::string& path, std::string_view contents);
+// Why files cannot be created in this folder, which need not exist yet; "" where they can. Leaves nothing behind.
+std::string cannot_write_below(const std::string& folder);
 void sync_file(const std::string& path);    // fsync of a file's contents
 void sync_folder(const std::string& path);  // fsync of a folder's entries
 std::uint64_t fnv1a(std::string_view bytes, std::uint64_t seed = 0xcbf29ce484222325ull);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/log.h"
 #include "base/text.h"
 
 namespace switchyard {
@@ -31,7 +32,7 @@ Progress::Progress(std::string title, std::int64_t total, Unit unit, bool enable
       total_(total),
       unit_(unit),
       enabled_(enabled),
-      terminal_(::isatty(STDERR_FILENO) != 0),
+      terminal_(log::alone() && ::isatty(STDERR_FILENO) != 0),
       start_(Clock::now()),
       drawn_(start_) {
   if (enabled_ && terminal_) draw(false);

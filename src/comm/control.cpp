@@ -119,6 +119,23 @@ void Control::agree_equal(const std::string& name, const std::string& text) {
   throw ConfigError(describe_difference(name, all_gather(name, text)));
 }
 
+void Control::try_together(const std::string& what, const std::function<void()>& body) {
+  std::string refusal;
+  try {
+    body();
+  } catch (const ConfigError& error) { refusal = error.what(); }
+  std::map<std::string, std::vector<int>> ranks_of;
+  const std::vector<std::string> refusals = all_gather("refusal of " + what, refusal);
+  for (int rank = 0; rank < size_; ++rank) ranks_of[refusals[rank]].push_back(rank);
+  if (ranks_of.size() == 1 && refusals[0].empty()) return;
+  failed_together_ = true;
+  if (ranks_of.size() == 1) throw ConfigError(refusals[0]);
+  std::vector<std::string> lines;
+  for (const auto& [message, ranks] : ranks_of)
+    if (!message.empty()) lines.push_back(name_ranks(ranks) + ": " + message);
+  throw ConfigError(join(lines, "\n"));
+}
+
 void Control::report_failure(const std::string& reason) {
   if (channel_ && !failed_together_) channel_->report_failure(reason);
 }

@@ -50,6 +50,10 @@ class Control {
   // key that differs, both values and who holds them. Equal texts cost one exchange of a hash.
   void agree_equal(const std::string& name, const std::string& text);
 
+  // Runs `body` on every rank. A ConfigError on any becomes one on all of them: its message once where all have the
+  // same, else each with its ranks. Then, as after agree_equal, the main rank alone logs it.
+  void try_together(const std::string& what, const std::function<void()>& body);
+
   // Tells every rank why this one ends; they log it and exit. The caller exits next (run_guarded does both). Nothing
   // is sent when the ranks already failed together, as in agree_equal.
   void report_failure(const std::string& reason);

@@ -58,7 +58,7 @@ int run_guarded(World& world, const std::function<int()>& body) {
     reason = error.what();
   } catch (const std::exception& error) { reason = error.what(); }
   if (world.is_main() || !world.control().failed_together()) log::error(reason);
-  if (world.size() == 1) return code;
+  if (world.size() == 1 || world.control().failed_together()) return code;
   world.control().report_failure(reason);
   std::fflush(nullptr);
   ::_exit(code);

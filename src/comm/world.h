@@ -46,8 +46,9 @@ class World {
 };
 
 // Runs `body` and turns an exception into its exit code (ConfigError 2, everything else 1), logged, with the reason
-// told to the other ranks. In a world of several ranks a failure leaves the process at once instead of returning:
-// destructors and MPI_Finalize would wait for ranks that are themselves waiting for this one.
+// told to the other ranks. In a world of several ranks the failure of one leaves the process at once instead of
+// returning: destructors and MPI_Finalize would wait for ranks that are themselves waiting for this one. Where all
+// failed together (Control::try_together, agree_equal), all return, and the main rank alone logs.
 int run_guarded(World& world, const std::function<int()>& body);
 
 }  // namespace switchyard

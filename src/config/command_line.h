@@ -1,4 +1,5 @@
-// The command line of an app: the flags every app knows, its own, and "--any.key value" for every option.
+// The command line of train: its flags, and "--any.key value" for every option; and that of apps without a config,
+// which have options of their own.
 #pragma once
 
 #include <map>
@@ -9,7 +10,8 @@
 
 namespace switchyard {
 
-// A flag of one app only: {"prompt", "TEXT", "def ", "text to continue"}. value_name "": a switch, "true" when given.
+// An option of an app without a config: {"prompt", "TEXT", "def ", "text to continue"}. value_name "": a switch, "true"
+// when given.
 struct AppOption {
   std::string name;
   std::string value_name;
@@ -29,11 +31,16 @@ struct CommandLine {
 };
 
 // ConfigError for an unknown option (the nearest named) or a missing value. Values are checked when loaded.
-CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name,
-                               const std::vector<AppOption>& own_options = {});
+CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name);
+
+// The same for an app that reads no config: its own options and --help are all it takes. refusal: what a key gets to
+// hear, "a trained model's config cannot be changed".
+CommandLine parse_own_options(int argc, const char* const* argv, const std::string& app_name,
+                              const std::vector<AppOption>& own_options, const std::string& refusal);
+std::string own_help_text(const std::string& app_name, const std::string& purpose,
+                          const std::vector<AppOption>& own_options);
 
 // --help: usage, flags, and the keys of each group, a screen long.
-std::string help_text(const std::string& app_name, const std::string& purpose,
-                      const std::vector<AppOption>& own_options = {});
+std::string help_text(const std::string& app_name, const std::string& purpose);
 
 }  // namespace switchyard

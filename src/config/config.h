@@ -24,6 +24,9 @@ struct InlConfig {
   bool carry_velocity = false;
 };
 
+// A tokenizer trained here has at least BOS, unknown, 256 bytes, and some characters.
+inline constexpr int kFewestPieces = 320;
+
 struct ModelConfig {
   int depth = 0;  // shorthand: sets n_layer, and n_embd with aspect_ratio (0: unset)
   int aspect_ratio = 64;

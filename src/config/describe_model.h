@@ -1,6 +1,7 @@
 // The model's options: dimensions, the MLP, norms, attention, and what the nanochat family adds.
 #pragma once
 
+#include "base/text.h"
 #include "config/config.h"
 #include "config/constraint.h"
 
@@ -30,10 +31,11 @@ void describe_dimensions(V& v, ModelConfig& c) {
           "M1; Ainslie et al. 2023 (GQA)");
   v.field("seq_len", c.seq_len, between(1, 16777216),
           "Tokens of one training window, and the longest context. Attention's cost a token grows with it.", "M1");
-  v.field("vocab_size", c.vocab_size, between(2, 2147483647),
-          "Tokens the tokenizer knows; rows of embedding and head. At least 260 for the built-in tokenizer, whose byte "
-          "pieces alone take 256. Shards are uint16 up to 65536 and uint32 beyond.",
-          "M1");
+  static const std::string vocabulary = format(
+      "Tokens the tokenizer knows; rows of embedding and head. At least %d for a tokenizer trained here, whose "
+      "byte pieces alone take 256. Shards are uint16 up to 65536 and uint32 beyond.",
+      kFewestPieces);
+  v.field("vocab_size", c.vocab_size, between(2, 2147483647), vocabulary.c_str(), "M1");
 }
 
 template <class V>

@@ -29,7 +29,9 @@ void describe_loop(V& v, TrainConfig& c) {
           "log line names the one that does not. true: an error then.",
           "T5");
   v.field("deterministic", c.deterministic, any(),
-          "Bitwise repeatable on a GPU too, at a logged cost in speed. A CPU run always is.");
+          "Bitwise repeatable on a GPU too: torch and cuDNN keep to algorithms of a fixed order, attention's backward "
+          "above all, or stop with an error where there is none. Our own kernels always do. What it costs on a GPU has "
+          "not been measured. A CPU run is repeatable without it.");
   v.field("log_every", c.log_every, at_least(1), "Steps between log lines; the device is asked for figures only then.",
           "T3");
   v.field("eval_every", c.eval_every, at_least(0), "Steps between evaluations on held-out text. 0: only at the end.",
@@ -91,10 +93,12 @@ void describe(V& v, DataConfig& c) {
 
 template <class V>
 void describe(V& v, PrecisionConfig& c) {
-  v.field("mode", c.mode, one_of({"fp32", "bf16", "fp8"}),
-          "Arithmetic of matrix products; master weights stay fp32. fp8 converts the linear layers its filter selects "
-          "and computes the rest in bf16; it needs a GPU that has it. On a CPU an untouched bf16 yields to fp32.",
-          "P1; Micikevicius et al. 2022 (FP8)");
+  v.field(
+      "mode", c.mode, one_of({"fp32", "bf16", "fp8"}),
+      "Arithmetic of matrix products; master weights stay fp32. fp8 converts the linear layers its filter selects, a "
+      "line each in the run's fp8_layers.txt, and computes the rest in bf16; it needs a GPU that has it. On a CPU "
+      "an untouched bf16 yields to fp32.",
+      "P1; Micikevicius et al. 2022 (FP8)");
   v.field("fp8_recipe", c.fp8_recipe, one_of({"tensorwise"}),
           "Granularity of fp8 scales, found anew at each use. tensorwise: one a matrix.", "P2");
   v.field("fp8_gradient", c.fp8_gradient, one_of({"e5m2", "e4m3"}),

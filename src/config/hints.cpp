@@ -28,7 +28,7 @@ const std::vector<std::pair<std::string, std::string>>& key_aliases() {
       {"decoder_sparse_step", "moe.moe_freq"},
       {"expert_capacity_factor", "moe.capacity_factor"},
       {"moe_capacity_factor", "moe.capacity_factor"},
-      {"use_null_expert", "moe.overflow"},
+      {"use_null_expert", "moe.overflow null_expert"},
       {"learned_token_importance", "moe.token_importance"},
       {"use_bias_balancing", "router.bias_balancing"},
       {"moe_warmup_steps", "moe.warmup_steps"},
@@ -48,6 +48,7 @@ const std::vector<std::pair<std::string, std::string>>& key_aliases() {
       {"hidden_act", "model.mlp"},
       {"rms_norm_eps", "model.norm_eps"},
       {"tie_word_embeddings", "model.tie_head"},
+      {"batch_size", "train.batch_tokens or train.micro_batch"},
       {"device_batch_size", "train.micro_batch"},
       {"total_batch_size", "train.batch_tokens"},
       {"num_iterations", "train.steps"},
@@ -105,7 +106,7 @@ std::string key_hint(const std::string& unknown_key, bool holds_keys) {
   if (find_field(unknown)) return "did you mean " + unknown + "?";
   for (const auto& [alias, key] : key_aliases()) {
     if (alias != leaf) continue;
-    if (find_field(key)) return "did you mean " + key + "?";
+    if (find_field(key.substr(0, key.find(' ')))) return "did you mean " + key + "?";
     return "that would be " + key + ", which this version does not have";
   }
   const auto same_leaf = keys_with_leaf(leaf);

@@ -7,7 +7,8 @@
 
 namespace switchyard {
 
-// Names other programs use for our keys: {"num_experts", "moe.n_experts"}.
+// Names other programs use for our keys: {"num_experts", "moe.n_experts"}; with the value or the other key that may be
+// meant: {"use_null_expert", "moe.overflow null_expert"}, {"batch_size", "train.batch_tokens or train.micro_batch"}.
 const std::vector<std::pair<std::string, std::string>>& key_aliases();
 
 // "did you mean moe.n_experts?", or "" when nothing is near. holds_keys: the unknown key held an object of keys, so a

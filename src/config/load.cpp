@@ -146,6 +146,9 @@ std::string find_config(const std::string& path_or_name, const std::string& sour
     }
     if (fs::path(path_or_name).is_absolute()) break;
   }
+  std::error_code missing;
+  if (fs::is_directory(path_or_name, missing))
+    throw ConfigError("--config " + path_or_name + ": is a folder; name a JSON file in it");
   std::vector<std::string> known = configs_in("configs");
   for (const std::string& name : configs_in(fs::path(source_root) / "configs")) known.push_back(name);
   const std::string near = nearest(fs::path(path_or_name).stem().string(), known);

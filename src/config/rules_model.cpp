@@ -116,11 +116,11 @@ void check_model(Rules& rules) {
   check_inl(rules);
   rules.warn_if_inert("model.init_std", c.model.init == "llama", "model.init = llama");
   rules.warn_if_inert("optim.adamw.head_lr", !c.model.tie_head, "a head of its own (model.tie_head = false)");
-  if (c.data.tokenizer.empty() && c.model.vocab_size < 260)
-    rules.fail(
-        format("model.vocab_size = %d is too small for a trained tokenizer, whose byte pieces and markers take 260; "
-               "choose at least 260, or give data.tokenizer",
-               c.model.vocab_size));
+  if (c.data.tokenizer.empty() && c.model.vocab_size < kFewestPieces)
+    rules.fail(format(
+        "model.vocab_size = %d is too small for a trained tokenizer, whose byte pieces alone take 256; choose at "
+        "least %d, or give data.tokenizer",
+        c.model.vocab_size, kFewestPieces));
 }
 
 }  // namespace switchyard

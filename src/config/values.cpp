@@ -41,7 +41,7 @@ struct Reader {
   std::string problem_with(const std::string& text) const {
     if (field.constraint.kind == Constraint::Kind::kNotEmpty || text.empty()) return "is empty";
     if (field.constraint.kind == Constraint::Kind::kLetters) return "has other letters";
-    const std::string near = nearest(text, field.constraint.choices);
+    const std::string near = field.key == "device" && text == "gpu" ? "cuda" : nearest(text, field.constraint.choices);
     return near.empty() ? "is not a choice" : "is not a choice (did you mean " + near + "?)";
   }
 };

@@ -218,7 +218,8 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   const Survey survey = survey_for(corpus, holdout, options.tokenizer.empty() ? options.sample_lines : 0);
   if (survey.documents == survey.heldout_documents) {
     throw ConfigError(format(
-        "data.corpus = %s leaves no training text: %s of its %s documents are held out (data.holdout_fraction = %g)",
+        "data.corpus = %s leaves no training text: %s of its %s documents are held out (data.holdout_fraction = %g); "
+        "lower that, or give more text",
         corpus.title.c_str(), with_commas(survey.heldout_documents).c_str(), with_commas(survey.documents).c_str(),
         options.holdout_fraction));
   }
@@ -237,7 +238,7 @@ PreparedData build_shards(const Corpus& corpus, const BuildOptions& options, con
   manifest.train = train.finish();
   manifest.heldout = held_out.finish();
   if (manifest.train.tokens == 0)
-    throw ConfigError("data.corpus = " + corpus.title + " holds no text: every document is empty");
+    throw ConfigError("data.corpus = " + corpus.title + " holds no text: every document is empty" + kEmptyFix);
   write_file_atomic(folder + "/tokenizer.model", tokenizer.model());
   write_prepared_manifest(manifest, folder);
   return open_prepared(folder);

@@ -184,12 +184,12 @@ Corpus open_corpus(const std::string& spec, const std::string& json_field, int t
   } else {
     for (const std::string& input : split_commas(spec)) add_input(input, corpus.files);
   }
-  if (corpus.files.empty()) throw ConfigError("data.corpus = " + spec + " holds no text files");
+  if (corpus.files.empty()) throw ConfigError("data.corpus = " + spec + " holds no text files" + kEmptyFix);
   sort_files(corpus.files);
   hash_files(corpus, threads);
   if (corpus.bytes == 0)
     throw ConfigError("data.corpus = " + spec + " is empty: " + std::to_string(corpus.files.size()) +
-                      " files of 0 bytes");
+                      " files of 0 bytes" + kEmptyFix);
   if (is_default) warn_of_other_torch(corpus, torch_folder());
   return corpus;
 }

@@ -33,6 +33,8 @@ Corpus open_corpus(const std::string& spec, const std::string& json_field = "tex
 inline constexpr int kTorchPythonFiles = 2141;
 inline constexpr std::int64_t kTorchPythonBytes = 41335867;
 extern const char* const kTorchPythonHash;
+// How an error about a corpus without text ends.
+inline constexpr const char* kEmptyFix = "; give torch_python, or files, folders and globs that hold text";
 std::string torch_folder();  // SWITCHYARD_TORCH, else the folder given to CMake; ConfigError if neither holds torch
 
 struct Document {

@@ -152,7 +152,7 @@ ShardSet::ShardSet(const std::vector<std::string>& paths, std::uint64_t tokenize
   }
   if (size() == 0)
     throw RunError(paths.empty() ? "there are no token shards to read"
-                                 : paths[0] + " holds no tokens: the corpus is empty");
+                                 : paths[0] + " holds no tokens: the corpus is empty; tokenize one that holds text");
 }
 
 void ShardSet::read(std::int64_t first, std::int64_t count, std::int32_t* out) const {

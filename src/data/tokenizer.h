@@ -17,7 +17,7 @@ class SentencePieceProcessor;
 namespace switchyard {
 
 struct TokenizerOptions {
-  int vocab_size = 32768;  // at least 320; a small text may give fewer pieces
+  int vocab_size = 32768;  // at least kFewestPieces (config.h); a small text may give fewer pieces
 };
 
 class Tokenizer {

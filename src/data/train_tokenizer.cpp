@@ -4,14 +4,13 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "config/config.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 #include "data/words.h"
 
 namespace switchyard {
 namespace {
-
-constexpr int kFewestPieces = 320;  // BOS, unknown, 256 bytes, and some characters
 
 // "word<tab>count" of every word, in order of first appearance: the same merges as from the lines themselves, since
 // none reaches across a word, at a tenth of the time.
@@ -57,7 +56,10 @@ std::string Tokenizer::train(const std::vector<std::string>& lines, const Tokeni
   }
   const std::vector<std::string> rows = count_words(lines);
   Rows iterator(rows);
-  if (iterator.done()) throw ConfigError("the tokenizer has no text to learn from: the corpus is empty or not text");
+  if (iterator.done())
+    throw ConfigError(
+        "data.corpus: the tokenizer has no text to learn from, the corpus is empty or not text; name files that hold "
+        "some");
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(
       {

@@ -17,7 +17,6 @@ struct StepContext {
   int seq_len = 0;             // tokens of each sequence in this pass
   int first_position = 0;      // of each sequence's first token (cached decoding)
   double loss_scale = 1;       // 1 / micro-batches of the step
-  bool deterministic = false;  // ordered sums where atomics would be faster
   at::Tensor step;             // int64 [1] on the device: attempted steps; schedules read it
   std::int64_t host_step = 0;  // the same, for the few decisions that the host takes
   at::Tensor token_T;          // int64: the tokens of this pass

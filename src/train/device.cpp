@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -20,6 +21,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "kernels/device.h"
+#include "train/gpu_architectures.h"
 #include "train/replay.h"
 #endif
 
@@ -48,15 +50,37 @@ ComputeDevice cpu_device(const Config& config) {
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
+// What is not ours to order: cuBLAS, cuDNN and torch's attention. Before the first of them is used.
+void use_deterministic_algorithms() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // cuBLAS promises one order for a fixed workspace
+  at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // our kernels overwrite what they are given
+  at::globalContext().setDeterministicCuDNN(true);
+  log::info(
+      "train.deterministic: torch and cuDNN keep to algorithms of a fixed order, attention's backward among them; what "
+      "that costs on a GPU has not been measured");
+}
+
+// Else the first kernel ends the run with "no kernel image is available".
+void check_capability(const cudaDeviceProp& gpu, int index) {
+  if (has_kernels_for(SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor)) return;
+  throw ConfigError(
+      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; use a Hopper GPU (H100, H200), "
+             "for which some of them are written, or --device cpu",
+             index, gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES));
+}
+
 ComputeDevice gpu_device(const Config& config, int local_rank) {
   const int count = c10::cuda::device_count();
   if (local_rank >= count)
     throw ConfigError(format("%d ranks on this host but %d GPUs; start at most one rank a GPU", local_rank + 1, count));
+  if (config.train.deterministic) use_deterministic_algorithms();
   ComputeDevice gpu;
   gpu.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(local_rank));
   use_side_stream(local_rank);  // from here on, so that every buffer belongs to the stream that is captured
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
+  check_capability(properties, local_rank);
   gpu.name = properties.name;
   gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);
   gpu.peak_tflops = kernels::peak_tflops(gpu.name, kernels::PeakType::kBf16);

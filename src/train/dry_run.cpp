@@ -17,7 +17,12 @@ std::string dry_run_report(const ResolvedConfig& resolved, int world_size) {
       config.train.batch_tokens / (std::int64_t{config.train.micro_batch} * config.model.seq_len * world_size);
   std::string text = "config\n" + resolved.table() + "\n" + parameter_table(size) + "\n" +
                      memory_table(estimate_memory(config, world_size)) + "\n";
-  if (config.precision.mode == "fp8") text += fp8_table(decide_fp8(linear_layers(config), config.precision)) + "\n";
+  if (config.precision.mode == "fp8") {
+    const Fp8Report report = decide_fp8(linear_layers(config), config.precision);
+    text += fp8_table(report);
+    for (const std::string& warning : report.warnings) text += "warning: " + warning + "\n";
+    text += "\n";
+  }
   text += format(
       "would train %s steps of %s tokens = %s tokens, %.3g FLOPs, on %d %s; %lld micro-batches of %d x %d a step and "
       "rank\n",

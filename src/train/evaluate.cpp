@@ -6,14 +6,18 @@
 
 namespace switchyard {
 
-Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control) {
+std::optional<Evaluation> evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control,
+                                   const std::function<bool()>& stop) {
   at::NoGradGuard no_grad;
   StepContext context;
   context.seq_len = model.config().model.seq_len;
   double nll = 0;
   std::int64_t targets = 0, bytes = 0;
   at::Tensor count_LE;
-  for (std::int64_t i = control.rank(); i < text.count(); i += control.size()) {
+  for (std::int64_t first = 0; first < text.count(); first += control.size()) {
+    if (control.any(stop())) return std::nullopt;
+    const std::int64_t i = first + control.rank();
+    if (i >= text.count()) continue;  // the others of this round have a batch left
     const Batch batch = text.read(i);
     const auto tensor = [&](const std::vector<std::int32_t>& values) {
       return at::from_blob(const_cast<std::int32_t*>(values.data()), {static_cast<std::int64_t>(values.size())},

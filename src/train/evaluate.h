@@ -2,6 +2,9 @@
 // P4).
 #pragma once
 
+#include <functional>
+#include <optional>
+
 #include "comm/control.h"
 #include "data/loader.h"
 #include "model/gpt.h"
@@ -16,8 +19,10 @@ struct Evaluation {
   at::Tensor count_LE;  // int64: how often each expert was chosen; undefined for a dense model
 };
 
-// Over all batches of `text`, divided among the ranks of `control`. Leaves the model as it was.
-Evaluation evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control);
+// Over all batches of `text`, divided among the ranks of `control`. Leaves the model as it was. `stop` is asked before
+// every batch: where it says true on any rank, all of them end at once, with nothing.
+std::optional<Evaluation> evaluate(Gpt& model, const HeldOut& text, at::Device device, Control& control,
+                                   const std::function<bool()>& stop);
 
 // Counts on the CPU, a row a sparse layer, as the rows of a routing table.
 std::vector<LayerRouting> layers_of(const Config& config, const at::Tensor& count_LE);

@@ -60,20 +60,19 @@ LoadedModel load_model(const std::string& path, const std::string& device) {
 LoadedModel load_model(const CommandLine& line) {
   const std::string& checkpoint = line.own.at("checkpoint");
   if (checkpoint.empty()) throw ConfigError("--checkpoint is missing; name a run folder such as runs/out/quickstart");
-  std::string device = "auto";
-  for (const auto& [key, value] : line.overrides) {
-    if (key != "device")
-      throw ConfigError("--" + key + ": a trained model's config cannot be changed; only --device can be set");
-    device = value;
-  }
-  return load_model(checkpoint, device);
+  ResolvedConfig device;
+  device.set("device", line.own.at("device"));  // or an error that lists the choices
+  return load_model(checkpoint, device.config.device);
 }
 
-ResolvedConfig resumed_config(const ResolvedConfig& resolved, const Overrides& overrides) {
+std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides) {
   const CheckpointFolder checkpoints(run_folder(resolved.config), resolved.config.train.keep_checkpoints);
   const auto latest = checkpoints.latest_valid();
-  if (!latest) return resolved;
-  return parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides);
+  if (!latest) return std::nullopt;
+  ResumedRun run{parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides),
+                 latest->path};
+  run.resolved.config.train.resume = true;  // where the config file asked for it
+  return run;
 }
 
 }  // namespace switchyard

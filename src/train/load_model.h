@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "config/command_line.h"
 #include "data/tokenizer.h"
@@ -23,12 +24,17 @@ struct LoadedModel {
 // evaluates in bf16. ConfigError or RunError says what is missing.
 LoadedModel load_model(const std::string& path, const std::string& device);
 
-// The same as an app's command line asks: --checkpoint PATH and --device; any other key is a ConfigError.
+// The same as an app's command line asks, by its own options --checkpoint PATH and --device.
 LoadedModel load_model(const CommandLine& line);
+inline constexpr const char* kNoKeys = "a trained model's config cannot be changed";
 
-// The config a resumed run goes on with: the keys its newest valid checkpoint was given, then the command line's; the
-// config as it stands where there is no checkpoint.
-ResolvedConfig resumed_config(const ResolvedConfig& resolved, const Overrides& overrides);
+// What a resumed run goes on with: the newest valid checkpoint, and the keys that one was given, then the command
+// line's. Nothing where the run's folder holds no checkpoint.
+struct ResumedRun {
+  ResolvedConfig resolved;
+  std::string checkpoint;
+};
+std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides);
 
 // Where a run keeps its tokenizer, so that a run folder is complete by itself.
 std::string tokenizer_path_of_run(const std::string& run_folder);

@@ -44,6 +44,14 @@ std::string console_line(const EvalMetrics& m) {
   return m.best ? text + "  best so far" : text;
 }
 
+std::string progress_line(const StepMetrics& m) {
+  const double percent = m.steps > 0 ? 100.0 * static_cast<double>(m.step) / static_cast<double>(m.steps) : 0;
+  std::string text =
+      format("%3.0f%%  step %lld/%lld", percent, static_cast<long long>(m.step), static_cast<long long>(m.steps));
+  if (m.loss != 0) text += format("  loss %.4f", m.loss);
+  return m.eta_s > 0 ? text + "  " + human_duration(m.eta_s) + " left" : text;
+}
+
 void StepClock::add(double seconds, std::int64_t steps) {
   if (steps <= 0) return;
   // Never less than a fair share of what was seen: the mean is plain at first and forgets later.

@@ -44,6 +44,7 @@ struct EvalMetrics {
 
 std::string console_line(const StepMetrics& metrics);
 std::string console_line(const EvalMetrics& metrics);
+std::string progress_line(const StepMetrics& metrics);  // step, and loss and eta_s where they are known
 
 // Remaining time from a running mean of the step time, which forgets start-up and slow first steps.
 class StepClock {

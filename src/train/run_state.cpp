@@ -28,10 +28,11 @@ void visit_fields(State& s, Visit visit) {
   visit("world_size", s.world_size);
   visit("elapsed_s", s.elapsed_s);
   visit("resets", s.resets);
+  visit("misses_evaluation", s.misses_evaluation);
 }
 
 // Fields that checkpoints of earlier versions lack: they keep their default.
-bool is_later(const std::string& name) { return name == "resets"; }
+bool is_later(const std::string& name) { return name == "resets" || name == "misses_evaluation"; }
 
 }  // namespace
 

@@ -17,6 +17,7 @@ struct RunState {
   LoaderState loader;
   std::int64_t seed = 0;  // random numbers are drawn from counters: the seed is their whole state
   SmoothedLoss smoothed;
+  bool misses_evaluation = false;  // the one due at this step was cut short by a stop signal: a resume makes it
   double best_held_out_loss = 0;   // 0: none yet
   double first_bits_per_byte = 0;  // before the first step, for the final table
   std::int64_t world_size = 1;     // of the run that wrote it

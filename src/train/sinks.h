@@ -15,10 +15,10 @@ class MetricsSink {
  public:
   virtual ~MetricsSink() = default;
   virtual void step(const StepMetrics&) {}      // every log_every steps
-  virtual void progress(const StepMetrics&) {}  // every step; only step, steps, loss and speed need be set
+  virtual void progress(const StepMetrics&) {}  // after a step that has no line; step, steps, and what is known
+                                                // of loss and eta_s without asking the device
   virtual void eval(const EvalMetrics&) {}
   virtual void routing(std::int64_t /*step*/, const std::vector<LayerRouting>&) {}
-  virtual void finish() {}  // before anything else writes to the terminal
 };
 
 // One compact line through base/log; on a terminal a progress line is rewritten in between. routing prints the table

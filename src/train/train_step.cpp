@@ -33,7 +33,6 @@ TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, S
   context_.training = true;
   context_.seq_len = config.model.seq_len;
   context_.loss_scale = 1.0 / static_cast<double>(micro_batches * parallel.ranks());
-  context_.deterministic = config.train.deterministic;
   context_.data_ranks = parallel.ranks();
   context_.dropout = {static_cast<std::uint64_t>(config.train.seed), scalars.step, windows_, config.model.seq_len};
   if (parallel.ranks() > 1) {

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <filesystem>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -55,6 +56,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
       collapse_(config_.router.top_k, config_.log.dead_window),
       timer_(device_.device),
       started_(Clock::now()) {
+  install_stop_signals();
   const Accounting size = account(config_);
   flops_per_token_ = static_cast<double>(size.flops_per_token);
   averaging_flops_per_token_ = static_cast<double>(size.averaging_flops_per_token);
@@ -64,6 +66,7 @@ Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevi
   build_model();
   open_text(data);
   restore();
+  tell_fp8();
   routing_ = std::make_unique<RoutingReader>(*model_, world_.control());
   prefetcher_ = std::make_unique<Prefetcher>(
       *loader_, MicroBatchSchedule{micro_batches_ * world.size(), world.rank(), world.size()}, state_.step);
@@ -138,13 +141,17 @@ void Trainer::train_step(std::int64_t step) {
 }
 
 int Trainer::run() {
-  if (state_.step >= steps_) return nothing_left();
-  install_stop_signals();
-  if (state_.step == 0) state_.first_bits_per_byte = evaluate_now(0);
+  if (state_.step >= steps_ && !state_.misses_evaluation) return nothing_left();
+  bool stopped = false;
+  if (state_.step == 0) {
+    stopped = !evaluate_now(0);
+    state_.first_bits_per_byte = last_evaluation_.bits_per_byte;
+  } else if (state_.misses_evaluation && state_.step < steps_) {
+    stopped = !evaluate_now(state_.step);
+  }
   interval_start_ = Clock::now();
   interval_start_step_ = state_.step;
   const std::int64_t first = state_.step;
-  bool stopped = false;
   StepProfile profile(world_.is_main() ? config_.train.profile_step : 0, device_.index(), folder_);
   for (std::int64_t step = state_.step; step < steps_ && !stopped; ++step) {
     profile.before(step + 1);
@@ -155,25 +162,32 @@ int Trainer::run() {
       log::info(format("first step done %.1f s after the trainer started", seconds_since(started_)));
     }
     const std::int64_t done = step + 1;
-    if (reports_after(done)) report(done);
-    if (due(done, config_.train.eval_every) && done < steps_) evaluate_now(done);
-    if (due(done, config_.train.sample_every) && done < steps_) sample_now(done);
-    if (due(done, config_.train.checkpoint_every) && done < steps_) save(done);
-    stopped = world_.control().any(stop_signal_received());
+    if (reports_after(done)) {
+      report(done);
+    } else {
+      show_progress(done);
+    }
+    if (due(done, config_.train.eval_every) && done < steps_) stopped = !evaluate_now(done);
+    if (!stopped && due(done, config_.train.sample_every) && done < steps_) sample_now(done);
+    if (!stopped && due(done, config_.train.checkpoint_every) && done < steps_) save(done);
+    stopped = stopped || world_.control().any(stop_signal_received());
   }
-  const bool finished = state_.step >= steps_;
-  if (stopped && !finished)
+  const bool trained = state_.step >= steps_;
+  if (stopped && !trained && state_.step > 0)
     log::info(format("stop asked for: saving at step %lld", static_cast<long long>(state_.step)));
-  if (finished) evaluate_now(state_.step);
-  save(state_.step);
+  const bool finished = trained && evaluate_now(state_.step);
+  if (state_.step > 0) save(state_.step);
   final_report(finished);
   return 0;
 }
 
-double Trainer::evaluate_now(std::int64_t step) {
+bool Trainer::evaluate_now(std::int64_t step) {
   const Clock::time_point start = Clock::now();
   model_->set_step(state_.step);
-  last_evaluation_ = evaluate(*model_, *held_out_, device_.device, world_.control());
+  const auto evaluation = evaluate(*model_, *held_out_, device_.device, world_.control(), stop_signal_received);
+  if (std::exchange(state_.misses_evaluation, !evaluation)) saved_step_ = -1;  // what was saved knows nothing of it
+  if (!evaluation) return false;
+  last_evaluation_ = *evaluation;
   evaluated_step_ = step;
   EvalMetrics metrics;
   metrics.step = step;
@@ -185,7 +199,7 @@ double Trainer::evaluate_now(std::int64_t step) {
   if (metrics.best) state_.best_held_out_loss = metrics.loss;
   for (const auto& sink : sinks_) sink->eval(metrics);
   interval_start_ += Clock::now() - start;  // evaluation is not training time
-  return metrics.bits_per_byte;
+  return true;
 }
 
 void Trainer::sample_now(std::int64_t step) {
@@ -196,7 +210,6 @@ void Trainer::sample_now(std::int64_t step) {
   options.max_tokens = config_.train.sample_tokens;
   options.seed = static_cast<std::uint64_t>(config_.train.seed) + static_cast<std::uint64_t>(step);
   const auto text = generate(*model_, *tokenizer_, config_.train.sample_prompt, 1, options, device_.device);
-  for (const auto& sink : sinks_) sink->finish();
   log::info(format("sample at step %lld:\n", static_cast<long long>(step)) + text[0]);
   interval_start_ += Clock::now() - start;
 }

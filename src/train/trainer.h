@@ -32,7 +32,7 @@ class Trainer {
   Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data);
   ~Trainer();
 
-  // Trains to the end, or to a stop signal; saves; reports. Returns the exit code.
+  // Trains to the end, or to a stop signal, which evaluation heeds too; saves; reports. Returns the exit code.
   int run();
 
  private:
@@ -41,6 +41,7 @@ class Trainer {
   };
 
   void build_model();
+  void tell_fp8();  // which layers convert: the roles into the log, every layer into the run's folder
   void open_text(const PreparedData& data);
   void restore();
   void load_weights_from(const std::string& path);
@@ -48,7 +49,8 @@ class Trainer {
   void train_step(std::int64_t step);
   StepMetrics read_interval(std::int64_t step);  // waits for the device
   void report(std::int64_t step);
-  double evaluate_now(std::int64_t step);  // returns bits per byte
+  void show_progress(std::int64_t step);  // between reports; loss and speed are the last report's
+  bool evaluate_now(std::int64_t step);   // false: a stop was asked for meanwhile, and nothing is known
   void sample_now(std::int64_t step);
   void save(std::int64_t step);
   void stop_if_nonfinite(const StepMetrics& metrics);
@@ -89,6 +91,7 @@ class Trainer {
   RunState state_;
   StepClock clock_;
   StepTimer timer_;
+  double reported_loss_ = 0;
   Evaluation last_evaluation_;
   std::int64_t evaluated_step_ = -1, saved_step_ = -1, interval_start_step_ = 0;
   std::chrono::steady_clock::time_point started_, interval_start_;

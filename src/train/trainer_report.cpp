@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "model/accounting.h"
@@ -12,6 +13,15 @@
 #include "train/trainer.h"
 
 namespace switchyard {
+
+void Trainer::tell_fp8() {
+  const Fp8Report& report = precision_.report();
+  if (report.decisions.empty() || !world_.is_main()) return;
+  log::info(fp8_table(report));
+  for (const std::string& warning : report.warnings) log::warn(warning);
+  write_file_atomic(folder_ + "/fp8_layers.txt", fp8_table(report, /*every_layer=*/true));
+}
+
 StepMetrics Trainer::read_interval(std::int64_t step) {
   StepMetrics m;
   Control& control = world_.control();
@@ -48,6 +58,7 @@ StepMetrics Trainer::read_interval(std::int64_t step) {
 
 void Trainer::report(std::int64_t step) {
   StepMetrics m = read_interval(step);
+  reported_loss_ = m.loss;
   const std::int64_t steps = step - interval_start_step_;
   const RoutingInterval routing = routing_->read(step, steps * micro_batches_ * world_.size());
   if (!routing.layers.empty()) {
@@ -75,6 +86,15 @@ void Trainer::report(std::int64_t step) {
   interval_start_ = std::chrono::steady_clock::now();
   interval_start_step_ = step;
   stop_if_nonfinite(m);
+}
+
+void Trainer::show_progress(std::int64_t step) {
+  StepMetrics m;
+  m.step = step;
+  m.steps = steps_;
+  m.loss = reported_loss_;
+  m.eta_s = clock_.eta_s(steps_ - step);
+  for (const auto& sink : sinks_) sink->progress(m);
 }
 
 void Trainer::report_activations(std::int64_t step) {
@@ -128,11 +148,14 @@ int Trainer::nothing_left() const {
 }
 
 void Trainer::final_report(bool finished) {
-  for (const auto& sink : sinks_) sink->finish();
   if (!world_.is_main()) return;
-  if (!finished)
-    return log::info(format("stopped at step %lld of %lld; continue with --resume", static_cast<long long>(state_.step),
-                            static_cast<long long>(steps_)));
+  if (!finished) {
+    const char* next = state_.step == 0        ? "nothing to save yet"
+                       : state_.step == steps_ ? "before its last evaluation; --resume makes it"
+                                               : "continue with --resume";
+    return log::info(format("stopped at step %lld of %lld; %s", static_cast<long long>(state_.step),
+                            static_cast<long long>(steps_), next));
+  }
   if (last_evaluation_.count_LE.defined())
     log::info("expert usage on held-out text:\n" + routing_table(layers_of(config_, last_evaluation_.count_LE)));
   sample_now(state_.step);

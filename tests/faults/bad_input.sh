@@ -45,6 +45,9 @@ for form in '--moe.use_moe=maybe' '--moe.use_moe maybe'; do
 done
 tiny 'train.steps|99999999999999999999' --train.steps 99999999999999999999
 tiny 'device|tpu|auto' --device tpu
+tiny 'device = "gpu"|did you mean cuda?' --device gpu
+tiny '--precision is a group of keys|write --precision.mode VALUE' --precision fp32
+tiny '--router is a group of keys' --router 3
 
 # Rules across keys
 tiny 'router.top_k = 9 exceeds moe.n_experts = 4; choose 1 to 4' --router.top_k 9
@@ -75,8 +78,14 @@ tiny 'router.force_balanced = true|router.noise = gumbel' --router.force_balance
 tiny 'model.inl is unstable|beta_max = 25' --model.inl.enabled true --model.inl.beta_max 25
 
 # Config files
+expect 2 'no --config; e.g. --config quickstart.json'
+expect 2 'no --config; e.g. --config quickstart.json' --model.n_layer 2 --device cpu
+expect 2 '--resume: runs/out/run holds no checkpoint|--train.out FOLDER|--config NAME' --resume
+expect 2 '--resume: elsewhere holds no checkpoint' --resume --train.out elsewhere
 expect 2 '--config no_such: no such file|configs/no_such.json' --config no_such
 expect 2 'did you mean tiny_moe?' --config tiny_moa
+expect 2 '--config /tmp: is a folder' --config /tmp
+expect 2 '--config lacks its value, NAME' --config
 expect 2 'bad.json:3:' --config "$(file bad.json $'{\n  "model": {"n_layer": 2},\n  "train": {"steps": 5,}\n}\n')"
 expect 2 'malformed JSON|:1:' --config "$(file cut.json '{"model": {"n_layer": 2')"
 expect 2 'empty.json:1:1: malformed JSON' --config "$(file empty.json '')"
@@ -89,8 +98,13 @@ expect 2 'router.top_k|"two"' --config "$(file type.json '{"router": {"top_k": "
 
 # Text and weights
 expect 2 'no/such/folder|torch_python' --config tiny_moe --data.corpus no/such/folder
+mkdir "$inputs/nothing" && : >"$inputs/nothing/empty.txt"
+expect 2 'is empty: 1 files of 0 bytes; give torch_python, or files' --config tiny_moe --data.cache "$inputs/cache" --data.corpus "$inputs/nothing"
 expect 2 'data.tokenizer = "no.model" is not a file' --config tiny_moe --data.corpus "$data/text" --data.tokenizer no.model
 tiny 'no checkpoint at nowhere' --init_from nowhere
+# A file, and a folder that takes no files from anyone
+tiny "train.out = \"$inputs/file/run\" cannot be written|is not a folder|--train.out" --train.out "$(file file x)/run"
+[[ ! -d /proc/self ]] || tiny 'train.out = "/proc/x" cannot be written|/proc takes no new files' --train.out /proc/x
 
 # Questions about keys
 expect 2 '--explain router.topk|router.top_k' --explain router.topk
@@ -105,6 +119,7 @@ expect 0 '9,157,576,736|4,325,738,528' --config moe_transformer --dry-run --moe.
 expect 0 'moe.segments = 4: moe.n_experts is 32, router.top_k 8, moe.d_expert 384' --config moe_8x2 --dry-run --moe.segments 4
 expect 0 '456M|286M|170M|456,206,616|286,337,304|169,869,312|774,305,280|would train' --config moe_8x2 --dry-run
 expect 0 '49 converted|210 skipped' --config moe_8x2 --dry-run --precision.mode fp8
+expect 0 'warning: precision.fp8_exclude "experts" matches no linear layer' --config moe_8x2 --dry-run --precision.mode fp8 --precision.fp8_exclude experts
 expect 0 '49 converted|210 skipped|needs a GPU' --config moe_8x2 --dry-run --precision.mode fp8 --device cpu
 
 [[ $failures -eq 0 ]] || fail "$failures of $cases command lines"

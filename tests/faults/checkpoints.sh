@@ -40,6 +40,23 @@ from_weights() {
   passed "--init_from starts at step 0 with the weights of the run named, and an earlier run's folder is moved aside"
 }
 
+# Weights of another model: the key that differs, before anything is made.
+of_another_model() {
+  train other "${model[@]}" --init_from straight --model.n_embd 128
+  local code=$?
+  [[ $code -eq 2 ]] || fail "--init_from with another model ends with code $code, not 2" other.log
+  grep -q '^error: model.n_embd = 128, but straight/checkpoints/step-[0-9]* was trained with 64 (' other.log || fail "the key is not named" other.log
+  [[ ! -e other ]] || fail "it created the run's folder"
+  cp -r straight deeper
+  train deeper "${model[@]}" --resume --model.n_layer 3
+  code=$?
+  [[ $code -eq 2 ]] || fail "--resume with another model ends with code $code, not 2" deeper.log
+  grep -q '^error: model.n_layer = 3, but .*deeper/checkpoints/step-00000012 was trained with 2 (it has no tensor' deeper.log ||
+    fail "the key is not named" deeper.log
+  cmp straight/metrics.jsonl deeper/metrics.jsonl || fail "the run's folder was changed"
+  passed "--init_from and --resume with another model name the key that differs"
+}
+
 # Rates this high make the loss worse again, so that the best checkpoint is not among the last.
 best() {
   must_train best "${model[@]}" --train.checkpoint_every 2 --train.eval_every 2 --train.keep_checkpoints 2 \
@@ -61,4 +78,5 @@ print("step-%08d" % min((e for e in evals if e["step"] > 0), key=lambda e: e["lo
 damaged
 newer_format
 from_weights
+of_another_model
 best

@@ -91,6 +91,54 @@ stopped() {
   passed "SIGTERM, SIGUSR1 and SIGINT: saved, exit code 0, and --resume goes on"
 }
 
+# An evaluation that would take minutes is left at the next batch: before the first step, where nothing is to be saved,
+# and in mid-run.
+stopped_in_evaluation() {
+  local half=(--data.holdout_fraction 0.5)     # so that there is enough to evaluate on
+  local wide=(--config tiny_moe --model.n_embd 256 --model.n_layer 8 --train.eval_tokens 100000000 --train.steps 6 "${half[@]}")
+  local begin pid
+  train_in_background() { "$bin/train" "${text[@]}" --train.out "$work/$1" "${@:2}" >"$1.log" 2>&1 & pid=$!; }
+  # stops_soon RUN STEPS SAYS
+  stops_soon() {
+    begin=$SECONDS
+    kill -TERM "$pid"
+    wait "$pid" || fail "SIGTERM in an evaluation: the run ended with code $?" "$1.log"
+    [[ $((SECONDS - begin)) -le 20 ]] || fail "SIGTERM in an evaluation took $((SECONDS - begin)) s" "$1.log"
+    grep -q "^stopped at step $2 of 6; $3" "$1.log" || fail "nothing says that the run stopped" "$1.log"
+  }
+  train_in_background evaluating "${wide[@]}"
+  until [[ -e evaluating/metrics.jsonl ]]; do
+    kill -0 "$pid" 2>/dev/null || fail "it ended before its first evaluation" evaluating.log
+    sleep 0.05
+  done
+  sleep 0.5
+  stops_soon evaluating 0 'nothing to save yet'
+  [[ ! -s evaluating/metrics.jsonl ]] || fail "the evaluation ended before the signal: this test needs a wider model" evaluating.log
+  [[ ! -e evaluating/checkpoints ]] || fail "an untrained model was saved"
+
+  must_train evaluated "${wide[@]}" --train.eval_tokens 64 --train.steps 2
+  train_in_background evaluated "${half[@]}" --resume --train.eval_tokens 100000000 --train.eval_every 3 --train.steps 6
+  wait_for_step evaluated 3 "$pid"
+  sleep 0.5
+  stops_soon evaluated 3 'continue with --resume'
+  [[ -f evaluated/checkpoints/step-00000003/MANIFEST.json ]] || fail "no checkpoint of step 3" evaluated.log
+  # What was cut short is made first, then the run goes on.
+  must_train evaluated "${half[@]}" --resume --train.eval_tokens 64 --train.eval_every 3 --train.steps 4
+  metrics value evaluated/metrics.jsonl eval 3 loss >/dev/null || fail "the resumed run did not make the evaluation of step 3" evaluated.log
+
+  # The last one too, which --resume makes, and then has nothing left to do.
+  cp -r evaluated over
+  train_in_background over "${half[@]}" --resume --train.eval_tokens 100000000 --train.eval_every 0 --train.steps 6
+  wait_for_step over 6 "$pid"
+  sleep 0.5
+  stops_soon over 6 'before its last evaluation; --resume makes it'
+  must_train over "${half[@]}" --resume --train.eval_tokens 64
+  metrics value over/metrics.jsonl eval 6 loss >/dev/null || fail "--resume did not make the last evaluation" over.log
+  must_train over "${half[@]}" --resume --train.eval_tokens 64
+  grep -q 'nothing left to do' over.log || fail "the last evaluation is made again and again" over.log
+  passed "SIGTERM in an evaluation ends it at the next batch: nothing to save at step 0, step 3 saved; --resume makes it"
+}
+
 # Everything that moves with the step or is kept between steps: biases, their counts, ramps, resets, capacities, noise.
 # Resumed in the middle of the ramps, just before the reset that step 5 begins with, and just after it.
 with_routing_state() {
@@ -131,3 +179,4 @@ without_the_config
 finished
 killed
 stopped
+stopped_in_evaluation

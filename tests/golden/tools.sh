@@ -50,6 +50,14 @@ bad '--checkpoint is missing' sample
 bad 'no checkpoint at nowhere' sample --checkpoint nowhere
 bad 'no checkpoint at nowhere' evaluate --checkpoint nowhere
 bad '--top_p = 2' sample --checkpoint run --top_p 2
-bad '--model.n_layer' evaluate --checkpoint run --model.n_layer 3
+bad "--model.n_layer: a trained model's config cannot be changed" evaluate --checkpoint run --model.n_layer 3
+bad 'unknown option --resume' evaluate --checkpoint run --resume
+bad '--text lacks its value, PATHS' evaluate --checkpoint run --text
+bad 'device = "gpu"' sample --checkpoint run --device gpu
 bad 'unknown option --temprature' sample --checkpoint run --temprature 1
 passed "sample and evaluate: wrong options are named"
+
+bad '--vocab_size = 100 leaves no room beside the 256 byte pieces; choose 320 or more' tokenize --input "$data/text" --out cut --vocab_size 100
+bad '--input: no/such/text' tokenize --input no/such/text --out cut
+bad '--tokenizer' tokenize --input "$data/text" --out cut --tokenizer no.model
+passed "tokenize: wrong options are named as its own"

@@ -151,6 +151,23 @@ void check_control(Control& control) {
   if (rank == 0) std::printf("a barrier of %d ranks takes %.0f us\n", size, seconds * 1000);
 }
 
+std::string refusal_of(Control& control, const std::string& mine) {
+  try {
+    control.try_together("config", [&] {
+      if (!mine.empty()) throw ConfigError(mine);
+    });
+  } catch (const ConfigError& error) { return error.what(); }
+  return "";
+}
+
+// What one rank refuses ends all of them; what all refuse is told once.
+void check_refusals(Control& control) {
+  const int last = control.size() - 1;
+  EXPECT(refusal_of(control, "").empty());
+  EXPECT(refusal_of(control, "no such key") == "no such key");
+  EXPECT(refusal_of(control, control.rank() == last ? "no such file" : "") == format("rank %d: no such file", last));
+}
+
 void check_world(World& world) {
   EXPECT(world.has_mpi());
   EXPECT(world.local_size() == world.size());
@@ -182,6 +199,7 @@ int check_everything(World& world) {
   check_all_to_all(*collectives);
   check_overlap(*collectives, world.control());
   check_stop(world);
+  check_refusals(world.control());
   if (world.is_main()) std::printf("comm_ranks passed with %d ranks\n", world.size());
   return kExitOk;
 }

@@ -6,9 +6,9 @@
 namespace switchyard {
 namespace {
 
-CommandLine parse(std::vector<const char*> words, const std::vector<AppOption>& own = {}) {
+CommandLine parse(std::vector<const char*> words) {
   words.insert(words.begin(), "train");
-  return parse_command_line(static_cast<int>(words.size()), words.data(), "train", own);
+  return parse_command_line(static_cast<int>(words.size()), words.data(), "train");
 }
 
 TEST(CommandLineTest, KeysInEveryForm) {
@@ -63,7 +63,15 @@ TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
            {{"quickstart.json"},
             "unexpected argument \"quickstart.json\"; a config is named by --config quickstart.json"},
            {{"--moe.n_experts"}, "--moe.n_experts lacks its value, integer"},
-           {{"--config"}, "--config"},
+           {{"--config"}, "--config lacks its value, NAME"},
+           {{"--explain", "--resume"}, "--explain lacks its value; next comes --resume"},
+           {{"--init_from"}, "--init_from lacks its value, PATH"},
+           {{"--precision", "fp32"}, "--precision is a group of keys"},
+           {{"--precision", "fp32"}, "write --precision.mode VALUE, say; --explain precision lists them"},
+           {{"--router=3"}, "--router is a group of keys"},
+           {{"--optim.muon", "3"}, "write --optim.muon.lr VALUE"},
+           {{"--use_null_expert", "true"}, "did you mean moe.overflow null_expert?"},
+           {{"--batch_size", "8"}, "did you mean train.batch_tokens or train.micro_batch?"},
        }) {
     try {
       parse(c.words);
@@ -74,17 +82,37 @@ TEST(CommandLineTest, MistakesAreNamedWithTheirRemedy) {
   }
 }
 
-TEST(CommandLineTest, AnAppsOwnOptions) {
+TEST(CommandLineTest, AnAppWithoutAConfigTakesItsOwnOptionsAlone) {
   const std::vector<AppOption> own = {{"prompt", "TEXT", "def ", "text to continue"},
                                       {"greedy", "", "", "take the likeliest token"}};
-  EXPECT_EQ(parse({}, own).own.at("prompt"), "def ");
-  EXPECT_EQ(parse({}, own).own.at("greedy"), "");
-  const CommandLine line = parse({"--prompt", "import", "--greedy", "--device", "cpu"}, own);
-  EXPECT_EQ(line.own.at("prompt"), "import");
-  EXPECT_EQ(line.own.at("greedy"), "true");
-  EXPECT_EQ(line.overrides.size(), 1u);
-  EXPECT_NE(help_text("sample", "writes text", own).find("--prompt TEXT"), std::string::npos);
-  EXPECT_THROW(parse({"--promt", "x"}, own), ConfigError);
+  const auto parse_own = [&](std::vector<const char*> words) {
+    words.insert(words.begin(), "sample");
+    return parse_own_options(static_cast<int>(words.size()), words.data(), "sample", own, "keys are settled");
+  };
+  EXPECT_EQ(parse_own({}).own.at("prompt"), "def ");
+  EXPECT_EQ(parse_own({"--prompt=import", "--greedy"}).own.at("greedy"), "true");
+  EXPECT_TRUE(parse_own({"--help"}).help);
+  struct Case {
+    std::vector<const char*> words;
+    const char* says;
+  };
+  for (const Case& c : std::vector<Case>{{{"--config", "x"}, "unknown option --config"},
+                                         {{"--resume"}, "unknown option --resume"},
+                                         {{"--dry-run"}, "unknown option --dry-run"},
+                                         {{"--promt", "x"}, "unknown option --promt; did you mean --prompt?"},
+                                         {{"--model.n_layer", "3"}, "--model.n_layer: keys are settled"},
+                                         {{"text"}, "unexpected argument \"text\""},
+                                         {{"--prompt"}, "--prompt lacks its value, TEXT"}}) {
+    try {
+      parse_own(c.words);
+      ADD_FAILURE() << c.words[0] << " was accepted";
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find(c.says), std::string::npos) << error.what();
+    }
+  }
+  const std::string help = own_help_text("sample", "writes text", own);
+  EXPECT_NE(help.find("--prompt TEXT"), std::string::npos);
+  for (const char* other : {"--config", "--resume", "router."}) EXPECT_EQ(help.find(other), std::string::npos) << other;
 }
 
 }  // namespace

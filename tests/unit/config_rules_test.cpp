@@ -46,7 +46,7 @@ TEST(ConfigRules, ConflictsAreRefusedWithKeysValuesAndRemedy) {
            {"model.qk_norm_weight = true", "model.qk_norm = false"}},
           {R"({"model": {"n_embd": 64, "value_gate_channels": 65}})",
            {"model.value_gate_channels = 65 exceeds model.n_embd = 64; choose 1 to 64"}},
-          {R"({"model": {"vocab_size": 256}})", {"model.vocab_size = 256 is too small", "at least 260"}},
+          {R"({"model": {"vocab_size": 256}})", {"model.vocab_size = 256 is too small", "at least 320"}},
           {R"({"model": {"window_pattern": "S", "seq_len": 1}, "train": {"micro_batch": 1}})",
            {"model.window_pattern", "model.seq_len = 1"}},
           {R"({"moe": {"use_moe": true}, "router": {"top_k": 9}})",

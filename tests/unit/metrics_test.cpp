@@ -47,6 +47,14 @@ TEST(ConsoleLine, SaysEverythingOnce) {
   EXPECT_NE(console_line(dense).find("skipped 2"), std::string::npos);
 }
 
+TEST(ProgressLine, SaysWhatIsKnown) {
+  EXPECT_EQ(progress_line(at_step(120)), "  7%  step 120/1733  loss 4.7123  12m 03s left");
+  StepMetrics metrics;
+  metrics.step = 3;
+  metrics.steps = 12;
+  EXPECT_EQ(progress_line(metrics), " 25%  step 3/12");
+}
+
 TEST(StepClock, PlainMeanFirstThenForgets) {
   StepClock clock;
   EXPECT_EQ(clock.eta_s(10), 0);

@@ -1,6 +1,5 @@
 #include "base/log.h"
 
-#include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -66,12 +65,6 @@ void set_rank(int rank, int world_size) {
   if (rank == 0) return;
   logger().set_level(spdlog::level::warn);
   for (const auto& sink : logger().sinks()) sink->set_pattern("%^[rank " + std::to_string(rank) + "] %v%$");
-}
-
-void also_to_file(const std::string& path) {
-  auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path);
-  sink->set_pattern("%Y-%m-%d %H:%M:%S %v");
-  logger().sinks().push_back(sink);
 }
 
 }  // namespace switchyard::log

@@ -20,7 +20,5 @@ void erase_status();
 // they write goes through a pipe, although mpirun gives each of them a terminal.
 void set_rank(int rank, int world_size);
 bool alone();  // not one of several ranks
-// Every line goes to this file too, with date and time; appended to, created if missing.
-void also_to_file(const std::string& path);
 
 }  // namespace switchyard::log

@@ -79,7 +79,17 @@ Overrides read_overrides(const std::vector<std::string>& words) {
   return overrides;
 }
 
-void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<AppOption>& own_options) {
+// Parses into what `app` declares, and the options of its own into line.own.
+void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<AppOption>& own_options,
+           CommandLine& line) {
+  std::map<std::string, bool> switches;
+  for (const AppOption& option : own_options) {
+    if (option.value_name.empty()) {
+      app.add_flag("--" + option.name, switches[option.name]);
+    } else {
+      app.add_option("--" + option.name, line.own[option.name] = option.default_value);
+    }
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ArgumentMismatch& error) {  // "--config: 1 required TEXT missing"
@@ -90,6 +100,7 @@ void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<A
       if (option.name == name) throw ConfigError("--" + name + " lacks its value, " + option.value_name);
     throw ConfigError(text);
   } catch (const CLI::Error& error) { throw ConfigError(error.what()); }
+  for (const auto& [name, given] : switches) line.own[name] = given ? "true" : "";
 }
 
 }  // namespace
@@ -101,16 +112,7 @@ CommandLine parse_own_options(int argc, const char* const* argv, const std::stri
   app.set_help_flag("");
   app.allow_extras();
   app.add_flag("--help,-h", line.help);
-  std::map<std::string, bool> switches;
-  for (const AppOption& option : own_options) {
-    if (option.value_name.empty()) {
-      app.add_flag("--" + option.name, switches[option.name]);
-    } else {
-      app.add_option("--" + option.name, line.own[option.name] = option.default_value);
-    }
-  }
-  parse(app, argc, argv, own_options);
-  for (const auto& [name, given] : switches) line.own[name] = given ? "true" : "";
+  parse(app, argc, argv, own_options, line);
   for (const std::string& word : app.remaining()) {
     if (word.rfind("--", 0) != 0) throw ConfigError("unexpected argument \"" + word + "\"; --help lists all options");
     const std::string name = word.substr(2, word.find('=') - 2);
@@ -124,7 +126,8 @@ CommandLine parse_own_options(int argc, const char* const* argv, const std::stri
   return line;
 }
 
-CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name) {
+CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name,
+                               const std::vector<AppOption>& own_options) {
   CommandLine line;
   bool resume = false;
   std::string init_from;
@@ -139,7 +142,7 @@ CommandLine parse_command_line(int argc, const char* const* argv, const std::str
   app.add_flag("--schema", line.schema);
   app.add_flag("--options", line.option_table);
   app.add_flag("--help,-h", line.help);
-  parse(app, argc, argv, {});
+  parse(app, argc, argv, own_options, line);
   for (const auto& [name, value] :
        {std::pair{"config", line.config}, {"explain", line.explain}, {"init_from", init_from}})
     if (value.rfind("--", 0) == 0)

@@ -31,7 +31,8 @@ struct CommandLine {
 };
 
 // ConfigError for an unknown option (the nearest named) or a missing value. Values are checked when loaded.
-CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name);
+CommandLine parse_command_line(int argc, const char* const* argv, const std::string& app_name,
+                               const std::vector<AppOption>& own_options = {});
 
 // The same for an app that reads no config: its own options and --help are all it takes. refusal: what a key gets to
 // hear, "a trained model's config cannot be changed".

@@ -13,7 +13,6 @@ struct DeviceInfo {
   int capability_major, capability_minor;
   std::int64_t memory_bytes;  // all of it, free or not
   bool supports_bf16() const { return capability_major >= 8; }
-  bool supports_fp8() const { return capability_major * 10 + capability_minor >= 89; }
 };
 
 // 0 without CUDA, and where the driver finds no usable device.

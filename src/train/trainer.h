@@ -36,10 +36,6 @@ class Trainer {
   int run();
 
  private:
-  struct Rates {
-    double tokens_per_s = 0, mfu = 0;
-  };
-
   void build_model();
   void tell_fp8();  // which layers convert: the roles into the log, every layer into the run's folder
   void open_text(const PreparedData& data);

@@ -1,7 +1,5 @@
 #include <sentencepiece_trainer.h>
 
-#include <cstdlib>
-
 #include "base/error.h"
 #include "base/files.h"
 #include "data/corpus.h"

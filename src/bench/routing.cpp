@@ -25,20 +25,23 @@ PassTimes operator-(const PassTimes& a, const PassTimes& b) {
 struct LayerBytes {
   double tokens, rows, hidden, logits, values, router;  // [T, D], [R, D], [R, N], [T, E] fp32, [T, K] fp32, [E, D] fp32
   bool fused;  // gather and relu^2 are inside the products, and so none of ours
+  bool whole;  // all between x and the rows of the output is
 
-  LayerBytes(const LayerShape& c, double element, bool fused_products)
+  LayerBytes(const LayerShape& c, double element, const ops::GroupedProducts& products)
       : tokens(element * static_cast<double>(c.tokens) * c.width),
         rows(tokens * c.top_k),
         hidden(element * static_cast<double>(c.tokens) * c.top_k * c.hidden),
         logits(4.0 * static_cast<double>(c.tokens) * c.experts),
         values(4.0 * static_cast<double>(c.tokens) * c.top_k),
         router(4.0 * c.experts * c.width),
-        fused(fused_products) {}
+        fused(products.relu2() != nullptr),
+        whole(products.whole() != nullptr) {}
 
   // forward: the weighted sum of each token's rows. backward: weights to rows; dy and x gathered for the products with
   // matrices; the sum of the rows of dx; the weights' gradients back from rows.
   PassBytes gather_sum() const {
     const double gathered = tokens + rows + values;
+    if (whole) return {3 * values + gathered, 3 * values + gathered + 3 * values};
     PassBytes bytes{gathered + values, 3 * values + 3 * gathered + values + 3 * values};
     if (!fused) bytes = bytes + PassBytes{gathered + 3 * values + 2 * hidden, 4 * hidden + values};
     return bytes;
@@ -71,7 +74,7 @@ std::vector<RoutingPart> time_parts(const LayerShape& shape, const ComputeDevice
   const auto& own = ops::GroupedProducts::choose(device.device, device.activation_dtype);
   const StandInProducts products(own);
   const LayerParts layer(shape, ops::ActivationKind::kRelu2, device, products);
-  const LayerBytes bytes(shape, static_cast<double>(at::elementSize(device.activation_dtype)), own.relu2() != nullptr);
+  const LayerBytes bytes(shape, static_cast<double>(at::elementSize(device.activation_dtype)), own);
   const auto time = [&](From from) {
     return time_passes(
         {[&] { return layer.forward(from); }, [&](const Tensor& out_TD) { layer.backward(from, out_TD); }},

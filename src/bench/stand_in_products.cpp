@@ -17,7 +17,7 @@ int dot_parts([[maybe_unused]] const at::Tensor& like, [[maybe_unused]] std::int
 
 }  // namespace
 
-StandInProducts::StandInProducts(const ops::GroupedProducts& own) : own_(own), relu2_(*this) {}
+StandInProducts::StandInProducts(const ops::GroupedProducts& own) : own_(own), relu2_(*this), whole_(*this) {}
 
 at::Tensor StandInProducts::noise(std::int64_t rows, std::int64_t columns, const at::TensorOptions& options) const {
   at::Tensor& drawn = drawn_[{rows, columns, options.dtype().toScalarType()}];
@@ -57,6 +57,23 @@ ops::FusedRelu2::Backward StandInProducts::Relu2::down_backward(const at::Tensor
   if (weight_R.defined())
     out.dot_PR = products_.noise(dot_parts(dy_TD, columns), plan.row_capacity, weight_R.options());
   return out;
+}
+
+ops::FusedExperts::Forward StandInProducts::Whole::forward(const at::Tensor& x_TD, const at::Tensor& /*weight*/,
+                                                           const Parameter& up, const Parameter& down,
+                                                           ops::ActivationKind /*kind*/,
+                                                           const ops::DispatchPlan& plan) const {
+  return {products_.noise(plan.row_capacity, up.shape[1], x_TD.options()),
+          products_.noise(plan.row_capacity, down.shape[1], x_TD.options())};
+}
+
+ops::FusedExperts::Backward StandInProducts::Whole::backward(const at::Tensor& x_TD, const at::Tensor& /*dy*/,
+                                                             const at::Tensor& /*pre*/, const at::Tensor& weight_R,
+                                                             const Parameter& up, const Parameter& /*down*/,
+                                                             ops::ActivationKind /*kind*/,
+                                                             const ops::DispatchPlan& plan) const {
+  return {products_.noise(plan.row_capacity, up.shape[2], x_TD.options()),
+          products_.noise(1, plan.row_capacity, weight_R.options())};
 }
 
 }  // namespace switchyard::bench

@@ -8,8 +8,8 @@
 namespace switchyard::bench {
 
 // Every result is noise drawn at its first use, of the size and type that the device's own products would give, and no
-// matrix is read. What those do inside their kernels, the gather and relu^2 on Hopper, is not done here either; what
-// they leave to kernels of its own is.
+// matrix is read. What those do inside their kernels, the gather and relu^2 on Hopper, the whole MLP of a block of rows
+// on a CPU, is not done here either; what they leave to kernels of its own is.
 class StandInProducts : public ops::GroupedProducts {
  public:
   explicit StandInProducts(const ops::GroupedProducts& own);
@@ -20,6 +20,7 @@ class StandInProducts : public ops::GroupedProducts {
   at::Tensor gathered_forward(const at::Tensor& x_TD, const Parameter& w_END,
                               const ops::DispatchPlan& plan) const override;
   const ops::FusedRelu2* relu2() const override { return own_.relu2() ? &relu2_ : nullptr; }
+  const ops::FusedExperts* whole() const override { return own_.whole() ? &whole_ : nullptr; }
   int alignment(std::int64_t assignments, int experts) const override { return own_.alignment(assignments, experts); }
   bool on_device() const override { return true; }
 
@@ -34,10 +35,23 @@ class StandInProducts : public ops::GroupedProducts {
    private:
     const StandInProducts& products_;
   };
+  class Whole : public ops::FusedExperts {
+   public:
+    explicit Whole(const StandInProducts& products) : products_(products) {}
+    Forward forward(const at::Tensor& x_TD, const at::Tensor& weight_R, const Parameter& up, const Parameter& down,
+                    ops::ActivationKind kind, const ops::DispatchPlan& plan) const override;
+    Backward backward(const at::Tensor& x_TD, const at::Tensor& dy_TD, const at::Tensor& pre_RN,
+                      const at::Tensor& weight_R, const Parameter& up, const Parameter& down, ops::ActivationKind kind,
+                      const ops::DispatchPlan& plan) const override;
+
+   private:
+    const StandInProducts& products_;
+  };
   at::Tensor noise(std::int64_t rows, std::int64_t columns, const at::TensorOptions& options) const;
 
   const ops::GroupedProducts& own_;
   const Relu2 relu2_;
+  const Whole whole_;
   // One buffer a size: results of equal size share it, and nobody looks at their values.
   mutable std::map<std::tuple<std::int64_t, std::int64_t, at::ScalarType>, at::Tensor> drawn_;
 };

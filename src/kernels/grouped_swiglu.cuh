@@ -36,14 +36,15 @@ __device__ __forceinline__ Two sigmoids(float low, float high) {
 template <class Pair>
 __device__ __forceinline__ void send_pairs(const CUtensorMap& map, Place& place, int column, int row, int half,
                                            Pair pair) {
-  const std::uint32_t buffer = place.free_buffer();
+  std::uint32_t r[4][4];  // made while the buffer is still being read
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
-    std::uint32_t r[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) r[i] = pair(8 * q + 2 * i, i % 2);
-    hopper::store_matrices(place.matrices(buffer, q), r);
+    for (int i = 0; i < 4; ++i) r[q][i] = pair(8 * q + 2 * i, i % 2);
   }
+  const std::uint32_t buffer = place.free_buffer();
+#pragma unroll
+  for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(buffer, q), r[q]);
   send_piece(place, [&] { hopper::store_box(&map, buffer, column, row, half); });
 }
 

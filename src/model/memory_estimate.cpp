@@ -26,8 +26,8 @@ int experts_of_a_token(const Config& config) {
 
 // SwiGLU as a part of the products (16-bit, on a GPU) leaves its activation for backward beside what it is made of.
 bool keeps_activation(const Config& config) {
-  return config.model.mlp == "swiglu" && config.precision.mode == "bf16" && config.moe.backend != "reference" &&
-         config.moe.expert_hidden_dropout == 0;
+  return config.model.mlp == "swiglu" && config.precision.mode == "bf16" && config.device != "cpu" &&
+         config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
 }
 
 std::int64_t copy_bytes(const Config& config, const Accounting& size) {

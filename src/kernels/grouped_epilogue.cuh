@@ -31,6 +31,16 @@ struct Place {
   __device__ void sync() const { hopper::warpgroup_sync(1 + group); }
 };
 
+// Of the thread's two rows. Read before the products, which hide the way to memory.
+struct RowWeights {
+  float of[2] = {1.0f, 1.0f};
+  __device__ RowWeights(const Problem& p, int row) {
+    if (!p.row_weight) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) of[i] = p.row_weight[row + 8 * i];
+  }
+};
+
 // A finished piece goes out: all its writes, then one thread's copy.
 template <class Store>
 __device__ __forceinline__ void send_piece(const Place& place, Store store) {
@@ -71,26 +81,35 @@ __device__ __forceinline__ float approximate_sqrt(float x) {  // 2 ulp; the exac
   return y;
 }
 
-// The tile's activations, in pieces, into the buffers that the result will leave from.
+// The tile's hidden units, in pieces, into the buffers that the result will leave from.
 template <class K>
-__device__ __forceinline__ void load_active(const Maps& maps, const Tile& tile, const Place& place,
+__device__ __forceinline__ void load_hidden(const Maps& maps, const Tile& tile, const Place& place,
                                             std::uint32_t loaded) {
   if (!place.leads()) return;
   hopper::wait_stores_read<0>();
-  hopper::barrier_expect(loaded, K::kPieces * kBox);
+  hopper::barrier_expect(loaded, K::kBuffers * kBox);
 #pragma unroll
-  for (int piece = 0; piece < K::kPieces; ++piece)
-    hopper::load_box<1>(place.buffer(piece), &maps.active, loaded, tile.column_tile * K::kColumns + piece * 64,
-                        tile.row + place.group * 64, 0);
+  for (int i = 0; i < K::kBuffers; ++i)
+    hopper::load_box<1>(place.buffer(i), &maps.hidden, loaded, tile.column_tile * K::kColumns + i % K::kPieces * 64,
+                        tile.row + place.group * 64, i / K::kPieces);
+}
+
+// A row's <d, activation> over the tile's columns, of which each of its four threads has a part.
+__device__ __forceinline__ void write_dots(const float (&dots)[2][2], const Problem& p, const Tile& tile,
+                                           const Place& place) {
+  if (!p.dot) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float dot = lane_sum<4>(dots[i][0] + dots[i][1]);
+    if (place.lane % 4 == 0) p.dot[tile.column_tile * p.row_capacity + tile.row + place.row + 8 * i] = dot;
+  }
 }
 
 template <class K>
 __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
-                                                      const Tile& tile, const Place& place) {
-  const int row = tile.row + place.row;
-  float factor[2], dots[2][2] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) factor[i] = 2 * (p.row_weight ? p.row_weight[row + 8 * i] : 1.0f);
+                                                      const RowWeights& weight, const Tile& tile, const Place& place) {
+  const float factor[2] = {2 * weight.of[0], 2 * weight.of[1]};
+  float dots[2][2] = {};
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
     // All of a piece's loads before its first use: two warps a scheduler hide little latency.
@@ -117,12 +136,7 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
                         tile.row + place.group * 64, 0);
     });
   }
-  if (!p.dot) return;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float dot = lane_sum<4>(dots[i][0] + dots[i][1]);
-    if (place.lane % 4 == 0) p.dot[tile.column_tile * p.row_capacity + row + 8 * i] = dot;
-  }
+  write_dots(dots, p, tile, place);
 }
 
 template <class K>

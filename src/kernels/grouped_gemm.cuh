@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/grouped_epilogue.cuh"
+#include "kernels/grouped_swiglu.cuh"
 #include "kernels/grouped_tiles.cuh"
 #include "kernels/wgmma.cuh"
 
@@ -15,8 +16,12 @@ template <class K>
 __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int depth, std::uint32_t rows,
                                            std::uint32_t columns, std::uint32_t full, int block) {
   hopper::barrier_expect(full, (K::kGather ? 0 : kRowBytes) + K::kColumnBytes);
-  const int column = t.column_tile * K::kColumns;
-  if constexpr (K::kForm == Form::kForward) {
+  const int column = t.column_tile * K::kUnits;
+  if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
+    for (int half = block; half < 2; half += K::kBlocks)
+      hopper::load_box<K::kBlocks>(columns + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
+                                   2 * t.expert + half);
+  } else if constexpr (K::kForm == Form::kForward) {
     constexpr int kShare = K::kColumns / K::kBlocks;
     hopper::load_box<K::kBlocks>(columns + block * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
                                  column + block * kShare, t.expert);
@@ -135,14 +140,19 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
   for (int index = first, n = 0; index < total; ++n) {
     const Tile tile = tile_at<K>(p, index, block);
     if (K::kForm != Form::kWgrad || tile.steps > 0) {
+      const RowWeights weight(p, tile.row + place.row);
       multiply_tile<K>(d, tile, shared, ring, place.group, [&] {
-        if constexpr (K::kEpilogue == Epilogue::kRelu2Backward) load_active<K>(maps, tile, place, loaded);
+        if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
+      if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);
       } else if constexpr (K::kEpilogue == Epilogue::kRelu2Backward) {
-        hopper::barrier_wait(loaded, n & 1);
-        finish_relu2_backward<K>(d, maps, p, tile, place);
+        finish_relu2_backward<K>(d, maps, p, weight, tile, place);
+      } else if constexpr (K::kEpilogue == Epilogue::kSwiglu) {
+        finish_swiglu<K>(d, maps, p, weight, tile, place);
+      } else if constexpr (K::kEpilogue == Epilogue::kSwigluBackward) {
+        finish_swiglu_backward<K>(d, maps, p, weight, tile, place);
       } else {
         finish_store<K>(d, maps, tile, place);
       }

@@ -8,6 +8,7 @@ namespace switchyard::ops {
 namespace {
 
 using kernels::bf16;
+using kernels::GroupedActivation;
 
 kernels::RowGroups groups_of(const DispatchPlan& plan) {
   return {pointer<int>(plan.offset_E1),
@@ -24,47 +25,80 @@ kernels::RowGroups groups_of(const DispatchPlan& plan) {
 int rows_of(const Parameter& w) { return static_cast<int>(w.shape[w.shape.size() - 2]); }
 int columns_of(const Parameter& w) { return static_cast<int>(w.shape.back()); }
 
-Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan, bool relu2) {
+Tensor empty_rows(const Tensor& like, const DispatchPlan& plan, int columns) {
+  return at::empty({plan.row_capacity, columns}, like.options());
+}
+
+Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan,
+                   GroupedActivation activation = GroupedActivation::kNone) {
   const int inner = columns_of(w), columns = rows_of(w);
-  Tensor out = at::empty({plan.row_capacity, columns}, rows.options());
+  Tensor out = empty_rows(rows, plan, columns);
   kernels::grouped_forward({groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out),
-                            inner, columns, relu2},
+                            inner, columns, activation},
                            current_stream(rows));
   return out;
 }
 
-class HopperRelu2 : public FusedRelu2 {
+// The gradient of the pre-activation, from what its activation leaves to read.
+FusedActivation::Backward run_down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& hidden,
+                                            const Tensor& weight_R, const DispatchPlan& plan,
+                                            GroupedActivation activation) {
+  const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
+  FusedActivation::Backward out{at::empty_like(hidden), Tensor()};
+  if (weight_R.defined())
+    out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation), plan.row_capacity}, weight_R.options());
+  kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R),
+                          pointer<bf16>(w_EDN.compute), pointer<bf16>(out.d_pre), pointer<bf16>(hidden),
+                          pointer<float>(weight_R), pointer<float>(out.dot_PR), inner, columns, activation},
+                         current_stream(dy_TD));
+  return out;
+}
+
+class HopperRelu2 : public FusedActivation {
  public:
-  Tensor up(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override {
-    return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan, true);
+  bool weights_rows() const override { return false; }
+  Hidden up(const Tensor& x_TD, const Tensor& /*weight*/, const Parameter& w, const DispatchPlan& plan,
+            bool /*keep*/) const override {
+    return {Tensor(), run_forward(x_TD, pointer<int>(plan.token_of_row_R), w, plan, GroupedActivation::kRelu2)};
   }
-  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& active_RN, const Tensor& weight_R,
+  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,
                          const DispatchPlan& plan) const override {
-    const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
-    Backward out{at::empty({plan.row_capacity, columns}, dy_TD.options()), Tensor()};
-    if (weight_R.defined())
-      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns), plan.row_capacity}, weight_R.options());
-    kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R),
-                            pointer<bf16>(w_EDN.compute), pointer<bf16>(out.d_pre_RN), pointer<bf16>(active_RN),
-                            pointer<float>(weight_R), pointer<float>(out.dot_PR), inner, columns},
-                           current_stream(dy_TD));
-    return out;
+    return run_down_backward(dy_TD, w_EDN, hidden.active_RN, weight_R, plan, GroupedActivation::kRelu2);
+  }
+};
+
+class HopperSwiglu : public FusedActivation {
+ public:
+  bool weights_rows() const override { return true; }
+  Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
+            bool keep) const override {
+    const int inner = columns_of(w), columns = rows_of(w) / 2;
+    const Hidden hidden{keep ? empty_rows(x_TD, plan, 2 * columns) : Tensor(), empty_rows(x_TD, plan, columns)};
+    kernels::grouped_forward({groups_of(plan), pointer<bf16>(x_TD), pointer<int>(plan.token_of_row_R),
+                              pointer<bf16>(w.compute), pointer<bf16>(hidden.active_RN), inner, columns,
+                              GroupedActivation::kSwiglu, pointer<float>(weight_R), pointer<bf16>(hidden.pre)},
+                             current_stream(x_TD));
+    return hidden;
+  }
+  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,
+                         const DispatchPlan& plan) const override {
+    return run_down_backward(dy_TD, w_EDN, hidden.pre, weight_R, plan, GroupedActivation::kSwiglu);
   }
 };
 
 }  // namespace
 
 Tensor HopperProducts::forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const {
-  return run_forward(rows_RD, nullptr, w_END, plan, false);
+  return run_forward(rows_RD, nullptr, w_END, plan);
 }
 
 Tensor HopperProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const {
-  return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan, false);
+  return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan);
 }
 
 Tensor HopperProducts::dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const {
   const int inner = rows_of(w_END), columns = columns_of(w_END);
-  Tensor out = at::empty({plan.row_capacity, columns}, d_RN.options());
+  Tensor out = empty_rows(d_RN, plan, columns);
   kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(d_RN), nullptr, pointer<bf16>(w_END.compute),
                           pointer<bf16>(out), nullptr, nullptr, nullptr, inner, columns},
                          current_stream(d_RN));
@@ -78,9 +112,11 @@ void HopperProducts::wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Para
                          current_stream(d_RN));
 }
 
-const FusedRelu2* HopperProducts::relu2() const {
-  static const HopperRelu2 fused;
-  return &fused;
+const FusedActivation* HopperProducts::fused(ActivationKind kind) const {
+  static const HopperRelu2 relu2;
+  static const HopperSwiglu swiglu;
+  if (kind == ActivationKind::kRelu2) return &relu2;
+  return kind == ActivationKind::kSwiglu ? &swiglu : nullptr;
 }
 
 int HopperProducts::alignment(std::int64_t assignments, int experts) const {

@@ -95,6 +95,23 @@ TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
   }
 }
 
+#ifdef SWITCHYARD_WITH_MOE
+// Dropout comes between the products, which then leave the activation to be made again.
+TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivation) {
+  const Overrides base = {{"device", "cuda"},         {"model.mlp", "swiglu"}, {"moe.use_moe", "true"},
+                          {"router.top_k", "2"},      {"moe.d_expert", "128"}, {"model.n_layer", "3"},
+                          {"train.micro_batch", "4"}, {"model.seq_len", "256"}};
+  const auto kept = [&](const char* key, const char* value) {
+    Overrides overrides = base;
+    overrides.emplace_back(key, value);
+    return estimate_memory(parse_config("{}", "", overrides).config, 1).activations;
+  };
+  const std::int64_t rows = 2 * 4 * 256, bytes = rows * 128 * 2 * 3;
+  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("moe.expert_hidden_dropout", "0.1"), bytes);
+  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("train.recompute", "moe"), 3 * bytes);
+}
+#endif
+
 // runs/LOG.md, one H100: the allocator's reserved peak of training, which holds its gaps too.
 TEST(MemoryEstimateTest, IsNearWhatAGpuReserved) {
   struct Measured {

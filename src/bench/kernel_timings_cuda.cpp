@@ -176,7 +176,11 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   };
   const int* index = token_of_row.get();
   time("up, gathered, relu2", [&](Stream s) {
-    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, Act::kRelu2}, s);
+    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, Act::kRelu2, weight.get()}, s);
+  });
+  time("up, gathered and kept, relu2", [&](Stream s) {
+    kernels::grouped_forward(
+        {groups, x.get(), index, up.get(), wide.get(), D, N, Act::kRelu2, weight.get(), nullptr, narrow.get()}, s);
   });
   time("up, gathered", [&](Stream s) {
     kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N}, s);
@@ -199,6 +203,11 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   time("down dgrad, gathered, relu2 backward", [&](Stream s) {
     kernels::grouped_dgrad(
         {groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N, Act::kRelu2}, s);
+  });
+  time("down dgrad, gathered and kept, relu2 backward", [&](Stream s) {
+    kernels::grouped_dgrad({groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N,
+                            Act::kRelu2, narrow.get()},
+                           s);
   });
   time("down dgrad, gathered", [&](Stream s) {
     kernels::grouped_dgrad({groups, x.get(), index, down.get(), wide.get(), nullptr, nullptr, nullptr, D, N}, s);

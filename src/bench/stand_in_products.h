@@ -30,7 +30,6 @@ class StandInProducts : public ops::GroupedProducts {
   class Activation : public ops::FusedActivation {
    public:
     Activation(const StandInProducts& products, ops::ActivationKind kind) : products_(products), kind_(kind) {}
-    bool weights_rows() const override { return products_.own_.fused(kind_)->weights_rows(); }
     ops::Hidden up(const at::Tensor& x_TD, const at::Tensor& weight_R, const Parameter& w,
                    const ops::DispatchPlan& plan, bool keep) const override;
     Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const ops::Hidden& hidden,

@@ -31,13 +31,18 @@ struct Place {
   __device__ void sync() const { hopper::warpgroup_sync(1 + group); }
 };
 
-// Of the thread's two rows. Read before the products, which hide the way to memory.
+// Of the thread's two rows. Read before the products, which hide the way to memory. Zero counts as a weight too small
+// to be seen, for relu^2's backward divides by it.
 struct RowWeights {
   float of[2] = {1.0f, 1.0f};
   __device__ RowWeights(const Problem& p, int row) {
+    constexpr float kLeast = 1e-20f;
     if (!p.row_weight) return;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) of[i] = p.row_weight[row + 8 * i];
+    for (int i = 0; i < 2; ++i) {
+      of[i] = p.row_weight[row + 8 * i];
+      if (fabsf(of[i]) < kLeast) of[i] = copysignf(kLeast, of[i]);
+    }
   }
 };
 
@@ -50,8 +55,8 @@ __device__ __forceinline__ void send_piece(const Place& place, Store store) {
 }
 
 template <class K>
-__device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const Maps& maps, const Tile& tile,
-                                             Place& place) {
+__device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const Maps& maps, const RowWeights& weight,
+                                             const Tile& tile, Place& place) {
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
     const std::uint32_t buffer = place.free_buffer();
@@ -63,7 +68,7 @@ __device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const 
         float low = d[(8 * piece + 2 * q) * 4 + 2 * i], high = d[(8 * piece + 2 * q) * 4 + 2 * i + 1];
         if (K::kEpilogue == Epilogue::kRelu2) {
           low = fmaxf(low, 0.0f), high = fmaxf(high, 0.0f);
-          low *= low, high *= high;
+          low *= low * weight.of[i % 2], high *= high * weight.of[i % 2];
         }
         r[i] = pack_two(low, high);
       }
@@ -108,8 +113,9 @@ __device__ __forceinline__ void write_dots(const float (&dots)[2][2], const Prob
 template <class K>
 __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
                                                       const RowWeights& weight, const Tile& tile, const Place& place) {
-  const float factor[2] = {2 * weight.of[0], 2 * weight.of[1]};
-  float dots[2][2] = {};
+  float factor[2], dots[2][2] = {};  // w 2 relu(h) = +-2 sqrt(|w|) sqrt(|w relu(h)^2|), of w's sign
+#pragma unroll
+  for (int i = 0; i < 2; ++i) factor[i] = copysignf(2 * sqrtf(fabsf(weight.of[i])), weight.of[i]);
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
     // All of a piece's loads before its first use: two warps a scheduler hide little latency.
@@ -125,8 +131,8 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
         unpack_two(r[q][i], low, high);
         dots[i % 2][0] = fmaf(d[first], low, dots[i % 2][0]);
         dots[i % 2][1] = fmaf(d[first + 1], high, dots[i % 2][1]);
-        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(low) * d[first],
-                           factor[i % 2] * approximate_sqrt(high) * d[first + 1]);
+        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(fabsf(low)) * d[first],
+                           factor[i % 2] * approximate_sqrt(fabsf(high)) * d[first + 1]);
       }
     }
 #pragma unroll
@@ -136,6 +142,8 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
                         tile.row + place.group * 64, 0);
     });
   }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) dots[i][0] /= weight.of[i], dots[i][1] /= weight.of[i];
   write_dots(dots, p, tile, place);
 }
 

@@ -99,7 +99,12 @@ void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
   p.rows = a.rows, p.row_index = a.row_index, p.row_weight = a.row_weight;
   p.inner = a.inner;
   p.depth_steps = ceil_div(a.inner, grouped::kDepth);
-  if (!a.row_index) maps.rows = tensor_map(a.rows, a.inner, g.row_capacity, 1, grouped::kTileRows);
+  SWITCHYARD_ASSERT(a.row_index || !a.gathered, "only rows that are gathered can be kept");
+  p.keep_rows = a.gathered != nullptr;
+  if (a.gathered)
+    maps.rows = row_map(a.gathered, a.inner, g);
+  else if (!a.row_index)
+    maps.rows = tensor_map(a.rows, a.inner, g.row_capacity, 1, grouped::kTileRows);
   const auto launch_kind = [&](auto kind) {
     using K = decltype(kind);
     p.column_tiles = ceil_div(a.columns, K::kUnits);

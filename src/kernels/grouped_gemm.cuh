@@ -88,13 +88,23 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
   if (K::kGather) hopper::wait_copies();
 }
 
-// The products of a tile; `between` runs once while they do.
+// The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
+// way, once: by the tiles of the first columns.
 template <class K, class Between>
-__device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Tile& tile, const Shared<K>& shared,
-                                              Ring<K::kStages>& ring, int group, Between between) {
+__device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
+                                              const Tile& tile, const Shared<K>& shared, Ring<K::kStages>& ring,
+                                              int group, int block, Between between) {
   constexpr bool kRowsMn = K::kForm == Form::kWgrad, kColumnsMn = K::kForm != Form::kForward;
   const int t = threadIdx.x % 128;
-  const auto release = [&](int stage) {
+  // By the thread that tells this block's producer when a stage is free.
+  const bool sends = K::kGather && p.keep_rows && tile.column_tile == 0 && t == (K::kBlocks > 1 ? block : 0);
+  const auto release = [&](int stage, bool last) {
+    if (sends) {
+      if (last)
+        hopper::wait_stores_read<0>();
+      else
+        hopper::wait_stores_read<1>();
+    }
     if (K::kBlocks == 1) {
       if (t == 0) hopper::barrier_arrive(shared.empty + 8 * stage);
     } else if (t < K::kBlocks) {
@@ -107,6 +117,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
     if (K::kGather) hopper::async_proxy_fence();
     const std::uint32_t rows = shared.rows + ring.stage * kRowBytes + group * (kRowBytes / 2);
     const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
+    if (sends) hopper::store_box(&maps.rows, rows, step * kDepth, tile.row + group * 64, 0);
     const std::uint64_t a = kRowsMn ? hopper::operand_mn_major(rows) : hopper::operand_k_major(rows);
     const std::uint64_t b = kColumnsMn ? hopper::operand_mn_major(columns) : hopper::operand_k_major(columns);
     hopper::products_begin();
@@ -117,14 +128,14 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
     hopper::products_commit();
     if (step > 0) {
       hopper::products_wait<1>();
-      release(previous);
+      release(previous, false);
     }
     if (step == min(2, tile.steps - 1)) between();
     previous = ring.stage;
     ring.advance();
   }
   hopper::products_wait<0>();
-  if (tile.steps > 0) release(previous);
+  if (tile.steps > 0) release(previous, true);
     // The sums are in their registers only now.
 #pragma unroll
   for (int i = 0; i < K::kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");
@@ -141,7 +152,7 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
     const Tile tile = tile_at<K>(p, index, block);
     if (K::kForm != Form::kWgrad || tile.steps > 0) {
       const RowWeights weight(p, tile.row + place.row);
-      multiply_tile<K>(d, tile, shared, ring, place.group, [&] {
+      multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
         if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
       if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
@@ -154,12 +165,12 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
       } else if constexpr (K::kEpilogue == Epilogue::kSwigluBackward) {
         finish_swiglu_backward<K>(d, maps, p, weight, tile, place);
       } else {
-        finish_store<K>(d, maps, tile, place);
+        finish_store<K>(d, maps, weight, tile, place);
       }
     }
     index = next_tile<K>(shared, index, clusters, n, true);
   }
-  if (place.leads()) hopper::wait_stores_complete();
+  if (threadIdx.x % 128 < K::kBlocks) hopper::wait_stores_complete();  // the one that leads, and who sends rows
 }
 
 template <class K>

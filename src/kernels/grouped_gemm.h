@@ -21,8 +21,9 @@ struct RowGroups {
 // What becomes of a product's sums h before they are stored: nothing, relu(h)^2, or silu(gate) * value.
 enum class GroupedActivation { kNone, kRelu2, kSwiglu };
 
-// out[r] = act(rows[r] W_e^T); SwiGLU's W_e has N rows of gates, then N of values, and its out is times row_weight.
-// Rows of padding become zeros (rows must hold zeros there, or index -1). All widths are multiples of 8.
+// out[r] = rows[r] W_e^T, or row_weight[r] act(.) of it, where |row_weight| counts as 1e-20 at least; SwiGLU's W_e has
+// N rows of gates, then N of values. Rows of padding become zeros (rows must hold zeros there, or index -1). All widths
+// are multiples of 8.
 struct GroupedForward {
   RowGroups groups;
   const bf16* rows;      // [R, K], or with an index [T, K]
@@ -31,25 +32,27 @@ struct GroupedForward {
   bf16* out;             // [R, N]
   int inner, columns;    // K, N
   GroupedActivation activation = GroupedActivation::kNone;
-  const float* row_weight = nullptr;  // [R], null: 1; read only with SwiGLU
+  const float* row_weight = nullptr;  // [R], null: 1; read only with an activation
   bf16* pre = nullptr;                // [R, 2N], SwiGLU's gates and values for backward; null: not wanted
+  bf16* gathered = nullptr;           // [R, K], the rows that the index names; null: not wanted
 };
 
 // out[r] = rows[r] W_e, the gradient by the input of a product with W. With an activation it goes on through that and
-// the router's weight: with d = rows[r] W_e and what the activation made, active[r],
-//   out[r] = row_weight[r] * act'(.) d;    dot[0..P)[r] sum to <d, active[r]>,  P = grouped_dot_parts(N, activation)
-// relu^2 needs its result alone: sqrt(active) is relu of the pre-activation. SwiGLU needs its pre-activation.
+// the router's weight: with d = rows[r] W_e and the pre-activation h,
+//   out[r] = row_weight[r] act'(h) d;    dot[0..P)[r] sum to <d, act(h)>,  P = grouped_dot_parts(N, activation)
+// relu^2 needs forward's result alone, which tells |h| where h > 0. SwiGLU needs its pre-activation.
 struct GroupedDgrad {
   RowGroups groups;
   const bf16* rows;         // [R, K], or with an index [T, K]
   const int* row_index;     // [R] or null
   const bf16* weight;       // [E, K, N]
   bf16* out;                // [R, N], SwiGLU [R, 2N]: gates, then values
-  const bf16* hidden;       // relu^2: active [R, N]; SwiGLU: pre [R, 2N]; else null
-  const float* row_weight;  // [R], null: 1; read only with an activation
+  const bf16* hidden;       // relu^2: forward's out [R, N]; SwiGLU: its pre [R, 2N]; else null
+  const float* row_weight;  // [R], null: 1; forward's; read only with an activation
   float* dot;               // [P, R], null: not wanted; only with an activation
   int inner, columns;       // K, N
   GroupedActivation activation = GroupedActivation::kNone;
+  bf16* gathered = nullptr;  // [R, K], the rows that the index names; null: not wanted
 };
 
 // grad[e] += a_e^T b_e, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding

@@ -42,7 +42,8 @@ struct Problem {
   int* scheduler;
   const float* row_weight;
   float* dot;
-  bool keep;  // SwiGLU: the pre-activation is wanted too
+  bool keep;       // SwiGLU: the pre-activation is wanted too
+  bool keep_rows;  // the gathered rows are wanted too
   std::int64_t row_capacity;
   int experts, row_tiles, column_tiles, depth_steps, inner;  // row_tiles: of one expert's gradient (wgrad)
 };
@@ -151,8 +152,9 @@ __device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int
   hopper::barrier_expect(shared.next_full + 8 * slot, 4);
 }
 
-// rows: the left operand; columns: the right one; out; hidden: what backward of the activation reads, relu^2's result
-// or SwiGLU's pre-activation, which forward writes. A pre-activation [R, 2N] is seen as two halves of N columns.
+// rows: the left operand, or where its gathered rows go; columns: the right one; out; hidden: what backward of the
+// activation reads, relu^2's result or SwiGLU's pre-activation, which forward writes. A pre-activation [R, 2N] is seen
+// as two halves of N columns.
 struct Maps {
   CUtensorMap rows, columns, out, hidden;
 };

@@ -10,21 +10,22 @@ namespace switchyard::ops {
 // What an expert's MLP holds between its products.
 struct Hidden {
   Tensor pre;        // [R, N], gated [R, 2N]: what the activation reads; undefined where its result tells enough
-  Tensor active_RN;  // what the down projection reads
+  Tensor active_RN;  // what the down projection reads, times the row's weight
+  Tensor rows_RD;    // what the up projection read, in expert order; undefined where it was not gathered
 };
 
-// An activation that is part of the products. With one expert the plan may be that of `all_rows`; row weights are fp32,
-// or undefined: 1.
+// An activation that is part of the products, as are the gather and the router's weight. With one expert the plan may
+// be that of `all_rows`; row weights are fp32, or undefined: 1.
 class FusedActivation {
  public:
   virtual ~FusedActivation() = default;
   struct Backward {
     Tensor d_pre;   // weight * act'(pre) * (dy W), of pre's size
     Tensor dot_PR;  // fp32; the sum over P is <dy W, act(pre)>, the gradient of the row's weight; undefined without
+    Tensor dy_RD;   // dy in expert order; undefined where it was not gathered
   };
-  // Whether the rows of `active` are times their weight; else it comes in when rows are summed.
-  virtual bool weights_rows() const = 0;
-  // act(x W^T) of the tokens that the plan names. What only backward reads is left undefined where `keep` is false.
+  // weight * act(x W^T) of the tokens that the plan names. What only backward reads is left undefined where `keep` is
+  // false.
   virtual Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
                     bool keep) const = 0;
   virtual Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden,
@@ -71,7 +72,7 @@ class GroupedProducts {
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
 };
 
-// Tokens into the plan's rows, each times the assignment's weight (fp32, or undefined: 1); zeros in padding. [R, D]
-Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& weight_TK = {});
+// Tokens into the plan's rows; zeros in padding. [R, D]
+Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan);
 
 }  // namespace switchyard::ops

@@ -29,61 +29,55 @@ Tensor empty_rows(const Tensor& like, const DispatchPlan& plan, int columns) {
   return at::empty({plan.row_capacity, columns}, like.options());
 }
 
-Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan,
-                   GroupedActivation activation = GroupedActivation::kNone) {
+// Room for the rows that the plan names, where it names them.
+Tensor gathered_rows(const Tensor& x_TD, const DispatchPlan& plan) {
+  return plan.token_of_row_R.defined() ? empty_rows(x_TD, plan, static_cast<int>(x_TD.size(1))) : Tensor();
+}
+
+Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan) {
   const int inner = columns_of(w), columns = rows_of(w);
   Tensor out = empty_rows(rows, plan, columns);
-  kernels::grouped_forward({groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out),
-                            inner, columns, activation},
-                           current_stream(rows));
+  kernels::grouped_forward(
+      {groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out), inner, columns},
+      current_stream(rows));
   return out;
 }
 
-// The gradient of the pre-activation, from what its activation leaves to read.
-FusedActivation::Backward run_down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& hidden,
-                                            const Tensor& weight_R, const DispatchPlan& plan,
-                                            GroupedActivation activation) {
-  const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
-  FusedActivation::Backward out{at::empty_like(hidden), Tensor()};
-  if (weight_R.defined())
-    out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation), plan.row_capacity}, weight_R.options());
-  kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R),
-                          pointer<bf16>(w_EDN.compute), pointer<bf16>(out.d_pre), pointer<bf16>(hidden),
-                          pointer<float>(weight_R), pointer<float>(out.dot_PR), inner, columns, activation},
-                         current_stream(dy_TD));
-  return out;
-}
-
-class HopperRelu2 : public FusedActivation {
+class HopperActivation : public FusedActivation {
  public:
-  bool weights_rows() const override { return false; }
-  Hidden up(const Tensor& x_TD, const Tensor& /*weight*/, const Parameter& w, const DispatchPlan& plan,
-            bool /*keep*/) const override {
-    return {Tensor(), run_forward(x_TD, pointer<int>(plan.token_of_row_R), w, plan, GroupedActivation::kRelu2)};
-  }
-  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,
-                         const DispatchPlan& plan) const override {
-    return run_down_backward(dy_TD, w_EDN, hidden.active_RN, weight_R, plan, GroupedActivation::kRelu2);
-  }
-};
+  explicit HopperActivation(GroupedActivation activation)
+      : activation_(activation), gated_(activation == GroupedActivation::kSwiglu) {}
 
-class HopperSwiglu : public FusedActivation {
- public:
-  bool weights_rows() const override { return true; }
   Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
             bool keep) const override {
-    const int inner = columns_of(w), columns = rows_of(w) / 2;
-    const Hidden hidden{keep ? empty_rows(x_TD, plan, 2 * columns) : Tensor(), empty_rows(x_TD, plan, columns)};
+    const int inner = columns_of(w), columns = rows_of(w) / (gated_ ? 2 : 1);
+    const Hidden hidden{keep && gated_ ? empty_rows(x_TD, plan, 2 * columns) : Tensor(),
+                        empty_rows(x_TD, plan, columns), keep ? gathered_rows(x_TD, plan) : Tensor()};
     kernels::grouped_forward({groups_of(plan), pointer<bf16>(x_TD), pointer<int>(plan.token_of_row_R),
-                              pointer<bf16>(w.compute), pointer<bf16>(hidden.active_RN), inner, columns,
-                              GroupedActivation::kSwiglu, pointer<float>(weight_R), pointer<bf16>(hidden.pre)},
+                              pointer<bf16>(w.compute), pointer<bf16>(hidden.active_RN), inner, columns, activation_,
+                              pointer<float>(weight_R), pointer<bf16>(hidden.pre), pointer<bf16>(hidden.rows_RD)},
                              current_stream(x_TD));
     return hidden;
   }
+  // From what the activation leaves to read.
   Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,
                          const DispatchPlan& plan) const override {
-    return run_down_backward(dy_TD, w_EDN, hidden.pre, weight_R, plan, GroupedActivation::kSwiglu);
+    const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
+    const Tensor& read = gated_ ? hidden.pre : hidden.active_RN;
+    Backward out{at::empty_like(read), Tensor(), gathered_rows(dy_TD, plan)};
+    if (weight_R.defined())
+      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation_), plan.row_capacity}, weight_R.options());
+    kernels::grouped_dgrad(
+        {groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R), pointer<bf16>(w_EDN.compute),
+         pointer<bf16>(out.d_pre), pointer<bf16>(read), pointer<float>(weight_R), pointer<float>(out.dot_PR), inner,
+         columns, activation_, pointer<bf16>(out.dy_RD)},
+        current_stream(dy_TD));
+    return out;
   }
+
+ private:
+  const GroupedActivation activation_;
+  const bool gated_;
 };
 
 }  // namespace
@@ -113,8 +107,7 @@ void HopperProducts::wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Para
 }
 
 const FusedActivation* HopperProducts::fused(ActivationKind kind) const {
-  static const HopperRelu2 relu2;
-  static const HopperSwiglu swiglu;
+  static const HopperActivation relu2(GroupedActivation::kRelu2), swiglu(GroupedActivation::kSwiglu);
   if (kind == ActivationKind::kRelu2) return &relu2;
   return kind == ActivationKind::kSwiglu ? &swiglu : nullptr;
 }

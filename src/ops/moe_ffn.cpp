@@ -11,20 +11,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The sum of each token's rows, weighted where the weights are not in the rows already.
-Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan, const Tensor& weight_TK = {}) {
+// The sum of each token's rows, which are weighted already.
+Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
   Tensor out = at::empty({plan.tokens, rows_RD.size(1)}, rows_RD.options());
   launch(
       rows_RD,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Combine<T>{pointer<T>(rows_RD),
-                                   pointer<float>(weight_TK),
-                                   plan.row_of_TK.data_ptr<int>(),
-                                   pointer<T>(out),
-                                   plan.tokens,
-                                   plan.top_k,
-                                   static_cast<int>(rows_RD.size(1))};
+        return kernels::Combine<T>{pointer<T>(rows_RD), nullptr,    plan.row_of_TK.data_ptr<int>(),   pointer<T>(out),
+                                   plan.tokens,         plan.top_k, static_cast<int>(rows_RD.size(1))};
       },
       [](const auto& work, kernels::Stream stream) { kernels::combine(work, stream); },
       [](const auto& work) {
@@ -77,11 +72,9 @@ struct Call : torch::CustomClassHolder {
   const FusedActivation* fused() const { return options.dropout.on() ? nullptr : products->fused(experts.kind); }
   // Through the up projection: what it gives, and the activation where that is part of it.
   Hidden hidden(const Tensor& x, const Tensor& weight_TK, bool keep) const {
-    if (const FusedActivation* in_products = fused()) {
-      const Tensor weight_R = in_products->weights_rows() ? move_values(weight_TK, plan, Direction::kToRows) : Tensor();
-      return in_products->up(x, weight_R, *experts.up, plan, keep);
-    }
-    return {products->gathered_forward(x, *experts.up, plan), Tensor()};
+    if (const FusedActivation* in_products = fused())
+      return in_products->up(x, move_values(weight_TK, plan, Direction::kToRows), *experts.up, plan, keep);
+    return {products->gathered_forward(x, *experts.up, plan), Tensor(), Tensor()};
   }
   void drop_(const Tensor& rows_RN) const {
     if (options.dropout.on()) drop_hidden_(rows_RN, id_R, plan.rows_in_use(), options.dropout);
@@ -105,10 +98,9 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                                                           *experts.up, *experts.down, experts.kind, plan);
       hidden.pre = result.pre_RN;
       out = sum_rows(result.out_RD, plan);
-    } else if (const FusedActivation* fused = call->fused()) {
+    } else if (call->fused()) {
       hidden = call->hidden(x, weight_TK, call->keep);
-      out = sum_rows(products->forward(hidden.active_RN, *experts.down, plan), plan,
-                     fused->weights_rows() ? Tensor() : weight_TK);
+      out = sum_rows(products->forward(hidden.active_RN, *experts.down, plan), plan);
     } else {
       hidden = call->hidden(x, weight_TK, call->keep);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
@@ -118,7 +110,8 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
       out = sum_rows(products->forward(active, *experts.down, plan), plan);
     }
     if (!call->keep) hidden = {};
-    context->save_for_backward({x, weight_TK, hidden.pre, hidden.active_RN});
+    const Tensor input = hidden.rows_RD.defined() ? Tensor() : x;  // its rows are all that backward reads of it
+    context->save_for_backward({input, weight_TK, hidden.pre, hidden.active_RN, hidden.rows_RD});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     context->saved_data["weight_type"] = static_cast<std::int64_t>(given_weight.scalar_type());
     return out;
@@ -132,7 +125,7 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor& x = saved[0];
     const Tensor &weight_TK = saved[1], dy_TD = grads[0].contiguous();
 
-    const Hidden hidden = call.keep ? Hidden{saved[2], saved[3]} : call.hidden(x, weight_TK, true);
+    const Hidden hidden = call.keep ? Hidden{saved[2], saved[3], saved[4]} : call.hidden(x, weight_TK, true);
     const Gradients d = call.whole()   ? through_whole(call, x, dy_TD, weight_TK, hidden)
                         : call.fused() ? through_fused(call, x, dy_TD, weight_TK, hidden)
                                        : through_activation(call, x, dy_TD, weight_TK, hidden);
@@ -156,13 +149,13 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
 
   static Gradients through_fused(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
                                  const Hidden& hidden) {
-    const FusedActivation& fused = *call.fused();
     const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
-    const FusedActivation::Backward d = fused.down_backward(dy_TD, *call.experts.down, hidden, weight_R, call.plan);
-    call.products->wgrad(permute_rows(dy_TD, call.plan, fused.weights_rows() ? Tensor() : weight_TK), hidden.active_RN,
-                         *call.experts.down, call.plan);
+    const FusedActivation::Backward d =
+        call.fused()->down_backward(dy_TD, *call.experts.down, hidden, weight_R, call.plan);
+    const Tensor dy_RD = d.dy_RD.defined() ? d.dy_RD : permute_rows(dy_TD, call.plan);
+    call.products->wgrad(dy_RD, hidden.active_RN, *call.experts.down, call.plan);
     call.experts.down->grad_added();
-    return {through_up(call, x, d.d_pre), d.dot_PR};
+    return {through_up(call, x, hidden, d.d_pre), d.dot_PR};
   }
 
   static Gradients through_activation(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
@@ -179,11 +172,12 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     call.drop_(active);
     call.products->wgrad(dy_RD, active, *call.experts.down, plan);
     call.experts.down->grad_added();
-    return {through_up(call, x, d_pre), d_weight_R};
+    return {through_up(call, x, hidden, d_pre), d_weight_R};
   }
 
-  static Tensor through_up(const Call& call, const Tensor& x, const Tensor& d_pre) {
-    call.products->wgrad(d_pre, permute_rows(x, call.plan), *call.experts.up, call.plan);
+  static Tensor through_up(const Call& call, const Tensor& x, const Hidden& hidden, const Tensor& d_pre) {
+    const Tensor x_RD = hidden.rows_RD.defined() ? hidden.rows_RD : permute_rows(x, call.plan);
+    call.products->wgrad(d_pre, x_RD, *call.experts.up, call.plan);
     return call.products->dgrad(d_pre, *call.experts.up, call.plan);
   }
 };

@@ -148,11 +148,11 @@ struct Check {
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * 2 * N * K, 0.1));
     const Input<float> row_weight(random.normal(plan.capacity));
     const auto size = static_cast<std::size_t>(plan.capacity) * N;
-    Buffer<bf16> out(size), pre(2 * size), alone(size);
+    Buffer<bf16> out(size), pre(2 * size), alone(size), kept(static_cast<std::size_t>(plan.capacity) * K);
     run_captured([&](Stream s) {
       for (bf16* to : {pre.get(), static_cast<bf16*>(nullptr)})
         kernels::grouped_forward({plan.groups, rows.get(), index(gather), weight.get(), to ? out.get() : alone.get(), K,
-                                  N, Act::kSwiglu, row_weight.get(), to},
+                                  N, Act::kSwiglu, row_weight.get(), to, to && gather ? kept.get() : nullptr},
                                  s);
     });
     const auto used = static_cast<std::size_t>(plan.host_offset.back());
@@ -176,6 +176,7 @@ struct Check {
     report.compare(kernel, name + ": without pre", in_use(plan, values_of(alone), N), got, kExact);
     report.expect(kernel, name + ": writes stay inside",
                   out.guard_intact() && pre.guard_intact() && alone.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
   }
 
   void swiglu_dgrad(bool gather) {
@@ -231,11 +232,14 @@ struct Check {
     const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
                                   : row_values(random, plan, K));
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
+    const Input<float> row_weight(row_weights());
     Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    Buffer<bf16> kept(static_cast<std::size_t>(plan.capacity) * K);
     run_captured([&](Stream s) {
-      kernels::grouped_forward({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
-                                out.get(), K, N, relu2 ? Act::kRelu2 : Act::kNone},
-                               s);
+      kernels::grouped_forward(
+          {plan.groups, rows.get(), index(gather), weight.get(), out.get(), K, N, relu2 ? Act::kRelu2 : Act::kNone,
+           row_weight.get(), nullptr, gather ? kept.get() : nullptr},
+          s);
     });
     Values want(static_cast<std::size_t>(plan.host_offset.back()) * N);
     each_row(plan, [&](int e, int row) {
@@ -244,27 +248,49 @@ struct Check {
         double sum = 0;
         for (int k = 0; k < K; ++k)
           sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(N) + n) * K + k];
-        want[row * static_cast<std::size_t>(N) + n] = relu2 ? std::pow(std::max(sum, 0.0), 2) : sum;
+        want[row * static_cast<std::size_t>(N) + n] = relu2 ? row_weight[row] * std::pow(std::max(sum, 0.0), 2) : sum;
       }
     });
     const std::string kernel = "grouped_forward" + suffix(gather, relu2 ? Act::kRelu2 : Act::kNone);
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 250, 2e-4});
-    report.expect(kernel, name + ": writes stay inside", out.guard_intact());
+    report.expect(kernel, name + ": writes stay inside", out.guard_intact() && kept.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
+  }
+
+  // Of both signs; every seventh is zero, which counts as too small to be seen.
+  Values row_weights() {
+    Values weights = random.normal(plan.capacity);
+    for (std::size_t i = 0; i < weights.size(); i += 7) weights[i] = 0;
+    return weights;
+  }
+
+  // The gathered rows as the product left them: bit for bit, zeros in the padding.
+  void check_kept(const std::string& kernel, const Input<bf16>& tokens, const Buffer<bf16>& kept) {
+    Values want(static_cast<std::size_t>(plan.host_offset.back()) * c.width);
+    each_row(plan, [&](int, int row) {
+      for (int i = 0; i < c.width && plan.host_token[row] >= 0; ++i)
+        want[row * static_cast<std::size_t>(c.width) + i] =
+            tokens[plan.host_token[row] * static_cast<std::size_t>(c.width) + i];
+    });
+    report.compare(kernel + " kept rows", name, in_use(plan, values_of(kept), c.width), want, kExact);
   }
 
   void dgrad(bool gather, bool relu2) {
     const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N, Act::kRelu2);
     const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
                                   : row_values(random, plan, K));
-    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
-        active(row_values(random, plan, N, true));
-    const Input<float> row_weight(random.normal(plan.capacity));
-    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
+    const Input<float> row_weight(row_weights());
+    const auto weight_of = [&](std::size_t row) { return row_weight[row] == 0 ? 1e-20 : row_weight[row]; };
+    Values activation = row_values(random, plan, N, true);
+    for (std::size_t i = 0; i < activation.size(); ++i) activation[i] *= weight_of(i / N);
+    const Input<bf16> active(activation);
+    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N), kept(static_cast<std::size_t>(plan.capacity) * K);
     Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
     run_captured([&](Stream s) {
-      kernels::grouped_dgrad({plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(),
-                              out.get(), relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr,
-                              K, N, relu2 ? Act::kRelu2 : Act::kNone},
+      kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), out.get(),
+                              relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K, N,
+                              relu2 ? Act::kRelu2 : Act::kNone, gather ? kept.get() : nullptr},
                              s);
     });
     const auto used = static_cast<std::size_t>(plan.host_offset.back());
@@ -276,13 +302,16 @@ struct Check {
         for (int k = 0; k < K; ++k)
           sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(K) + k) * N + n];
         const std::size_t at = row * static_cast<std::size_t>(N) + n;
-        if (relu2) want_dot[row] += sum * active[at];
-        want[at] = relu2 ? row_weight[row] * 2 * std::sqrt(active[at]) * sum : sum;
+        const double unweighted = active[at] / weight_of(row);
+        if (relu2) want_dot[row] += sum * unweighted;
+        want[at] = relu2 ? weight_of(row) * 2 * std::sqrt(unweighted) * sum : sum;
       }
     });
     const std::string kernel = "grouped_dgrad" + suffix(gather, relu2 ? Act::kRelu2 : Act::kNone);
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 200, 2e-4});
-    report.expect(kernel, name + ": writes stay inside", out.guard_intact() && dot.guard_intact());
+    report.expect(kernel, name + ": writes stay inside",
+                  out.guard_intact() && dot.guard_intact() && kept.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
     if (!relu2) return;
     report.compare(kernel + " dot", name, sum_of_parts(dot, parts), want_dot, {1e-4, 2e-4 * N});
   }

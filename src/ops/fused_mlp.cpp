@@ -32,7 +32,7 @@ class FusedMlp : public torch::autograd::Function<FusedMlp> {
     const auto* down = reinterpret_cast<const Parameter*>(context->saved_data["down"].toInt());
     const variable_list saved = context->get_saved_variables();
     const Tensor &x = saved[0], dy = grads[0].contiguous();
-    const Hidden hidden{saved[1], saved[2]};
+    const Hidden hidden{saved[1], saved[2], Tensor()};
     const auto kind = static_cast<ActivationKind>(context->saved_data["kind"].toInt());
     const LinearProducts& plain = LinearProducts::plain();
     const Tensor d_pre = products_of(x).fused(kind)->down_backward(dy, *down, hidden, Tensor(), plan_of(x)).d_pre;

@@ -28,6 +28,7 @@ struct Kind {
   static constexpr int kColumnBytes = Columns * kDepth * 2;
   // Backward of an activation holds all that it needs of the tile's hidden units at once, loaded while products run.
   static constexpr bool kLoadsHidden = E == Epilogue::kRelu2Backward || E == Epilogue::kSwigluBackward;
+  static constexpr bool kWeighs = kLoadsHidden || kGated;                 // rows are multiplied by their weight
   static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;  // gates and values
   static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;   // a consumer warpgroup
   static constexpr int kStages = (kSharedLimit - kSharedRest - 2 * kBuffers * kBox) / (kRowBytes + kColumnBytes);

@@ -31,20 +31,27 @@ struct Place {
   __device__ void sync() const { hopper::warpgroup_sync(1 + group); }
 };
 
-// Of the thread's two rows. Read before the products, which hide the way to memory. Zero counts as a weight too small
-// to be seen, for relu^2's backward divides by it.
+// Of the thread's two rows of a tile.
 struct RowWeights {
   float of[2] = {1.0f, 1.0f};
-  __device__ RowWeights(const Problem& p, int row) {
+  // With zero as a weight too small to be seen, for relu^2's backward divides by it.
+  __device__ RowWeights never_zero() const {
     constexpr float kLeast = 1e-20f;
-    if (!p.row_weight) return;
+    RowWeights weight;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      of[i] = p.row_weight[row + 8 * i];
-      if (fabsf(of[i]) < kLeast) of[i] = copysignf(kLeast, of[i]);
-    }
+    for (int i = 0; i < 2; ++i) weight.of[i] = fabsf(of[i]) < kLeast ? copysignf(kLeast, of[i]) : of[i];
+    return weight;
   }
 };
+template <class K>
+__device__ __forceinline__ RowWeights row_weights(const Problem& p, const Place& place, int index, int total,
+                                                  int block) {
+  RowWeights weight;
+  if (!K::kWeighs || !p.row_weight || index >= total) return weight;
+  const float* rows = p.row_weight + tile_at<K>(p, index, block).row + place.row;
+  weight.of[0] = rows[0], weight.of[1] = rows[8];
+  return weight;
+}
 
 // A finished piece goes out: all its writes, then one thread's copy.
 template <class Store>

@@ -148,13 +148,16 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
   const std::uint32_t loaded = shared.loaded + 8 * place.group;
   Ring<K::kStages> ring(0);
   float d[K::kColumns / 2];
+  RowWeights coming = row_weights<K>(p, place, first, total, block);
   for (int index = first, n = 0; index < total; ++n) {
     const Tile tile = tile_at<K>(p, index, block);
     if (K::kForm != Form::kWgrad || tile.steps > 0) {
-      const RowWeights weight(p, tile.row + place.row);
       multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
         if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
+      // A tile ahead, for they are 700 clocks away, and a fence of the next products would wait for them.
+      const RowWeights weight = coming.never_zero();
+      coming = row_weights<K>(p, place, index + clusters, total, block);
       if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);

@@ -48,7 +48,8 @@ __device__ __forceinline__ void send_pairs(const CUtensorMap& map, Place& place,
   send_piece(place, [&] { hopper::store_box(&map, buffer, column, row, half); });
 }
 
-// out = row_weight * silu(gate) * value; the sums as they are to `hidden` where they are kept.
+// out = row_weight * silu(gate) * value; then the sums as they are to `hidden` where they are kept. In this order, for
+// a piece's fence waits for the next tile's row weights as well, and the first piece gives them time.
 template <class K>
 __device__ __forceinline__ void finish_swiglu(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
                                               const RowWeights& weight, const Tile& tile, Place& place) {
@@ -57,20 +58,19 @@ __device__ __forceinline__ void finish_swiglu(float (&d)[K::kColumns / 2], const
 #pragma unroll
   for (int piece = 0; piece < K::kUnits / 64; ++piece) {
     const int column = tile.column_tile * K::kUnits + piece * 64;
-    if (p.keep) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        send_pairs(maps.hidden, place, column, row, half, [&](int i, int) {
-          const int at = half * kValues + 32 * piece + i;
-          return pack_two(d[at], d[at + 1]);
-        });
-    }
     send_pairs(maps.out, place, column, row, 0, [&](int i, int r) {
       const int at = 32 * piece + i;
       const Two s = sigmoids(d[at], d[at + 1]);
       return pack_two(weight.of[r] * (d[at] * s.low) * d[kValues + at],
                       weight.of[r] * (d[at + 1] * s.high) * d[kValues + at + 1]);
     });
+    if (!p.keep) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      send_pairs(maps.hidden, place, column, row, half, [&](int i, int) {
+        const int at = half * kValues + 32 * piece + i;
+        return pack_two(d[at], d[at + 1]);
+      });
   }
 }
 

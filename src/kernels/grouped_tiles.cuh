@@ -28,8 +28,9 @@ struct Kind {
   static constexpr int kColumnBytes = Columns * kDepth * 2;
   // Backward of an activation holds all that it needs of the tile's hidden units at once, loaded while products run.
   static constexpr bool kLoadsHidden = E == Epilogue::kRelu2Backward || E == Epilogue::kSwigluBackward;
-  static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;  // gates and values
-  static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;   // a consumer warpgroup
+  static constexpr bool kWeighs = kLoadsHidden || kGated || E == Epilogue::kRelu2;  // rows are times their weight
+  static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;            // gates and values
+  static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;             // a consumer warpgroup
   static constexpr int kStages = (kSharedLimit - kSharedRest - 2 * kBuffers * kBox) / (kRowBytes + kColumnBytes);
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + kSharedRest;
   static constexpr bool kDynamic = F == Form::kWgrad;  // tiles of unequal length are handed out as blocks get free

@@ -88,8 +88,15 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
   if (K::kGather) hopper::wait_copies();
 }
 
+// Whether it is this tile that lets its gathered rows go out: one of those that read them, which one by turns, since a
+// block often has tiles of the same columns alone.
+template <class K>
+__device__ __forceinline__ bool sends_rows(const Problem& p, const Tile& tile) {
+  return K::kGather && p.keep_rows && tile.column_tile == tile.row / (kTileRows * K::kBlocks) % p.column_tiles;
+}
+
 // The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
-// way, once: by the tiles of the first columns.
+// way.
 template <class K, class Between>
 __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
                                               const Tile& tile, const Shared<K>& shared, Ring<K::kStages>& ring,
@@ -97,7 +104,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
   constexpr bool kRowsMn = K::kForm == Form::kWgrad, kColumnsMn = K::kForm != Form::kForward;
   const int t = threadIdx.x % 128;
   // By the thread that tells this block's producer when a stage is free.
-  const bool sends = K::kGather && p.keep_rows && tile.column_tile == 0 && t == (K::kBlocks > 1 ? block : 0);
+  const bool sends = t == (K::kBlocks > 1 ? block : 0) && sends_rows<K>(p, tile);
   const auto release = [&](int stage, bool last) {
     if (sends) {
       if (last)

@@ -163,7 +163,9 @@ void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logit
 
 class LogitsOp : public torch::autograd::Function<LogitsOp> {
  public:
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& w, const Parameter* parameter) {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& given_w,
+                               const Parameter* parameter) {
+    const Tensor w = given_w.view({-1, x.size(1)});
     context->save_for_backward({x});
     context->saved_data["parameter"] = reinterpret_cast<std::int64_t>(parameter);
     context->set_materialize_grads(false);
@@ -190,8 +192,8 @@ class LogitsOp : public torch::autograd::Function<LogitsOp> {
         backward_on_cuda(x, *parameter, d_logits, d_x);
 #endif
       } else {
-        d_x.addmm_(d_logits, parameter->compute.detach());
-        add_product(parameter->grad, d_logits, x);
+        d_x.addmm_(d_logits, parameter->compute.detach().view({-1, x.size(1)}));
+        add_product(parameter->grad.view({-1, x.size(1)}), d_logits, x);
       }
     }
     parameter->grad_added();

@@ -11,6 +11,7 @@ Dispatched WarmUp::every_expert(const at::Tensor& x_TD, int experts) {
   const auto options = x_TD.options().requires_grad(false);
   const at::Tensor each = at::arange(experts, options.dtype(at::kInt));
   Dispatched rows;
+  rows.x_TD = x_TD;
   rows.expert_TK = each.expand({x_TD.size(0), experts}).contiguous();
   rows.weight_TK = at::full({x_TD.size(0), experts}, 1.0 / experts, options.dtype(at::kFloat));
   return rows;

@@ -52,8 +52,7 @@ template <class T>
 void jitter(const Jitter<T>& a, Stream stream) {
   SWITCHYARD_ASSERT(a.width % kPack == 0, "jitter needs a width that is a multiple of 8");
   if (a.tokens == 0) return;
-  jitter_kernel<T>
-      <<<static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kRows)), kThreads, 0, stream>>>(a);
+  jitter_kernel<T><<<static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kRows)), kThreads, 0, stream>>>(a);
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

@@ -1,6 +1,6 @@
-#include "kernels/row_norms.h"
-
 #include <cmath>
+
+#include "kernels/row_norms.h"
 
 namespace switchyard::kernels {
 

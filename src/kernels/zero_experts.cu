@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kRows = 8;  // warps a block
 constexpr int kThreads = kRows * kWarp;
-constexpr int kPartials = 128;           // blocks over tokens of the sums, at most
+constexpr int kPartials = 128;            // blocks over tokens of the sums, at most
 constexpr int kChannels = kWarp * kPack;  // of a block of the sums
 
 // A token's assignments, lane k holding the k-th.
@@ -67,12 +67,12 @@ __device__ __forceinline__ float dot(const float (&a)[kPack], const float (&b)[k
 template <class T>
 __device__ __forceinline__ float share_of_x(const float* map, const T* x, int width, int lane) {
   return 1.0f / (1.0f + expf(channel_sum(width, lane, [&](int channel) {
-           float f[kPack], first[kPack], second[kPack];
-           read(x + channel, f), read(map + channel, first), read(map + width + channel, second);
+                   float f[kPack], first[kPack], second[kPack];
+                   read(x + channel, f), read(map + channel, first), read(map + width + channel, second);
 #pragma unroll
-           for (int c = 0; c < kPack; ++c) second[c] -= first[c];
-           return dot(second, f);
-         })));
+                   for (int c = 0; c < kPack; ++c) second[c] -= first[c];
+                   return dot(second, f);
+                 })));
 }
 
 // to[t] += of_row row[t] + sum_j coefficient_j vector_j, lane i holding the i-th of `count` pairs of those.
@@ -115,9 +115,10 @@ __global__ void __launch_bounds__(kThreads) zero_experts_kernel(ZeroExperts<T> a
     if (lane == count) of_vector = weight * (1.0f - share), constant = j;
     ++count;
   });
-  add_row(a.out + t * width, x, of_x, width, lane, count, of_vector, constant, [&](int j, int channel, float(&f)[kPack]) {
-    read(a.vector + static_cast<std::int64_t>(j) * width + channel, f);
-  });
+  add_row(a.out + t * width, x, of_x, width, lane, count, of_vector, constant,
+          [&](int j, int channel, float(&f)[kPack]) {
+            read(a.vector + static_cast<std::int64_t>(j) * width + channel, f);
+          });
 }
 
 template <class T>
@@ -153,13 +154,14 @@ __global__ void __launch_bounds__(kThreads) zero_experts_backward_kernel(ZeroExp
     ++count;
   });
   if (own.kind != kNoZeroExpert) a.d_weight[t * a.top_k + lane] = d_weight;
-  add_row(a.d_x + t * width, dy, of_dy, width, lane, count, of_map, constant, [&](int j, int channel, float(&f)[kPack]) {
-    const float* map = a.map + static_cast<std::int64_t>(j) * 2 * width + channel;
-    float second[kPack];
-    read(map, f), read(map + width, second);
+  add_row(a.d_x + t * width, dy, of_dy, width, lane, count, of_map, constant,
+          [&](int j, int channel, float(&f)[kPack]) {
+            const float* map = a.map + static_cast<std::int64_t>(j) * 2 * width + channel;
+            float second[kPack];
+            read(map, f), read(map + width, second);
 #pragma unroll
-    for (int c = 0; c < kPack; ++c) f[c] -= second[c];
-  });
+            for (int c = 0; c < kPack; ++c) f[c] -= second[c];
+          });
 }
 
 int partials_of(std::int64_t tokens) {

@@ -1,5 +1,6 @@
 // kernels/zero_experts.h: what experts without products add to the sum of a token's experts: copies of x, and constant
-// experts a1 x + a2 v with (a1, a2) = softmax(W x) (moe_spec E8, E10; AdaMoE, Zeng et al. 2024; MoE++, Jin et al. 2024).
+// experts a1 x + a2 v with (a1, a2) = softmax(W x) (moe_spec E8, E10; AdaMoE, Zeng et al. 2024; MoE++, Jin et al.
+// 2024).
 #pragma once
 
 #include <type_traits>
@@ -13,8 +14,8 @@ namespace switchyard::kernels {
 inline constexpr int kNoZeroExpert = -1, kCopy = 0, kConstant = 1;
 
 struct ZeroExpertChoice {
-  const int* expert;    // [T, K] columns of the router; -1: none, or without a place
-  const bool* dropped;  // [T, K] without a place, or null: none is
+  const int* expert;                    // [T, K] columns of the router; -1: none, or without a place
+  const bool* dropped;                  // [T, K] without a place, or null: none is
   int first_copy, first_constant, end;  // columns that are copies, and from first_constant on constants
   int of_dropped;                       // what an assignment without a place goes to
 };
@@ -50,14 +51,14 @@ template <class T>
 struct ZeroExpertsBackward {
   using Value = ZeroExpertValue<T>;
   ZeroExpertChoice choice;
-  const T* x;            // [T, D]
-  const T* d_out;        // [T, D]
-  const Value* weight;   // [T, K]
-  const Value* map;      // [J, 2, D]
-  const Value* vector;   // [J, D]
-  T* d_x;                // [T, D] added to
-  Value* d_weight;       // [T, K] written at assignments to such experts alone
-  Value* coefficient;    // [J, T, 2] overwritten, null without constants
+  const T* x;           // [T, D]
+  const T* d_out;       // [T, D]
+  const Value* weight;  // [T, K]
+  const Value* map;     // [J, 2, D]
+  const Value* vector;  // [J, D]
+  T* d_x;               // [T, D] added to
+  Value* d_weight;      // [T, K] written at assignments to such experts alone
+  Value* coefficient;   // [J, T, 2] overwritten, null without constants
   std::int64_t tokens;
   int top_k, width, constants;
 };

@@ -35,8 +35,8 @@ void run(const Tensor& x, const Tensor& add, const Tensor& out, const Call& call
                                        key.seq_len,
                                        width,
                                        Noise::kUniform};
-        return kernels::Jitter<T>{pointer<T>(x), pointer<T>(add),  pointer<T>(out), noise, x.size(0),
-                                  width,         static_cast<float>(call.amount)};
+        return kernels::Jitter<T>{
+            pointer<T>(x), pointer<T>(add), pointer<T>(out), noise, x.size(0), width, static_cast<float>(call.amount)};
       },
       [](const auto& work, kernels::Stream stream) { kernels::jitter(work, stream); },
       [](const auto& work) {

@@ -52,8 +52,8 @@ std::pair<Tensor, Tensor> zero_experts_backward_(const Tensor& d_x_TD, const Ten
     sums = at::zeros({constants, 2, width}, weight_TK.options());
 #ifdef SWITCHYARD_WITH_CUDA
     if (x_TD.is_cuda())
-      scratch = at::empty(
-          {kernels::zero_expert_scratch(tokens, static_cast<int>(width), static_cast<int>(constants))}, sums.options());
+      scratch = at::empty({kernels::zero_expert_scratch(tokens, static_cast<int>(width), static_cast<int>(constants))},
+                          sums.options());
 #endif
   }
   launch(
@@ -86,14 +86,10 @@ std::pair<Tensor, Tensor> zero_experts_backward_(const Tensor& d_x_TD, const Ten
       [&](auto type) {
         using T = typename decltype(type)::type;
         using Value = kernels::ZeroExpertValue<T>;
-        return kernels::ZeroExpertSums<T>{pointer<T>(x_TD),
-                                          pointer<T>(d_out_TD),
-                                          pointer<Value>(coefficient),
-                                          pointer<Value>(sums),
-                                          pointer<float>(scratch),
-                                          tokens,
-                                          static_cast<int>(width),
-                                          static_cast<int>(constants)};
+        return kernels::ZeroExpertSums<T>{
+            pointer<T>(x_TD),        pointer<T>(d_out_TD),       pointer<Value>(coefficient),
+            pointer<Value>(sums),    pointer<float>(scratch),    tokens,
+            static_cast<int>(width), static_cast<int>(constants)};
       },
       [](const auto& work, kernels::Stream stream) { kernels::zero_expert_sums(work, stream); },
       [](const auto& work) {
@@ -105,10 +101,11 @@ std::pair<Tensor, Tensor> zero_experts_backward_(const Tensor& d_x_TD, const Ten
 
 Tensor zero_experts_reference(const Tensor& x_TD, const Tensor& weight_TK, const ZeroExperts& experts) {
   const auto chosen = [&](int kind) {
-    Tensor mask = kind == kernels::kCopy
-                      ? experts.expert_TK.ge(experts.first_copy).logical_and(experts.expert_TK.lt(experts.first_constant))
-                      : experts.expert_TK.eq(experts.first_constant + kind - kernels::kConstant)
-                            .logical_and(experts.expert_TK.lt(experts.end));
+    Tensor mask =
+        kind == kernels::kCopy
+            ? experts.expert_TK.ge(experts.first_copy).logical_and(experts.expert_TK.lt(experts.first_constant))
+            : experts.expert_TK.eq(experts.first_constant + kind - kernels::kConstant)
+                  .logical_and(experts.expert_TK.lt(experts.end));
     if (experts.dropped_TK.defined() && experts.of_dropped == kind) mask = mask.logical_or(experts.dropped_TK);
     return mask;
   };

@@ -85,6 +85,8 @@ int main() {
   gpu_check::check_router_logits(report);
   gpu_check::check_routing(report);
   gpu_check::check_selection(report);
+  gpu_check::check_choice(report);
+  gpu_check::check_zero_experts(report);
   gpu_check::check_reroute(report);
   gpu_check::check_dispatch(report);
   if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))

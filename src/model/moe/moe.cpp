@@ -38,8 +38,8 @@ at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, at::
 MoeOutput Moe::forward(RouterInput in, const StepContext& step) const {
   Routing routing = router_->route(in, step);
   const bool averages = warm_up_.averages(step);
-  Dispatched rows =
-      averages ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts) : dispatcher_->place(in.x_TD, routing, step);
+  Dispatched rows = averages ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts, step.real_T)
+                             : dispatcher_->place(in.x_TD, routing, step);
   at::Tensor fade = warm_up_.fade(step);
   if (fade.defined() && !averages && !flexible_) {
     rows.weight_TK = rows.weight_TK * fade;  // the sum is linear in the weights: no pass over [T, D]

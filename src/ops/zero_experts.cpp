@@ -6,6 +6,8 @@ namespace switchyard::ops {
 namespace {
 
 kernels::ZeroExpertChoice choice_of(const ZeroExperts& e) {
+  SWITCHYARD_ASSERT(e.expert_TK.is_contiguous() && (!e.dropped_TK.defined() || e.dropped_TK.is_contiguous()),
+                    "choices of experts are contiguous");
   return {pointer<int>(e.expert_TK), pointer<bool>(e.dropped_TK), e.first_copy, e.first_constant, e.end, e.of_dropped};
 }
 

@@ -80,14 +80,23 @@ void check_choice(Report& report, const ChoiceCase& c) {
   Buffer<float> q(size);
   const auto described = [&](const float* l, const float* b, const unsigned char* d, float* out, const std::int64_t* w,
                              const std::int64_t* s) {
-    return kernels::ChoiceScores<float>{
-        l,        c.bias ? b : nullptr, c.dropped ? reinterpret_cast<const bool*>(d) : nullptr,
-        out,      tokens,               columns,
-        c.experts, c.score,             c.noise,
-        {nullptr, w, s, 7, 11, tokens, c.seq_len, columns, Noise::kGumbel},
-        c.groups, c.kept,               c.sum_of_two,
-        3,        c.seq_len,            2,
-        c.rotate};
+    return kernels::ChoiceScores<float>{l,
+                                        c.bias ? b : nullptr,
+                                        c.dropped ? reinterpret_cast<const bool*>(d) : nullptr,
+                                        out,
+                                        tokens,
+                                        columns,
+                                        c.experts,
+                                        c.score,
+                                        c.noise,
+                                        {nullptr, w, s, 7, 11, tokens, c.seq_len, columns, Noise::kGumbel},
+                                        c.groups,
+                                        c.kept,
+                                        c.sum_of_two,
+                                        3,
+                                        c.seq_len,
+                                        2,
+                                        c.rotate};
   };
   const auto a = described(logits.get(), bias.get(), dropped.get(), q.get(), window.get(), step_on_device.get());
   run_captured([&](Stream s) { kernels::choice_scores(a, s); });
@@ -121,8 +130,8 @@ struct InputCase {
   int sequences, seq_len, width;
 };
 const std::vector<InputCase> kInputCases = {
-    {"no tokens", 0, 33, 8},     {"one pack", 1, 1, 8},          {"odd", 3, 33, 40},
-    {"768", 2, 65, 768},         {"more than a pass", 3, 7, 2064}, {"8x2", 64, 1024, 768},
+    {"no tokens", 0, 33, 8},          {"one pack", 1, 1, 8},  {"odd", 3, 33, 40}, {"768", 2, 65, 768},
+    {"more than a pass", 3, 7, 2064}, {"8x2", 64, 1024, 768},
 };
 
 template <class T>
@@ -135,8 +144,8 @@ void check_jitter(Report& report, const InputCase& c) {
   const Buffer<std::int64_t> window(windows), step_on_device(std::vector<std::int64_t>{step});
   Buffer<T> out(size), in_place(size);
   SWITCHYARD_CUDA(cudaMemcpy(in_place.get(), add.get(), size * sizeof(T), cudaMemcpyDeviceToDevice));
-  const kernels::NoiseDraw draw{nullptr,  window.get(), step_on_device.get(), 7, 11, tokens, c.seq_len,
-                                c.width, Noise::kUniform};
+  const kernels::NoiseDraw draw{nullptr,   window.get(), step_on_device.get(), 7, 11, tokens,
+                                c.seq_len, c.width,      Noise::kUniform};
   run_captured([&](Stream s) {
     kernels::jitter(kernels::Jitter<T>{x.get(), nullptr, out.get(), draw, tokens, c.width, 0.25f}, s);
     kernels::jitter(kernels::Jitter<T>{x.get(), in_place.get(), in_place.get(), draw, tokens, c.width, 0.25f}, s);

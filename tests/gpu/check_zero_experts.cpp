@@ -40,7 +40,8 @@ struct ZeroInputs {
 
 ZeroInputs inputs_of(const ZeroCase& c) {
   Random random(79);
-  const std::size_t R = static_cast<std::size_t>(c.tokens) * c.top_k, size = static_cast<std::size_t>(c.tokens) * c.width;
+  const std::size_t R = static_cast<std::size_t>(c.tokens) * c.top_k,
+                    size = static_cast<std::size_t>(c.tokens) * c.width;
   ZeroInputs in;
   in.constants = std::max(c.constant, c.of_dropped - kernels::kConstant + 1);
   in.expert.resize(R), in.dropped.resize(R);
@@ -64,20 +65,22 @@ void check_zero(Report& report, const ZeroCase& c) {
   const Buffer<unsigned char> dropped(in.dropped);
   const Input<T> x(in.x), dy(in.dy), out(in.out), d_x(in.d_x);
   const Input<float> weight(in.weight), map(in.map), vector(in.vector), d_weight(in.d_weight);
-  Buffer<float> coefficient(static_cast<std::size_t>(J) * T_ * 2),
-      scratch(kernels::zero_expert_scratch(T_, D, J));
+  Buffer<float> coefficient(static_cast<std::size_t>(J) * T_ * 2), scratch(kernels::zero_expert_scratch(T_, D, J));
   const Input<float> sums(Values(static_cast<std::size_t>(J) * 2 * D));
   const auto choice = [&](const int* e, const unsigned char* d) {
     const int first_copy = 4 + c.zero, first_constant = first_copy + c.copy;
     return kernels::ZeroExpertChoice{
-        e, c.of_dropped == kernels::kNoZeroExpert ? nullptr : reinterpret_cast<const bool*>(d), first_copy,
-        first_constant, first_constant + c.constant, c.of_dropped};
+        e,
+        c.of_dropped == kernels::kNoZeroExpert ? nullptr : reinterpret_cast<const bool*>(d),
+        first_copy,
+        first_constant,
+        first_constant + c.constant,
+        c.of_dropped};
   };
   const auto on_device = choice(expert.get(), dropped.get());
   run_captured([&](Stream s) {
-    kernels::zero_experts(kernels::ZeroExperts<T>{on_device, x.get(), weight.get(), map.get(), vector.get(), out.get(),
-                                                  T_, K, D, J},
-                          s);
+    kernels::zero_experts(
+        kernels::ZeroExperts<T>{on_device, x.get(), weight.get(), map.get(), vector.get(), out.get(), T_, K, D, J}, s);
     kernels::zero_experts_backward(
         kernels::ZeroExpertsBackward<T>{on_device, x.get(), dy.get(), weight.get(), map.get(), vector.get(), d_x.get(),
                                         d_weight.get(), coefficient.get(), T_, K, D, J},

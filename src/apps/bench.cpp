@@ -261,7 +261,10 @@ Json to_json(const bench::RoutingTiming& timing, double copy_rate) {
                              {"bwd_us", 1e3 * part.times.backward_ms},
                              {"bwd_floor_us", part.bytes.backward / copy_rate * 1e6}});
   for (const bench::FeatureTiming& feature : timing.features) {
-    Json one = {{"name", feature.name}, {"options", feature.options}, {"with_products", feature.with_products}};
+    Json one = {{"name", feature.name},
+                {"options", feature.options},
+                {"with_products", feature.with_products},
+                {"against", feature.against}};
     if (feature.failure.empty())
       one.update({{"fwd_us", 1e3 * feature.times.forward_ms},
                   {"fwd_added_us", 1e3 * (feature.times.forward_ms - feature.without.forward_ms)},
@@ -300,8 +303,10 @@ int run_routing(const RoutingArguments& arguments) {
   }
   std::printf(
       "Experts' products are not run: their kernels' results are noise drawn beforehand. A feature marked \"with "
-      "products\" costs products, and is timed with them, as is the layer that it is compared with. Losses are those "
-      "of one layer; a model makes them for all layers at once.\n");
+      "products\" costs products, and is timed with them, as is the layer that it is compared with: one without "
+      "features, or with what stands behind \"against\". Padding, a capacity, a zero expert and token ids take rows or "
+      "a product off the layer: they may cost less than nothing. Losses are those of one layer; a model makes them for "
+      "all layers at once.\n");
   if (!arguments.json.empty()) write_file_atomic(arguments.json, result.dump(2) + "\n");
   if (failed > 0) throw RunError(format("%d features could not be timed", failed));
   return kExitOk;

@@ -98,11 +98,12 @@ void time_router_logits(Clock& clock, int experts) {
   const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
       d_logits(static_cast<std::size_t>(kT) * experts);
   Buffer<float> logits(static_cast<std::size_t>(kT) * experts),
-      scratch(kernels::router_logits_scratch(kT, kD, experts));
+      scratch(kernels::router_logits_scratch(kT, kD, experts)), terms(kernels::router_logits_terms<bf16>(kD, experts));
   const double logit_bytes = 4.0 * kT * experts;
   const std::string of = " E " + std::to_string(experts);
   clock.time(("router_logits" + of).c_str(), kRow + logit_bytes, [&](Stream s) {
-    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts}, s);
+    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts, terms.get()},
+                           s);
   });
   clock.time(("router_logits_backward" + of).c_str(), 3 * kRow + 2 * logit_bytes, [&](Stream s) {
     kernels::router_logits_backward(kernels::RouterLogitsBackward<bf16>{x.get(), w.get(), d_logits.get(), d_x.get(),

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <numeric>
-#include <optional>
 
 #include "base/text.h"
 #include "bench/routing_features.h"
@@ -161,11 +161,12 @@ class FeatureTimer {
     material_.step.real_T = Tensor();
     return times;
   }
-  // The layer without any feature.
-  const PassTimes& without(bool with_products) {
-    std::optional<PassTimes>& times = without_[with_products];
-    if (!times) times = time({"", {}, with_products});
-    return *times;
+  // The layer that the feature is compared with.
+  const PassTimes& without(const RoutingFeature& feature) {
+    const auto key = std::pair(feature.base_name, feature.with_products);
+    const auto known = without_.find(key);
+    if (known != without_.end()) return known->second;
+    return without_[key] = time({"", feature.base, feature.with_products});
   }
 
  private:
@@ -177,7 +178,7 @@ class FeatureTimer {
   const int repeats_, seq_len_;
   const Init constant_{};
   Material material_;
-  std::optional<PassTimes> without_[2];
+  std::map<std::pair<std::string, bool>, PassTimes> without_;  // by name of the base, and whether with products
 };
 
 void print_feature(const FeatureTiming& feature) {
@@ -188,7 +189,8 @@ void print_feature(const FeatureTiming& feature) {
     for (const auto& [with, without] : {std::pair{feature.times.forward_ms, feature.without.forward_ms},
                                         {feature.times.backward_ms, feature.without.backward_ms}})
       std::printf("   %10.1f %+10.1f %+6.1f", 1e3 * with, 1e3 * (with - without), 100 * (with - without) / without);
-    std::printf("%s\n", feature.with_products ? "   with products" : "");
+    std::printf("%s%s\n", feature.against.empty() ? "" : ("   against " + feature.against).c_str(),
+                feature.with_products ? "   with products" : "");
   }
   std::fflush(stdout);
 }
@@ -197,14 +199,14 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 
 std::vector<FeatureTiming> time_features(FeatureTimer& timer, const LayerShape& shape, const std::string& only) {
   std::printf("%-30s   %10s %10s %6s   %10s %10s %6s\n", "feature", "us", "added us", "%", "us", "added us", "%");
-  const PassTimes none = timer.without(false);
-  print_feature({"none", "", false, none, none, ""});
+  const PassTimes none = timer.without({"", {}});
+  print_feature({"none", "", false, none, none, "", ""});
   std::vector<FeatureTiming> result;
   for (const RoutingFeature& feature : routing_features(shape)) {
     if (feature.name.find(only) == std::string::npos) continue;
-    FeatureTiming timing{feature.name, options_text(feature), feature.with_products, {}, {}, ""};
+    FeatureTiming timing{feature.name, options_text(feature), feature.with_products, {}, {}, feature.base_name, ""};
     try {
-      timing.without = timer.without(feature.with_products);
+      timing.without = timer.without(feature);
       timing.times = timer.time(feature);
     } catch (const std::exception& error) { timing.failure = first_line(error.what()); }
     print_feature(timing);

@@ -24,6 +24,7 @@ struct FeatureTiming {
   std::string name, options;  // options: as on the command line of train
   bool with_products;         // the experts' products are in `times` and in `without`
   PassTimes times, without;   // the layer with the feature, and without
+  std::string against;        // what the layer without it has; empty: no feature
   std::string failure;        // why there are no times; empty: there are
 };
 

@@ -41,14 +41,15 @@ std::vector<RoutingFeature> choice(const LayerShape& shape) {
   return list;
 }
 
+// "capacity: drop" stands against the plain layer, the others against it.
 std::vector<RoutingFeature> capacity() {
-  std::vector<RoutingFeature> list;
+  const std::pair<std::string, std::string> full{"moe.capacity_factor", "1"};
+  std::vector<RoutingFeature> list{{"capacity: drop", {full}}};
   const auto add = [&](const std::string& name, Overrides more, bool with_products = false) {
-    more.insert(more.begin(), {"moe.capacity_factor", "1"});
-    list.push_back({"capacity: " + name, more, with_products});
+    more.insert(more.begin(), full);
+    list.push_back({"capacity: " + name, more, with_products, false, {full}, "capacity"});
   };
   const std::pair<std::string, std::string> to_null{"moe.overflow", "null_expert"}, reroute{"moe.overflow", "reroute"};
-  add("drop", {});
   add("drop, ramp", {{"moe.capacity_ramp_steps", "5"}});
   add("drop by weight", {{"moe.drop_policy", "weight"}});
   add("drop by importance", {{"moe.drop_policy", "importance"}, {"moe.token_importance", "norm"}});
@@ -63,11 +64,12 @@ std::vector<RoutingFeature> capacity() {
 }
 
 std::vector<RoutingFeature> beside() {
+  const std::pair<std::string, std::string> zero{"moe.zero_experts.zero", "1"};
   return {
       {"learned importance", {{"moe.token_importance", "learned"}}},
-      {"zero experts: zero", {{"moe.zero_experts.zero", "1"}}},
-      {"zero experts: copy", {{"moe.zero_experts.copy", "1"}}},
-      {"zero experts: constant", {{"moe.zero_experts.constant", "1"}}},
+      {"zero experts: zero", {zero}},
+      {"zero experts: copy", {{"moe.zero_experts.copy", "1"}}, false, false, {zero}, "a zero expert"},
+      {"zero experts: constant", {{"moe.zero_experts.constant", "1"}}, false, false, {zero}, "a zero expert"},
       {"warm-up", {{"moe.warmup_steps", "100"}}},
       {"hidden dropout", {{"moe.expert_hidden_dropout", "0.1"}}},
       {"recompute", {{"train.recompute", "moe"}}, true},

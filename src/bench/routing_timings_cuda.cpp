@@ -1,9 +1,13 @@
 #include "bench/routing_timings.h"
+#include "kernels/choice.h"
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
+#include "kernels/jitter.h"
 #include "kernels/noise.h"
 #include "kernels/reroute.h"
 #include "kernels/router.h"
+#include "kernels/row_norms.h"
+#include "kernels/zero_experts.h"
 
 namespace switchyard::bench {
 namespace {
@@ -130,6 +134,92 @@ void time_noise(Clock& clock, const Routed& r, const std::string& of) {
   clock.time("noise, uniform of every channel" + of, 4.0 * r.T * r.D, [&](Stream s) { kernels::noise(draw, s); });
 }
 
+// In groups of two experts or more, of which a token takes half.
+void time_choice(Clock& clock, const Routed& r, const std::string& of) {
+  std::vector<std::int64_t> windows(r.T / kSequence);
+  for (std::size_t i = 0; i < windows.size(); ++i) windows[i] = static_cast<std::int64_t>(i);
+  const Buffer<std::int64_t> window(windows), step(std::vector<std::int64_t>{1});
+  const Filled<float> bias(r.E);
+  Buffer<float> q(static_cast<std::size_t>(r.T) * r.E);
+  const int groups = r.E < 16 ? r.E / 2 : 8;
+  kernels::ChoiceScores<float> a{
+      r.logits.get(),
+      bias.get(),
+      nullptr,
+      q.get(),
+      r.T,
+      r.E,
+      r.E,
+      kernels::Score::kSigmoid,
+      0,
+      {nullptr, window.get(), step.get(), 1, 2, r.T, kSequence, r.E, kernels::Noise::kGumbel},
+      groups,
+      groups / 2,
+      true,
+      r.K,
+      kSequence,
+      0,
+      true};
+  clock.time("choice_scores, bias, groups" + of, 2 * r.logit_bytes(), [&](Stream s) { kernels::choice_scores(a, s); });
+  a.noise_scale = 1;
+  clock.time("choice_scores, Gumbel, bias, groups" + of, 2 * r.logit_bytes(),
+             [&](Stream s) { kernels::choice_scores(a, s); });
+}
+
+// What reads the layer's input beside the experts: the jitter of the router, the norms that say who is dropped, and
+// a copy and a constant that one in nine assignments goes to.
+void time_input(Clock& clock, const Routed& r, const std::string& of) {
+  std::vector<std::int64_t> windows(r.T / kSequence);
+  for (std::size_t i = 0; i < windows.size(); ++i) windows[i] = static_cast<std::int64_t>(i);
+  const Buffer<std::int64_t> window(windows), step(std::vector<std::int64_t>{1});
+  const Filled<bf16> x(static_cast<std::size_t>(r.T) * r.D), dy(static_cast<std::size_t>(r.T) * r.D);
+  Filled<bf16> out(static_cast<std::size_t>(r.T) * r.D);
+  Buffer<float> norm(r.T);
+  const double pass = 2.0 * r.T * r.D;
+  const kernels::NoiseDraw draw{nullptr, window.get(), step.get(), 1, 2, r.T, kSequence, r.D, kernels::Noise::kUniform};
+  clock.time("jitter" + of, 2 * pass, [&](Stream s) {
+    kernels::jitter(kernels::Jitter<bf16>{x.get(), nullptr, out.get(), draw, r.T, r.D, 0.01f}, s);
+  });
+  clock.time("jitter, backward" + of, 3 * pass, [&](Stream s) {
+    kernels::jitter(kernels::Jitter<bf16>{x.get(), out.get(), out.get(), draw, r.T, r.D, 0.01f}, s);
+  });
+  clock.time("row_norms" + of, pass + 4.0 * r.T, [&](Stream s) {
+    kernels::row_norms(kernels::RowNorms<bf16>{x.get(), norm.get(), r.T, r.D}, s);
+  });
+
+  std::vector<int> expert(r.R);
+  for (int i = 0; i < r.R; ++i) expert[i] = (i / r.K * 7 + i % r.K) % 9 - 1;
+  const Buffer<int> device_expert(expert);
+  const Filled<float> weight(r.R), map(2 * r.D), vector(r.D);
+  Buffer<float> d_weight(r.R), coefficient(2 * static_cast<std::size_t>(r.T)), sums(2 * r.D),
+      scratch(kernels::zero_expert_scratch(r.T, r.D, 1));
+  double chosen = 0;  // tokens
+  for (int t = 0; t < r.T; ++t) {
+    bool any = false;
+    for (int k = 0; k < r.K; ++k) any |= expert[t * r.K + k] == 7;
+    chosen += any;
+  }
+  const double row = 2.0 * r.D * chosen;
+  for (const bool constant : {false, true}) {
+    const kernels::ZeroExpertChoice choice{device_expert.get(), nullptr, 7, constant ? 7 : 8, 8, -1};
+    const std::string name = constant ? ", constant" : ", copy";
+    clock.time("zero_experts" + name + of, 3 * row + 4.0 * r.R, [&](Stream s) {
+      kernels::zero_experts(kernels::ZeroExperts<bf16>{choice, x.get(), weight.get(), map.get(), vector.get(),
+                                                       out.get(), r.T, r.K, r.D, constant},
+                            s);
+    });
+    clock.time("zero_experts_backward" + name + of, (constant ? 6 : 4) * row + 4.0 * r.R, [&](Stream s) {
+      kernels::zero_experts_backward(
+          kernels::ZeroExpertsBackward<bf16>{choice, x.get(), dy.get(), weight.get(), map.get(), vector.get(),
+                                             out.get(), d_weight.get(), coefficient.get(), r.T, r.K, r.D, constant},
+          s);
+      kernels::zero_expert_sums(kernels::ZeroExpertSums<bf16>{x.get(), dy.get(), coefficient.get(), sums.get(),
+                                                              scratch.get(), r.T, r.D, constant},
+                                s);
+    });
+  }
+}
+
 // A sixth of the assignments without a place, a quarter of the experts full.
 void time_proposals(Clock& clock, const Routed& r, const std::string& of) {
   constexpr int kEvery = 6;
@@ -170,6 +260,8 @@ void time_routing(Clock& clock, const RoutingTimings& shape) {
   time_scores(clock, routed, shape.suffix);
   time_rows(clock, routed, shape.suffix);
   time_noise(clock, routed, shape.suffix);
+  time_choice(clock, routed, shape.suffix);
+  time_input(clock, routed, shape.suffix);
   time_proposals(clock, routed, shape.suffix);
   time_row_dropout(clock, routed, shape.hidden, shape.suffix);
 }

@@ -1,4 +1,5 @@
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -36,6 +37,9 @@ std::vector<double> time_runs(const std::function<void()>& work, int device, boo
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
   for (int i = 0; i < warm_ups; ++i) work();
   stream.synchronize();
+  // A pool whose graph is gone is freed by this alone, and never while another is recorded; what the warm-ups held is
+  // room for the graph's own pool.
+  if (record) c10::cuda::CUDACachingAllocator::emptyCache();
   at::cuda::CUDAGraph graph;
   const int runs = record ? runs_a_graph : 1;
   if (record)

@@ -37,9 +37,11 @@ Tensor TimedLayer::differentiate(const Tensor& out_TD, const Material& with) con
 
 PassTimes TimedLayer::time(const Material& with, const ComputeDevice& device, bool record, int repeats, int warm_ups,
                            int runs_a_graph) const {
-  return time_passes(
+  const PassTimes times = time_passes(
       {[&] { return forward(with.x_TD, with.step); }, [&](const Tensor& out_TD) { differentiate(out_TD, with); }},
       device.index(), record, repeats, warm_ups, runs_a_graph);
+  with.x_TD.mutable_grad() = Tensor();  // it lies in the graph's pool, and would keep that
+  return times;
 }
 
 std::pair<Tensor, Tensor> TimedLayer::values(const Material& with) {

@@ -126,7 +126,7 @@ void describe(V& v, InlConfig& c) {
   v.field("mu_min", c.mu_min, any(), "Lower bound on mu. With mu_max, both 0: mu is free.", "M8");
   v.field("mu_max", c.mu_max, any(), "Upper bound on mu.", "M8");
   v.field("carry_velocity", c.carry_velocity, any(),
-          "Start a step from the last step's velocity instead of 0. Only for text that is read in order.", "M8");
+          "Refused: to start from the last step's velocity needs text that is read in order.", "M8");
 }
 
 template <class V>

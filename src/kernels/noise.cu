@@ -12,11 +12,7 @@ __global__ void __launch_bounds__(kThreads) noise_kernel(NoiseDraw a, int lanes)
   const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
   if (t >= a.tokens) return;
   const std::uint64_t key = dropout_key(a.seed, *a.step, a.site);
-  std::uint64_t place = 0;
-  if (a.window) {
-    const unsigned sequence = static_cast<unsigned>(t) / a.seq_len, position = static_cast<unsigned>(t) % a.seq_len;
-    place = static_cast<std::uint64_t>(a.window[sequence] * a.seq_len + position);
-  }
+  const std::uint64_t place = noise_place(a, t);
   float* out = a.out + t * a.columns;
   for (int c = static_cast<int>(threadIdx.x % lanes) * 4; c < a.columns; c += lanes * 4) {
     const Draw4 draw = draw_noise(a.kind, philox(key, place, c / 4));

@@ -28,6 +28,13 @@ struct NoiseDraw {
 void noise(const NoiseDraw&, Stream);
 void noise_cpu(const NoiseDraw&, Range tokens);
 
+// The counter of a token's draws.
+SWITCHYARD_HOST_DEVICE std::uint64_t noise_place(const NoiseDraw& a, std::int64_t token) {
+  if (!a.window) return 0;
+  const unsigned t = static_cast<unsigned>(token);
+  return static_cast<std::uint64_t>(a.window[t / a.seq_len] * a.seq_len + t % a.seq_len);
+}
+
 struct Draw4 {
   float value[4];
 };

@@ -53,9 +53,6 @@ void Gpt::prepare(at::Device device, at::ScalarType activation_dtype) {
   tables_ = {};
   const auto options = at::TensorOptions().device(device);
   step_ = at::full({1}, host_step_, options.dtype(at::kLong));
-  if (config_.model.inl.enabled && config_.model.inl.carry_velocity)
-    velocity_TD_ = at::zeros({std::int64_t{config_.train.micro_batch} * config_.model.seq_len, config_.model.n_embd},
-                             options.dtype(at::kFloat));
   if (sparse_layers_ == 0) return;
   totals_.count_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kLong));
   totals_.prob_LE = at::zeros({sparse_layers_, router_columns(config_.moe)}, options.dtype(at::kFloat));
@@ -83,18 +80,6 @@ const ops::RotaryTables& Gpt::tables(const StepContext& step) {
   return tables_;
 }
 
-// A copy: the buffer is written before backward reads what forward began with.
-at::Tensor Gpt::first_velocity(const StepContext& step) const {
-  return step.training && velocity_TD_.defined() ? velocity_TD_.clone() : at::Tensor();
-}
-
-void Gpt::carry_velocity(const at::Tensor& v_TD, const StepContext& step) {
-  if (!step.training || !config_.model.inl.carry_velocity) return;
-  SWITCHYARD_ASSERT(velocity_TD_.sizes() == v_TD.sizes(), "carry_velocity: the micro-batch changed its size");
-  at::NoGradGuard no_grad;
-  velocity_TD_.copy_(at::nan_to_num(v_TD, 0, 0, 0));
-}
-
 at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given, KvCache* cache,
                            std::vector<Routing>& layers) {
   StepContext step = given;
@@ -108,7 +93,7 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
   const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
-  Stream stream{x0, at::Tensor(), x0, first_velocity(step)};
+  Stream stream{x0, at::Tensor(), x0, at::Tensor()};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
     std::optional<Routing> routing =
@@ -117,7 +102,6 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
     if (step.training && totals_.velocity_L.defined())
       totals_.velocity_L[static_cast<std::int64_t>(i)].add_(stream.v_TD.detach().square().mean());
   }
-  carry_velocity(stream.v_TD, step);
   return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
 }
 

@@ -60,12 +60,6 @@ class Gpt : public Layer {
   // Attempted steps so far: what the schedules of routers, capacities and warm-ups go by. Between replays of a graph.
   void set_step(std::int64_t step);
   std::int64_t step() const { return host_step_; }
-  // INL's velocity after the last block of the last training micro-batch, detached: with model.inl.carry_velocity the
-  // next one starts from it, position by position. Undefined without. Limits: the rows of a micro-batch must go on
-  // where the same rows of the last one ended, which windows drawn at random do not; each rank carries its own;
-  // micro-batches are all of train.micro_batch sequences; evaluation and generation start from 0; values that are not
-  // finite become 0.
-  const at::Tensor& carried_velocity() const { return velocity_TD_; }
   // After the optimizer's step, applied or not (apply [1]: 1 or 0): biases move (moe_spec R12). sum_over_ranks: of
   // int64 counts; empty with one rank. Nothing is read by the host.
   void finish_step(const at::Tensor& apply, const std::function<at::Tensor(const at::Tensor&)>& sum_over_ranks);
@@ -88,8 +82,6 @@ class Gpt : public Layer {
   // Auxiliary losses into `output`, counts into it (evaluation) or into the totals (training).
   void add_routing(std::vector<Routing> layers, const StepContext& step, ModelOutput& output);
   const ops::RotaryTables& tables(const StepContext& step);
-  at::Tensor first_velocity(const StepContext& step) const;
-  void carry_velocity(const at::Tensor& v_TD, const StepContext& step);
   const Parameter& head() const { return head_ ? head_->weight() : *embed_; }
 
   const Config config_;
@@ -106,7 +98,6 @@ class Gpt : public Layer {
   ops::RotaryTables tables_;
   at::Tensor step_;  // int64 [1], on the device
   std::int64_t host_step_ = 0;
-  at::Tensor velocity_TD_;  // fp32: see carried_velocity()
   RoutingTotals totals_;
   RoutingState state_;
 };

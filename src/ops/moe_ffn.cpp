@@ -88,7 +88,8 @@ struct Gradients {
 class MoeFfn : public torch::autograd::Function<MoeFfn> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& given_weight,
-                        const Tensor& /*up: links*/, const c10::intrusive_ptr<Call>& call) {
+                        const Tensor& /*up: links*/, const std::optional<Tensor>& /*of the zero experts: links*/,
+                        const std::optional<Tensor>& /*the same*/, const c10::intrusive_ptr<Call>& call) {
     const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
     Hidden hidden;
@@ -109,8 +110,10 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
       call->drop_(active);
       out = sum_rows(products->forward(active, *experts.down, plan), plan);
     }
+    if (call->options.zero.any()) add_zero_experts_(out, x, weight_TK, call->options.zero);
     if (!call->keep) hidden = {};
-    const Tensor input = hidden.rows_RD.defined() ? Tensor() : x;  // its rows are all that backward reads of it
+    // Where the rows of x are kept, they are all that backward of the experts reads of it.
+    const Tensor input = hidden.rows_RD.defined() && !call->options.zero.any() ? Tensor() : x;
     context->save_for_backward({input, weight_TK, hidden.pre, hidden.active_RN, hidden.rows_RD});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     context->saved_data["weight_type"] = static_cast<std::int64_t>(given_weight.scalar_type());
@@ -132,8 +135,11 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     experts.up->grad_added();
     const Tensor dx = sum_rows(d.dx_RD, plan);
     const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
-    return {dx, d_weight.to(static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt())), Tensor(),
-            Tensor()};
+    Tensor d_map, d_vector;
+    if (const ZeroExperts& zero = call.options.zero; zero.any())
+      std::tie(d_map, d_vector) = zero_experts_backward_(dx, d_weight, x, dy_TD, weight_TK, zero);
+    const auto weight_type = static_cast<at::ScalarType>(context->saved_data["weight_type"].toInt());
+    return {dx, d_weight.to(weight_type), Tensor(), d_map, d_vector, Tensor()};
   }
 
  private:
@@ -201,11 +207,13 @@ Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights&
   call->keep = at::GradMode::is_enabled() && !options.recompute;
   if (options.dropout.on())
     call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
-  return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, call);
+  return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, optional(options.zero.map_J2D),
+                       optional(options.zero.vector_JD), call);
 }
 
 Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,
-                         const ExpertWeights& experts, const HiddenDropout& dropout) {
+                         const ExpertWeights& experts, const MoeFfnOptions& options) {
+  const HiddenDropout& dropout = options.dropout;
   const Tensor up = attach(*experts.up), down = attach(*experts.down);
   const Tensor factor_RN = dropout.on() ? hidden_factors(expert_TK, experts, dropout).to(x_TD.scalar_type()) : Tensor();
   Tensor out = at::zeros_like(x_TD);
@@ -217,6 +225,7 @@ Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tens
     const Tensor weight = weight_TK.index({where[0], where[1]}).unsqueeze(1).to(active.scalar_type());
     out = out.index_add(0, where[0], at::mm(active * weight, down[e].t()));
   }
+  if (options.zero.any()) out = out + zero_experts_reference(x_TD, weight_TK, options.zero);
   return out;
 }
 

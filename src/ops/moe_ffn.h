@@ -5,6 +5,7 @@
 #include "ops/dispatch_plan.h"
 #include "ops/grouped_products.h"
 #include "ops/hidden_dropout.h"
+#include "ops/zero_experts.h"
 
 namespace switchyard::ops {
 
@@ -16,18 +17,19 @@ struct ExpertWeights {
 
 struct MoeFfnOptions {
   bool recompute = false;  // backward computes the hidden units again, from x and the plan, instead of keeping them
-  HiddenDropout dropout;
+  HiddenDropout dropout = {};
+  ZeroExperts zero = {};  // join the sum; their assignments have no row in the plan
 };
 
-// out[t] = sum_k weight[t,k] * down_e drop(act(up_e x[t])),  e = the expert of (t, k) in the plan.
-// x [T, D], weight [T, K] fp32. The weight's gradient comes from the activation A and its gradient, dw = <dA, A>, so
-// neither the experts' outputs nor the gathered x are kept: only x and the pre-activation, or A where that suffices, or
-// both where A comes with the products.
+// out[t] = sum_k weight[t,k] * down_e drop(act(up_e x[t])),  e = the expert of (t, k) in the plan; and what zero
+// experts add to it. x [T, D], weight [T, K] fp32. The weight's gradient comes from the activation A and its gradient,
+// dw = <dA, A>, so the experts' outputs are never kept: only the pre-activation, or A where that suffices, or both where
+// A comes with the products; and x, or its rows where the products leave them.
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
                const GroupedProducts& products, const MoeFfnOptions& options = {});
 
 // A loop over experts in plain ATen; expert_TK [T, K] int32.
 Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,
-                         const ExpertWeights& experts, const HiddenDropout& dropout = {});
+                         const ExpertWeights& experts, const MoeFfnOptions& options = {});
 
 }  // namespace switchyard::ops

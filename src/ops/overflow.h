@@ -1,5 +1,5 @@
-// ops/overflow.h: what becomes of assignments that no routed expert computes: their weights, and the experts without
-// products (moe_spec E8, E10). Plain ATen: differentiable, nothing is read by the host.
+// ops/overflow.h: what becomes of the weights of assignments that no routed expert computes (moe_spec E8, E10). Plain
+// ATen on [T, K]: differentiable, nothing is read by the host.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,18 +19,8 @@ Tensor rerouted_weight(const Tensor& weight_TK, const Tensor& score_TE, const Te
 // lost nothing, or whose survivors sum to 0, is unchanged.
 Tensor renormalized_after_drop(const Tensor& weight_TK, const Tensor& dropped_TK);
 
-// sum_k of the weights whose assignment `mask` marks, [T].
-Tensor weight_where(const Tensor& weight_TK, const Tensor& mask_TK);
-
 // The experts that the grouped products compute: -1 for assignments to zero experts (>= experts), and for those without
 // a place, or `null_index` where dropped ones have an expert of their own (null_expert = ffn).
 Tensor computed_experts(const Placement& placement, int experts, int null_index = -1);
-
-// sum_j weight[t,j] (a1 x_t + a2 v_j), (a1, a2) = softmax(W_j x_t): MoE++'s constant experts (Jin et al. 2024).
-// x [T, D], weight [T, J], map [J, 2, D], vector [J, D]; computed in the weights' type, returned in that of x.
-Tensor constant_experts(const Tensor& x_TD, const Tensor& weight_TJ, const Tensor& map_J2D, const Tensor& vector_JD);
-
-// weight_t x_t in the type of x: a copy expert.
-Tensor copy_expert(const Tensor& x_TD, const Tensor& weight_T);
 
 }  // namespace switchyard::ops

@@ -51,7 +51,8 @@ struct RouterLogits {
   Tensor x_TD;  // x itself, for its other readers: their gradient is added to in place (ops/gradient.h)
 };
 
-// logits = x W^T in fp32 whatever the type of x (moe_spec R4). x [T, D], on CUDA with D a multiple of 8; W [E, D] fp32.
+// logits = x W^T in fp32 whatever the type of x (moe_spec R4). x [T, D], on CUDA with D a multiple of 8; W [E, D] fp32,
+// or [D] as one row.
 RouterLogits router_logits(const Tensor& x_TD, const Parameter& w_ED);
 
 }  // namespace switchyard::ops

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/choice.h"
+#include "ops/launch.h"
+
 namespace switchyard::ops {
 namespace {
 
@@ -34,6 +37,66 @@ Tensor group_order(const Tensor& q, int experts, int groups, const RoutingRule& 
 }
 
 }  // namespace
+
+Tensor choice_scores(const Tensor& logits_TE, const Choice& choice, const RoutingRule& rule) {
+  const ChoiceNoise& noise = choice.noise;
+  const std::int64_t tokens = logits_TE.size(0);
+  const int columns = static_cast<int>(logits_TE.size(1));
+  SWITCHYARD_ASSERT(noise.scale == 0 || tokens == noise.key.window_B.numel() * noise.key.seq_len,
+                    "noise is drawn for the tokens of the key's windows");
+  const Tensor logits = logits_TE.detach().contiguous();
+  Tensor q = at::empty_like(logits);
+  const auto describe = [&](auto type) {
+    using T = typename decltype(type)::type;
+    const kernels::NoiseDraw draw{nullptr,
+                                  pointer<std::int64_t>(noise.key.window_B),
+                                  pointer<std::int64_t>(noise.key.step),
+                                  noise.key.seed,
+                                  noise.site,
+                                  tokens,
+                                  noise.key.seq_len,
+                                  columns,
+                                  noise.kind};
+    return kernels::ChoiceScores<T>{pointer<T>(logits),
+                                    pointer<float>(choice.bias_E),
+                                    pointer<bool>(choice.dropped_E),
+                                    pointer<T>(q),
+                                    tokens,
+                                    columns,
+                                    choice.experts,
+                                    rule.score,
+                                    static_cast<float>(noise.scale),
+                                    draw,
+                                    choice.groups.groups,
+                                    choice.groups.kept,
+                                    choice.groups.sum_of_two,
+                                    rule.top_k,
+                                    rule.seq_len,
+                                    rule.first_position,
+                                    rule.rotate_ties};
+  };
+  launch(
+      logits, describe,
+      [](const auto& work, kernels::Stream stream) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(work)>, kernels::ChoiceScores<float>>)
+          kernels::choice_scores(work, stream);
+      },
+      [](const auto& work) {
+        parallel_ranges(work.tokens, 64, [&](kernels::Range range) { kernels::choice_scores_cpu(work, range); });
+      });
+  return q;
+}
+
+Tensor choice_scores_reference(const Tensor& logits_TE, const Choice& choice, const RoutingRule& rule) {
+  Tensor logits = logits_TE.detach();
+  if (choice.noise.scale > 0)
+    logits = logits + choice.noise.scale *
+                          noise(choice.noise.kind, logits.size(0), logits.size(1), choice.noise.site, choice.noise.key);
+  Tensor q = scores_of(logits, rule.score);
+  if (choice.bias_E.defined()) q = q + choice.bias_E;
+  if (choice.dropped_E.defined()) q = without_experts(q, choice.dropped_E);
+  return limit_groups(q, choice.experts, choice.groups, rule);
+}
 
 Tensor limit_groups(const Tensor& q_TE, int experts, const GroupLimit& limit, const RoutingRule& rule) {
   if (limit.kept == limit.groups) return q_TE;

@@ -1,12 +1,11 @@
-// ops/selection.h: what a choice is made of beside the logits: scores q for router_scores, or choices outright. Plain
-// ATen, no gradients, no shape that depends on data.
+// ops/selection.h: what a choice is made of beside the logits: scores q for router_scores, or choices outright. No
+// gradients, no shape that depends on data.
 //
 // Columns [0, E) of q are the real experts; zero experts (moe_spec E10) may follow them up to E', and neither groups
 // nor whole-expert dropout touch those.
 #pragma once
 
-#include <vector>
-
+#include "ops/noise.h"
 #include "ops/router_scores.h"
 
 namespace switchyard::ops {
@@ -16,6 +15,30 @@ struct GroupLimit {
   int groups = 1, kept = 1;
   bool sum_of_two = true;  // a group's score: the sum of its 2 largest q (noaux_tc), or its largest (greedy)
 };
+
+// Noise added to logits for the choice alone (moe_spec R7).
+struct ChoiceNoise {
+  Noise kind = Noise::kGumbel;
+  double scale = 0;  // 0: none, and nothing else is read
+  std::uint64_t site = 0;
+  DropoutKey key = {};
+};
+
+// What q is made of; what is undefined or as it starts changes nothing.
+struct Choice {
+  int experts = 0;  // real ones: the first columns
+  ChoiceNoise noise;
+  Tensor bias_E;     // fp32, of every column
+  Tensor dropped_E;  // bool, of the real experts
+  GroupLimit groups;
+};
+
+// q = score(l + noise) + bias, with dropped experts and those of a token's other groups at -inf, in one pass (kernels/
+// choice.h). logits [T, E'] fp32 or fp64.
+Tensor choice_scores(const Tensor& logits_TE, const Choice& choice, const RoutingRule& rule);
+Tensor choice_scores_reference(const Tensor& logits_TE, const Choice& choice, const RoutingRule& rule);
+
+// Steps of the reference.
 
 // q [T, E'] with the experts of a token's other groups at -inf. Equal groups rank by their smallest rotated index
 // (moe_spec R6; rule: top_k, seq_len, first_position, rotate_ties). A group of which one expert is above -inf has that

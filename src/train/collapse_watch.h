@@ -2,10 +2,17 @@
 #pragma once
 
 #include <map>
+#include <set>
 
 #include "train/routing_table.h"
 
 namespace switchyard {
+
+// What has been seen, by layer: a run that is resumed warns of nothing twice.
+struct CollapseState {
+  std::map<int, std::vector<std::int64_t>> idle_steps_E;  // at least so many, seen at log lines
+  std::set<int> collapsed;
+};
 
 class CollapseWatch {
  public:
@@ -17,15 +24,14 @@ class CollapseWatch {
   // look.
   std::vector<std::string> look(const std::vector<LayerRouting>& layers, std::int64_t steps);
 
+  const CollapseState& state() const { return state_; }
+  void restore(CollapseState state) { state_ = std::move(state); }
+
  private:
-  struct Watched {
-    std::vector<std::int64_t> idle_steps_E;  // at least so many, seen at log lines
-    bool collapsed = false;
-  };
-  std::string finding(const LayerRouting& layer, const Watched& watched) const;
+  std::string finding(const LayerRouting& layer, const std::vector<std::int64_t>& seen_idle_E) const;
 
   const int top_k_, dead_window_;
-  std::map<int, Watched> layers_;
+  CollapseState state_;
 };
 
 }  // namespace switchyard

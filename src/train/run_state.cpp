@@ -29,10 +29,14 @@ void visit_fields(State& s, Visit visit) {
   visit("elapsed_s", s.elapsed_s);
   visit("resets", s.resets);
   visit("misses_evaluation", s.misses_evaluation);
+  visit("collapse.idle_steps", s.collapse.idle_steps_E);
+  visit("collapse.collapsed", s.collapse.collapsed);
 }
 
 // Fields that checkpoints of earlier versions lack: they keep their default.
-bool is_later(const std::string& name) { return name == "resets" || name == "misses_evaluation"; }
+bool is_later(const std::string& name) {
+  return name == "resets" || name == "misses_evaluation" || name.rfind("collapse.", 0) == 0;
+}
 
 }  // namespace
 

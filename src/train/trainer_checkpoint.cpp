@@ -52,6 +52,7 @@ void Trainer::restore() {
   restore_kept(*model_, snapshot.routing, world_.is_main(), latest->path);
   state_ = RunState::from_json(snapshot.state_json);
   model_->set_step(state_.step);
+  collapse_.restore(state_.collapse);
   loader_->check_resumable(state_.loader);
   scalars_->applied.fill_(state_.applied_steps);
   scalars_->skipped.fill_(state_.skipped_steps);
@@ -84,6 +85,7 @@ void Trainer::save(std::int64_t step) {
   state_.skipped_in_a_row = scalars_->skipped_in_a_row.item<std::int64_t>();
   state_.loader = loader_->state(step * micro_batches_ * world_.size());
   state_.world_size = world_.size();
+  state_.collapse = collapse_.state();
   if (world_.is_main()) {
     Snapshot snapshot;
     for (const auto& parameter : model_->store().all())

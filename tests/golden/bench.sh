@@ -69,6 +69,9 @@ for shape, (t, d, n, e, k) in zip(result["shapes"], ((64, 32, 24, 8, 2), (33, 16
         assert "failure" not in feature and feature["fwd_us"] > 0, feature
         assert feature["fwd_added_us"] < feature["fwd_us"], feature
     assert features["capacity: reroute"]["options"] == "--moe.capacity_factor 1 --moe.overflow reroute", features
+    against = {name: feature["against"] for name, feature in features.items()}
+    assert against["capacity: reroute"] == "capacity" and against["zero experts: copy"] == "a zero expert", against
+    assert against["capacity: drop"] == against["z-loss"] == "", against
 rows = [line for line in open(sys.argv[2]) if line.endswith("   with products\n")]
 assert len(rows) == 8, rows
 EOF

@@ -164,6 +164,8 @@ void check_rows(Report&);
 void check_router_logits(Report&);
 void check_routing(Report&);
 void check_selection(Report&);
+void check_choice(Report&);
+void check_zero_experts(Report&);
 void check_reroute(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);

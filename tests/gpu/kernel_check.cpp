@@ -85,6 +85,8 @@ const Part kParts[] = {
     {"router_logits", gpu_check::check_router_logits},
     {"routing", gpu_check::check_routing},
     {"selection", gpu_check::check_selection},
+    {"choice", gpu_check::check_choice},
+    {"zero_experts", gpu_check::check_zero_experts},
     {"reroute", gpu_check::check_reroute},
     {"dispatch", gpu_check::check_dispatch},
     {"grouped_gemm", gpu_check::check_grouped_gemm, kernels::grouped_gemm_supported},

@@ -256,21 +256,6 @@ TEST(InlInTheModel, ASharedModuleTakesTheSumOfItsUses) {
   }
 }
 
-TEST(InlInTheModel, CarriedVelocityStartsTheNextMicroBatchAlone) {
-  for (const char* recompute : {"none", "block"}) {
-    Config config = Built::parsed(joined(kInl, {{"train.recompute", recompute}}));
-    config.model.inl.carry_velocity = true;
-    Built carrying(config), forgetting(joined(kInl, {{"train.recompute", recompute}}));
-    EXPECT_TRUE(at::equal(carrying.train(), forgetting.train())) << "the first starts from 0";
-    const at::Tensor carried = carrying.model.carried_velocity().clone(), before = carrying.logits();
-    EXPECT_GT(carried.abs().sum().item<float>(), 0);
-    EXPECT_TRUE(at::equal(before, forgetting.logits())) << "evaluation starts from 0";
-    EXPECT_TRUE(at::equal(carried, carrying.model.carried_velocity())) << "and leaves it";
-    EXPECT_FALSE(at::equal(carrying.train(), forgetting.train()));
-    EXPECT_FALSE(at::equal(carried, carrying.model.carried_velocity()));
-  }
-}
-
 #ifdef SWITCHYARD_WITH_MOE
 
 struct Layer0 {
@@ -352,6 +337,13 @@ TEST(WarmUp, BlendScalesTheRoutedSumAlone) {
   for (int layer = 1; layer < 3; ++layer)
     dense.weight("blocks." + std::to_string(layer) + ".moe.mix").master.fill_(-200);
   EXPECT_TRUE(at::equal(flexible.logits(), dense.logits())) << "m = 0 leaves the dense path";
+}
+
+TEST(WarmUp, AveragingLeavesPaddingOut) {
+  const at::Tensor real = at::tensor({1, 0, 1}).to(at::kBool);
+  const Dispatched rows = WarmUp::every_expert(at::zeros({3, 8}), 4, real);
+  EXPECT_TRUE(at::equal(rows.expert_TK.ge(0), real.unsqueeze(1).expand({3, 4})));
+  EXPECT_TRUE(WarmUp::every_expert(at::zeros({3, 8}), 4, {}).expert_TK.ge(0).all().item<bool>());
 }
 
 TEST(WarmUp, IsOffBitwiseOnceItIsOver) {

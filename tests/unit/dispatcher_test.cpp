@@ -115,7 +115,7 @@ TEST(Dispatcher, OffHandsOnTheRoutersOwnTensors) {
   const Dispatched rows = dispatcher.place(random({kTokens, kWidth}, 2), routing, step_of());
   EXPECT_TRUE(rows.expert_TK.is_same(routing.scores.expert_TK));
   EXPECT_TRUE(rows.weight_TK.is_same(routing.scores.weight_TK));
-  EXPECT_FALSE(rows.beside_TD.defined());
+  EXPECT_FALSE(rows.zero.any());
   EXPECT_FALSE(routing.diverted.dropped.defined());
 }
 

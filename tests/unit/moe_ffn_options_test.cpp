@@ -94,7 +94,7 @@ TEST(HiddenDropout, MatchesTheLoopOverExpertsWithTheSameMask) {
           const HiddenDropout dropout = draws(p, {4, 900, 17}, device);
           const auto got = with(layer, {false, dropout});
           const auto want = outcome(layer, [&](const Tensor& x, const Tensor& weight) {
-            return moe_ffn_reference(x, weight, choices(device), layer.weights(), dropout);
+            return moe_ffn_reference(x, weight, choices(device), layer.weights(), {false, dropout, {}});
           });
           for (std::size_t i = 0; i < got.size(); ++i)
             EXPECT_LT(relative(got[i], want[i]), 3e-5) << p << " result " << i;

@@ -63,7 +63,10 @@ struct Bench {
     const Parameter* weight = router->norm_weight();
     return {x, weight ? ops::router_logits(x, *weight).logits_TE : Tensor()};
   }
-  Routing route(const StepContext& step) const { return router->route(input(), step); }
+  Routing route(const StepContext& step) const {
+    RouterInput in = input();
+    return router->route(in, step);
+  }
   Tensor weight() const { return store.find("router.weight")->compute.detach(); }
   Tensor plain_logits() const { return at::mm(x.detach(), weight().t()); }
 };
@@ -177,7 +180,8 @@ TEST(TopkRouter, ClippedLogitsSaturateAndTheZLossSeesThemWhole) {
     StepContext step = step_of(true);
     const Tensor real = padded ? at::arange(kTokens).remainder(kSequence).lt(11) : at::ones({kTokens}, at::kBool);
     if (padded) step.real_T = real;
-    const Routing got = bench.router->route({bench.x, logits}, step);
+    RouterInput in{bench.x, logits};
+    const Routing got = bench.router->route(in, step);
     const Tensor clipped = logits.detach().clamp(-1, 1).requires_grad_(true);
     const ops::RouterScores want = ops::router_scores(clipped, {Tensor(), Tensor(), step.real_T}, rule_of(config));
     EXPECT_TRUE(at::equal(got.scores.expert_TK, want.expert_TK));

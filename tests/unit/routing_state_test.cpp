@@ -14,6 +14,7 @@
 #include "train/collapse_watch.h"
 #include "train/kept_routing.h"
 #include "train/routing_reader.h"
+#include "train/run_state.h"
 
 namespace switchyard {
 namespace {
@@ -292,6 +293,20 @@ TEST(Collapse, IsToldOnceUntilItRecovers) {
   EXPECT_NE(idle[0].find("6 of 10 experts had no token for 20 steps"), std::string::npos) << idle[0];
   CollapseWatch all(3, 20);
   EXPECT_TRUE(all.look(layer({10, 10, 10}), 10).empty());  // every expert is chosen
+}
+
+TEST(Collapse, IsNotToldAgainByARunThatIsResumed) {
+  const std::vector<LayerRouting> all_on_two{{3, {50, 48, 1, 1}}}, idle{{5, {50, 50, 50, 0, 0, 0, 0}}};
+  CollapseWatch before(2, 20), fresh(2, 20), after(2, 20);
+  ASSERT_EQ(before.look(all_on_two, 10).size(), 1u);
+  EXPECT_TRUE(before.look(idle, 10).empty());
+  RunState saved;
+  saved.collapse = before.state();
+  after.restore(RunState::from_json(saved.to_json()).collapse);
+  EXPECT_EQ(fresh.look(all_on_two, 10).size(), 1u);
+  EXPECT_TRUE(after.look(all_on_two, 10).empty());
+  EXPECT_TRUE(fresh.look(idle, 10).empty());
+  EXPECT_EQ(after.look(idle, 10).size(), 1u) << "the steps without a token go on";
 }
 
 TEST(Activations, NameTheFirstLayerThatIsNotFinite) {

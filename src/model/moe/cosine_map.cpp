@@ -24,8 +24,10 @@ CosineMap::CosineMap(ParameterStore& store, const std::string& name, std::int64_
       log_scale_(declare(store, "log_scale", ParameterKind::kRouterVector, {1},
                          {Init::Kind::kConstant, std::log(scale_init)})) {}
 
-at::Tensor CosineMap::logits(const at::Tensor& x_TD, const Parameter& vectors) const {
-  const at::Tensor direction = unit_rows(ops::router_logits(x_TD, project_).logits_TE + attach(bias_));
+at::Tensor CosineMap::logits(at::Tensor& x_TD, const Parameter& vectors) const {
+  const ops::RouterLogits projected = ops::router_logits(x_TD, project_);
+  x_TD = projected.x_TD;
+  const at::Tensor direction = unit_rows(projected.logits_TE + attach(bias_));
   const at::Tensor cosine = at::mm(direction, unit_rows(attach(vectors)).t());
   return attach(log_scale_).exp().clamp_max(kLargestScale) * cosine;
 }

@@ -12,8 +12,8 @@ class CosineMap : public Layer {
  public:
   CosineMap(ParameterStore& store, const std::string& name, std::int64_t width, std::int64_t dim, double scale_init);
 
-  // x [T, D] of any type -> [T, E] fp32 (fp64 in tests).
-  at::Tensor logits(const at::Tensor& x_TD, const Parameter& vectors) const;
+  // x [T, D] of any type -> [T, E] fp32 (fp64 in tests). x becomes what its other readers take (ops/gradient.h).
+  at::Tensor logits(at::Tensor& x_TD, const Parameter& vectors) const;
 
  private:
   const Parameter &project_, &bias_, &log_scale_;

@@ -68,15 +68,15 @@ bool Dispatcher::limited(const StepContext& step) const {
 
 Dispatched Dispatcher::place(const at::Tensor& x_TD, Routing& routing, const StepContext& step) const {
   const int experts = config_.moe.n_experts;
-  Dispatched out{routing.scores.expert_TK, routing.scores.weight_TK, at::Tensor()};
+  Dispatched out{x_TD, routing.scores.expert_TK, routing.scores.weight_TK, {}};
   at::Tensor importance_T;
   if (importance_) {
-    importance_T = importance_->of(x_TD);
+    importance_T = importance_->of(out.x_TD);
     out.weight_TK = importance_->weighted(out.weight_TK, importance_T);
   }
   ops::Placement placement{out.expert_TK, at::Tensor(), at::Tensor()};
   if (limited(step)) placement = placed(routing, importance_T, out.weight_TK, step);
-  if (null_) out.beside_TD = null_->forward(x_TD, out.weight_TK, placement);
+  if (null_) out.zero = null_->of(placement);
   if (limited(step) || routing.experts > experts)
     out.expert_TK = ops::computed_experts(placement, experts, has_null_ffn(config_.moe) ? experts : -1);
   return out;

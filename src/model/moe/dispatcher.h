@@ -19,7 +19,7 @@ class Dispatcher : public Layer {
   // name: of the sparse layer
   Dispatcher(ParameterStore& store, const std::string& name, const Config& config);
 
-  // x [T, D] the layer's input. Counts what it diverts in routing.diverted.
+  // x [T, D] the layer's input, handed on for its other readers. Counts what it diverts in routing.diverted.
   Dispatched place(const at::Tensor& x_TD, Routing& routing, const StepContext& step) const;
 
  private:

@@ -36,9 +36,10 @@ ops::HiddenDropout Experts::hidden_dropout(const StepContext& step) const {
   return {step.training ? hidden_dropout_ : 0, draw_site(RouterDraw::kHidden, layer_), step.dropout};
 }
 
-at::Tensor Experts::forward(const at::Tensor& x_TD, const Dispatched& rows, const StepContext& step) const {
-  const ops::MoeFfnOptions options{recompute_, hidden_dropout(step)};
-  if (reference_) return ops::moe_ffn_reference(x_TD, rows.weight_TK, rows.expert_TK, weights_, options.dropout);
+at::Tensor Experts::forward(const Dispatched& rows, const StepContext& step) const {
+  const at::Tensor& x_TD = rows.x_TD;
+  const ops::MoeFfnOptions options{recompute_, hidden_dropout(step), rows.zero};
+  if (reference_) return ops::moe_ffn_reference(x_TD, rows.weight_TK, rows.expert_TK, weights_, options);
   const auto& products =
       step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
   const ops::DispatchPlan plan =

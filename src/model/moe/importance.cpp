@@ -1,5 +1,8 @@
 #include "model/moe/importance.h"
 
+#include "ops/router_scores.h"
+#include "ops/row_norms.h"
+
 namespace switchyard {
 
 TokenImportance::TokenImportance(ParameterStore& store, const std::string& name, std::int64_t width, bool learned)
@@ -9,10 +12,11 @@ TokenImportance::TokenImportance(ParameterStore& store, const std::string& name,
   bias_ = &declare(store, "bias", ParameterKind::kRouterVector, {1}, {Init::Kind::kConstant, 0});
 }
 
-at::Tensor TokenImportance::of(const at::Tensor& x_TD) const {
-  if (!weight_D_) return x_TD.detach().to(at::kFloat).square().sum(1).sqrt();
-  const at::Tensor u = attach(*weight_D_);
-  return at::mv(x_TD.to(u.scalar_type()), u) + attach(*bias_);
+at::Tensor TokenImportance::of(at::Tensor& x_TD) const {
+  if (!weight_D_) return ops::row_norms(x_TD.detach());
+  const ops::RouterLogits logit = ops::router_logits(x_TD, *weight_D_);
+  x_TD = logit.x_TD;
+  return logit.logits_TE.squeeze(1) + attach(*bias_);
 }
 
 at::Tensor TokenImportance::weighted(const at::Tensor& weight_TK, const at::Tensor& importance_T) const {

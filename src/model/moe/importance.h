@@ -10,8 +10,9 @@ class TokenImportance : public Layer {
   // Declares weight [D] and bias [1] when learned, both 0 at first: then nothing is scaled.
   TokenImportance(ParameterStore& store, const std::string& name, std::int64_t width, bool learned);
 
-  // norm: the length of x_t. learned: u x_t + b in fp32, differentiable. [T]
-  at::Tensor of(const at::Tensor& x_TD) const;
+  // norm: the length of x_t. learned: u x_t + b in fp32, differentiable. [T]; x becomes what its other readers take
+  // (ops/gradient.h).
+  at::Tensor of(at::Tensor& x_TD) const;
   // weight * 2 sigmoid(importance) when learned: sorting gives u no gradient, this does. Otherwise weight itself.
   at::Tensor weighted(const at::Tensor& weight_TK, const at::Tensor& importance_T) const;
 

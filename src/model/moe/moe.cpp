@@ -22,26 +22,30 @@ Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, 
         "flexible", std::make_shared<FlexibleFfn>(store, name, shape.dense, config.moe.combine_init, policy));
 }
 
-at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, const StepContext& step) const {
-  at::Tensor fade = warm_up_.fade(step), out_TD = routed_TD;
+at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, at::Tensor fade,
+                       const StepContext& step) const {
+  at::Tensor out_TD = routed_TD;
   const at::Tensor shared_TD = shared_ ? shared_->forward(x_TD, step) : at::Tensor();
   if (fade.defined() && warm_up_.averages(step)) {
     out_TD = shared_ ? ops::mix(out_TD, shared_TD, fade) : ops::scaled(out_TD, fade);
     fade = at::Tensor();
-  } else {
-    if (fade.defined() && !flexible_) out_TD = ops::scaled(out_TD, fade);
-    if (shared_) out_TD = out_TD + shared_TD;
+  } else if (shared_) {
+    out_TD = out_TD + shared_TD;
   }
   return flexible_ ? flexible_->forward(x_TD, out_TD, fade, step) : out_TD;
 }
 
-MoeOutput Moe::forward(const RouterInput& in, const StepContext& step) const {
+MoeOutput Moe::forward(RouterInput in, const StepContext& step) const {
   Routing routing = router_->route(in, step);
-  const Dispatched rows = warm_up_.averages(step) ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts)
-                                                  : dispatcher_->place(in.x_TD, routing, step);
-  at::Tensor out_TD = experts_->forward(in.x_TD, rows, step);
-  if (rows.beside_TD.defined()) out_TD = out_TD + rows.beside_TD;
-  out_TD = joined(out_TD, in.x_TD, step);
+  const bool averages = warm_up_.averages(step);
+  Dispatched rows = averages ? WarmUp::every_expert(in.x_TD, config_.moe.n_experts, step.real_T)
+                             : dispatcher_->place(in.x_TD, routing, step);
+  at::Tensor fade = warm_up_.fade(step);
+  if (fade.defined() && !averages && !flexible_) {
+    rows.weight_TK = rows.weight_TK * fade;  // the sum is linear in the weights: no pass over [T, D]
+    fade = at::Tensor();
+  }
+  at::Tensor out_TD = joined(experts_->forward(rows, step), rows.x_TD, fade, step);
   if (inject_ && step.training) {
     const at::Tensor weighted_L = layer_losses(stacked({routing}), config_, step).weighted_L;
     if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);

@@ -27,11 +27,12 @@ class Moe : public Layer {
   // What the norm before the layer multiplies with, or null (Router::norm_weight).
   const Parameter* norm_weight() const { return router_->norm_weight(); }
   // The whole layer, in the order of moe_spec 2.9. Returns [T, D].
-  MoeOutput forward(const RouterInput& in, const StepContext& step) const;
+  MoeOutput forward(RouterInput in, const StepContext& step) const;
 
  private:
-  // What stands beside the routed experts joins their sum.
-  at::Tensor joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, const StepContext& step) const;
+  // What stands beside the routed experts joins their sum. fade: WarmUp::fade where it is not in that sum already.
+  at::Tensor joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, at::Tensor fade,
+                    const StepContext& step) const;
 
   const Config config_;
   const bool inject_;

@@ -1,7 +1,6 @@
 #include "model/moe/null_experts.h"
 
 #include "base/text.h"
-#include "ops/overflow.h"
 
 namespace switchyard {
 
@@ -25,29 +24,23 @@ NullExperts::NullExperts(ParameterStore& store, const std::string& name, const C
   if (null_ == "constant") add("null");
 }
 
-at::Tensor NullExperts::forward(const at::Tensor& x_TD, const at::Tensor& weight_TK,
-                                const ops::Placement& placement) const {
-  const at::Tensor& expert_TK = placement.expert_TK;
-  const bool to_null = placement.dropped_TK.defined();
-  at::Tensor out_TD;
-  const auto add = [&](const at::Tensor& part_TD) { out_TD = out_TD.defined() ? out_TD + part_TD : part_TD; };
-
-  at::Tensor copied_TK;
-  if (first_constant_ > first_copy_) copied_TK = expert_TK.ge(first_copy_).logical_and(expert_TK.lt(first_constant_));
-  if (to_null && null_ == "copy")
-    copied_TK = copied_TK.defined() ? copied_TK.logical_or(placement.dropped_TK) : placement.dropped_TK;
-  if (copied_TK.defined()) add(ops::copy_expert(x_TD, ops::weight_where(weight_TK, copied_TK)));
-
-  std::vector<at::Tensor> weights, maps, vectors;
-  const auto constant = [&](const at::Tensor& chosen_TK, const ConstantExpert& expert) {
-    weights.push_back(ops::weight_where(weight_TK, chosen_TK));
-    maps.push_back(attach(expert.map()));
-    vectors.push_back(attach(expert.vector()));
-  };
-  for (int e = first_constant_; e < end_; ++e) constant(expert_TK.eq(e), *constants_[e - first_constant_]);
-  if (to_null && null_ == "constant") constant(placement.dropped_TK, *constants_.back());
-  if (!weights.empty()) add(ops::constant_experts(x_TD, at::stack(weights, 1), at::stack(maps), at::stack(vectors)));
-  return out_TD;
+ops::ZeroExperts NullExperts::of(const ops::Placement& placement) const {
+  const bool to_null = placement.dropped_TK.defined() && (null_ == "copy" || null_ == "constant");
+  ops::ZeroExperts zero;
+  if (end_ == first_copy_ && !to_null) return zero;
+  zero.expert_TK = placement.expert_TK;
+  zero.first_copy = first_copy_, zero.first_constant = first_constant_, zero.end = end_;
+  if (to_null) {
+    zero.dropped_TK = placement.dropped_TK;
+    zero.of_dropped = null_ == "copy" ? kernels::kCopy : kernels::kConstant + static_cast<int>(constants_.size()) - 1;
+  }
+  std::vector<at::Tensor> maps, vectors;
+  for (const auto& constant : constants_) {
+    maps.push_back(attach(constant->map()));
+    vectors.push_back(attach(constant->vector()));
+  }
+  if (!maps.empty()) zero.map_J2D = at::stack(maps), zero.vector_JD = at::stack(vectors);
+  return zero;
 }
 
 }  // namespace switchyard

@@ -7,6 +7,7 @@
 #include "config/config.h"
 #include "ops/layer.h"
 #include "ops/placement.h"
+#include "ops/zero_experts.h"
 
 namespace switchyard {
 
@@ -26,9 +27,9 @@ class NullExperts : public Layer {
   // name: of the sparse layer. Router columns from n_experts on are zero, then copy, then constant experts.
   NullExperts(ParameterStore& store, const std::string& name, const Config& config);
 
-  // The sum of weight * Z(x) over assignments to zero experts, and over dropped ones where there is a null expert; [T,
-  // D] of x's type, undefined where it is 0 for every token. placement.dropped_TK undefined: nothing was dropped.
-  at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& weight_TK, const ops::Placement& placement) const;
+  // Assignments to zero experts, and dropped ones where there is a null expert; none where they add 0 for every token.
+  // placement.dropped_TK undefined: nothing was dropped.
+  ops::ZeroExperts of(const ops::Placement& placement) const;
 
  private:
   std::string null_;  // what the null expert is; empty: there is none

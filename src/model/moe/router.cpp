@@ -4,7 +4,7 @@
 
 #include "model/moe/balance.h"
 #include "model/moe/token_id_router.h"
-#include "ops/noise.h"
+#include "ops/jitter.h"
 
 namespace switchyard {
 namespace {
@@ -64,20 +64,22 @@ ops::RoutingRule TopkRouter::rule(const StepContext& step) const {
   return rule;
 }
 
-at::Tensor TopkRouter::jittered(const at::Tensor& x_TD, const StepContext& step) const {
-  const at::Tensor u = ops::noise(ops::Noise::kUniform, x_TD.size(0), x_TD.size(1),
-                                  draw_site(RouterDraw::kJitter, place_.layer), step.dropout);
-  const at::Tensor factor = u * (2 * config_.noise_scale) + (1 - config_.noise_scale);
-  return x_TD.scalar_type() == at::kDouble ? x_TD * factor : x_TD.to(at::kFloat) * factor;
-}
-
-at::Tensor TopkRouter::logits(const RouterInput& in, const StepContext& step) const {
+at::Tensor TopkRouter::logits(RouterInput& in, const StepContext& step) const {
   if (!reads_input_) return in.logits_TE;
-  const at::Tensor x = step.training && config_.noise == "jitter" ? jittered(in.x_TD, step) : in.x_TD;
-  return cosine_ ? cosine_->logits(x, weight_) : ops::router_logits(x, weight_).logits_TE;
+  const auto map = [&](at::Tensor& x_TD) {
+    if (cosine_) return cosine_->logits(x_TD, weight_);
+    const ops::RouterLogits logits = ops::router_logits(x_TD, weight_);
+    x_TD = logits.x_TD;
+    return logits.logits_TE;
+  };
+  if (!step.training || config_.noise != "jitter") return map(in.x_TD);
+  at::Tensor jittered_TD;
+  std::tie(jittered_TD, in.x_TD) =
+      ops::jitter(in.x_TD, config_.noise_scale, draw_site(RouterDraw::kJitter, place_.layer), step.dropout);
+  return map(jittered_TD);
 }
 
-Routing TopkRouter::route(const RouterInput& in, const StepContext& step) const {
+Routing TopkRouter::route(RouterInput& in, const StepContext& step) const {
   const at::Tensor whole_TE = logits(in, step);
   const double clip = config_.logit_clip;
   Routing routing;

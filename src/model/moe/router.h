@@ -21,8 +21,8 @@ class Router : public Layer {
   // The map [E, D] in fp32 whose product with the layer's input comes with the norm before it (ops/add_norm.h); null:
   // the router reads x itself.
   virtual const Parameter* norm_weight() const { return nullptr; }
-  // T a multiple of step.seq_len.
-  virtual Routing route(const RouterInput& in, const StepContext& step) const = 0;
+  // T a multiple of step.seq_len. in.x_TD becomes what the input's other readers take (ops/gradient.h).
+  virtual Routing route(RouterInput& in, const StepContext& step) const = 0;
 };
 
 // The router of router.type.
@@ -34,13 +34,11 @@ class TopkRouter : public Router {
   TopkRouter(ParameterStore& store, const std::string& name, const Config& config, const RouterPlace& place);
 
   const Parameter* norm_weight() const override { return reads_input_ ? nullptr : &weight_; }
-  Routing route(const RouterInput& in, const StepContext& step) const override;
+  Routing route(RouterInput& in, const StepContext& step) const override;
 
  private:
   ops::RoutingRule rule(const StepContext& step) const;
-  at::Tensor logits(const RouterInput& in, const StepContext& step) const;
-  // x in fp32 with a factor of U(1 - noise_scale, 1 + noise_scale) on each channel (Fedus et al. 2021).
-  at::Tensor jittered(const at::Tensor& x_TD, const StepContext& step) const;
+  at::Tensor logits(RouterInput& in, const StepContext& step) const;
 
   const RouterConfig config_;
   const RouterPlace place_;

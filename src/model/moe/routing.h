@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/router_scores.h"
+#include "ops/zero_experts.h"
 
 namespace switchyard {
 
@@ -30,9 +31,10 @@ inline std::vector<at::Tensor*> tensors_of(Routing& r) {
 
 // Which expert computes what: the router's choice after capacities.
 struct Dispatched {
-  at::Tensor expert_TK;  // int32; -1: none does
-  at::Tensor weight_TK;  // fp32, differentiable
-  at::Tensor beside_TD;  // what null and zero experts add to their sum; undefined: nothing
+  at::Tensor x_TD;        // the layer's input, for those that read it from here on
+  at::Tensor expert_TK;   // int32; -1: none does
+  at::Tensor weight_TK;   // fp32, differentiable
+  ops::ZeroExperts zero;  // null and zero experts, which join their sum
 };
 
 }  // namespace switchyard

@@ -1,15 +1,14 @@
 #include "model/moe/selection.h"
 
-#include "ops/noise.h"
-
 namespace switchyard {
 
 ExpertSelection::ExpertSelection(const Config& config, const RouterPlace& place)
     : place_(place),
       experts_(config.moe.n_experts),
-      gaussian_(config.router.noise == "gaussian"),
       forced_(config.router.force_balanced),
-      noise_scale_(gaussian_ || config.router.noise == "gumbel" ? config.router.noise_scale : 0),
+      noise_(config.router.noise == "gaussian" ? ops::Noise::kGaussian : ops::Noise::kGumbel),
+      noise_scale_(config.router.noise == "gaussian" || config.router.noise == "gumbel" ? config.router.noise_scale
+                                                                                        : 0),
       dropout_(config.moe.expert_dropout),
       groups_{config.router.n_group, config.router.topk_group, config.router.topk_method == "noaux_tc"} {}
 
@@ -31,20 +30,17 @@ ops::Selection ExpertSelection::select(const at::Tensor& logits_TE, const ops::R
 
 at::Tensor ExpertSelection::scores(const at::Tensor& logits_TE, const ops::RoutingRule& rule,
                                    const StepContext& step) const {
-  at::Tensor logits = logits_TE.detach();
-  if (step.training && noise_scale_ > 0) {
-    const auto kind = gaussian_ ? ops::Noise::kGaussian : ops::Noise::kGumbel;
-    const at::Tensor noise =
-        ops::noise(kind, logits.size(0), logits.size(1), draw_site(RouterDraw::kNoise, place_.layer), step.dropout);
-    logits = logits + noise_scale_ * noise;
-  }
-  at::Tensor q = ops::scores_of(logits, rule.score);
-  if (const at::Tensor bias = place_.state->bias_E(place_.row); bias.defined()) q = q + bias;
+  ops::Choice choice;
+  choice.experts = experts_;
+  choice.bias_E = place_.state->bias_E(place_.row);
+  choice.groups = groups_;
+  if (step.training && noise_scale_ > 0)
+    choice.noise = {noise_, noise_scale_, draw_site(RouterDraw::kNoise, place_.layer), step.dropout};
   if (step.training && dropout_ > 0) {
     const at::Tensor u = ops::step_uniform(experts_, draw_site(RouterDraw::kDropout, place_.layer), step.dropout);
-    q = ops::without_experts(q, ops::dropped_experts(u, dropout_, rule.top_k, groups_));
+    choice.dropped_E = ops::dropped_experts(u, dropout_, rule.top_k, groups_);
   }
-  return ops::limit_groups(q, experts_, groups_, rule);
+  return ops::choice_scores(logits_TE, choice, rule);
 }
 
 }  // namespace switchyard

@@ -35,7 +35,8 @@ class ExpertSelection {
 
   const RouterPlace place_;
   const int experts_;  // real ones
-  const bool gaussian_, forced_;
+  const bool forced_;
+  const ops::Noise noise_;
   const double noise_scale_;  // 0: none on logits
   const double dropout_;
   const ops::GroupLimit groups_;

@@ -10,7 +10,7 @@ TokenIdRouter::TokenIdRouter(const std::string& name, const Config& config)
       top_k_(config.router.top_k),
       weight_(config.router.routed_scaling_factor / config.router.top_k) {}
 
-Routing TokenIdRouter::route(const RouterInput& in, const StepContext& step) const {
+Routing TokenIdRouter::route(RouterInput& in, const StepContext& step) const {
   const auto floats = in.x_TD.options().dtype(at::kFloat).requires_grad(false);
   at::Tensor expert = ops::experts_of_ids(step.token_T, experts_, top_k_);
   at::Tensor weight = at::full(expert.sizes(), weight_, floats);

@@ -11,7 +11,7 @@ class TokenIdRouter : public Router {
   TokenIdRouter(const std::string& name, const Config& config);
 
   // Reads step.token_T; of `in` only the device matters. The sums that losses are made of are 0.
-  Routing route(const RouterInput& in, const StepContext& step) const override;
+  Routing route(RouterInput& in, const StepContext& step) const override;
 
  private:
   const int experts_, top_k_;

@@ -17,8 +17,8 @@ class WarmUp {
   // Every expert runs, and their outputs are averaged: dense_average, until the last warm-up step. Decided by the host,
   // since such a step launches other kernels.
   bool averages(const StepContext& step) const { return averages_experts(config_, step.host_step); }
-  // Each of E experts for each token of x, weighted 1 / E.
-  static Dispatched every_expert(const at::Tensor& x_TD, int experts);
+  // Each of E experts for each token of x, weighted 1 / E; none for padding (real_T as in StepContext).
+  static Dispatched every_expert(const at::Tensor& x_TD, int experts, const at::Tensor& real_T);
 
  private:
   const MoeConfig config_;

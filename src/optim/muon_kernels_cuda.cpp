@@ -24,10 +24,11 @@ MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::
   const at::Tensor host = at::empty({table_bytes}, at::kByte);
   std::memcpy(host.data_ptr(), matrices.data(), matrices.size() * sizeof(kernels::MuonMatrix));
   table_ = host.to(device);
+  scheduler_ = at::zeros({2}, table_.options().dtype(at::kInt));
 }
 
 void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config) const {
-  PolarBatch polar(at_once_, rows_, columns_, table_.device());
+  PolarBatch polar(at_once_, rows_, columns_, scheduler_);
   const at::Tensor norms =
       at::empty({at_once_ * kernels::muon_norm_parts(rows_, columns_)}, table_.options().dtype(at::kFloat));
   for (std::int64_t first = 0; first < count_; first += at_once_)

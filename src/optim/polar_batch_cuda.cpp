@@ -23,8 +23,9 @@ struct PolarBatch::Product {
   double add = 0, identity = 0;
 };
 
-PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
-    : tall_(rows > columns) {
+PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler)
+    : tall_(rows > columns), scheduler_(scheduler) {
+  const at::Device device = scheduler.device();
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
   supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
   const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
@@ -54,15 +55,17 @@ void PolarBatch::run(std::int64_t count, int iterations) {
   }
 }
 
-void PolarBatch::multiply(std::int64_t count, const Product& p) const {
+void PolarBatch::multiply(std::int64_t count, const Product& p) {
   const std::int64_t m = p.out.size(1), n = p.out.size(2), k = p.a.size(p.a_turned ? 1 : 2);
   if (supported_ && m % 8 == 0 && n % 8 == 0 && k % 8 == 0) {
     using kernels::fp16;
     kernels::symmetric_product(
         {ops::pointer<fp16>(p.a), ops::pointer<fp16>(p.b), ops::pointer<fp16>(p.c), ops::pointer<fp16>(p.out),
          static_cast<int>(count), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), p.a_turned, p.b_turned,
-         p.symmetric, static_cast<float>(p.scale), static_cast<float>(p.add), static_cast<float>(p.identity)},
+         p.symmetric, static_cast<float>(p.scale), static_cast<float>(p.add), static_cast<float>(p.identity),
+         scheduler_.data_ptr<int>(), backward_},
         ops::current_stream(p.out));
+    backward_ = !backward_;
     return;
   }
   const at::Tensor a = p.a.narrow(0, 0, count), b = p.b.narrow(0, 0, count);

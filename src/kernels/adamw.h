@@ -26,6 +26,9 @@ struct AdamwStep {
   const std::int64_t* applied;  // one (device) value: applied steps, this one included
   const int* apply;             // one (device) value: 0 stores nothing
   float beta2, eps;
+  // Few threads, for a stream beside that of symmetric_product, whose blocks leave room for them on each
+  // multiprocessor: the one waits for memory while the other multiplies. Alone it would take twice as long.
+  bool beside = false;
 };
 
 void adamw(const AdamwStep&, Stream);

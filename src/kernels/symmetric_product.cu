@@ -5,8 +5,8 @@
 // Of a symmetric result's tile on the diagonal, 64 rows need 64, 128, 192 or 256 columns; one block takes the outer
 // rows, the other the inner ones, and both have the same work. 768 x 768 costs 54% of the whole product.
 //
-// 152 registers a thread leave room beside the block for 128 threads of 56, and shared memory for a block that uses
-// none: AdamW, which waits for memory, runs on the same multiprocessors.
+// 160 registers a thread leave each quarter of a multiprocessor room for a warp of 32, and shared memory for a block
+// that uses none: AdamW, which waits for memory, runs there meanwhile (kernels/adamw.h).
 #include <algorithm>
 
 #include "kernels/cuda_check.h"

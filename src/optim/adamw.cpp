@@ -32,7 +32,7 @@ AdamW::AdamW(const std::vector<OwnedSlice>& slices, const std::vector<GroupRule>
   device_tensors_ = host.to(slices[0].parameter->master.device());
 }
 
-void AdamW::step(const StepScalars& scalars) {
+void AdamW::step(const StepScalars& scalars, bool beside) {
   if (tensors_.empty()) return;
   kernels::AdamwStep work{tensors_.data(),
                           static_cast<int>(tensors_.size()),
@@ -42,7 +42,8 @@ void AdamW::step(const StepScalars& scalars) {
                           scalars.applied.data_ptr<std::int64_t>(),
                           scalars.apply.data_ptr<int>(),
                           static_cast<float>(config_.beta2),
-                          static_cast<float>(config_.eps)};
+                          static_cast<float>(config_.eps),
+                          beside};
   if (!on_gpu_) {
     for (std::size_t i = 0; i < tensors_.size(); ++i)
       ops::parallel_ranges(tensors_[i].count, 16384,

@@ -27,16 +27,19 @@ MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::
   scheduler_ = at::zeros({2}, table_.options().dtype(at::kInt));
 }
 
-void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config) const {
+void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config,
+                       const std::function<void()>& beside) const {
   PolarBatch polar(at_once_, rows_, columns_, scheduler_);
   const at::Tensor norms =
       at::empty({at_once_ * kernels::muon_norm_parts(rows_, columns_)}, table_.options().dtype(at::kFloat));
   for (std::int64_t first = 0; first < count_; first += at_once_)
-    update(first, std::min(at_once_, count_ - first), polar, norms.data_ptr<float>(), scalars, config);
+    update(first, std::min(at_once_, count_ - first), polar, norms.data_ptr<float>(), scalars, config,
+           first == 0 ? beside : std::function<void()>());
 }
 
 void MuonKernels::update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts,
-                         const StepScalars& scalars, const MuonConfig& config) const {
+                         const StepScalars& scalars, const MuonConfig& config,
+                         const std::function<void()>& beside) const {
   const kernels::Stream stream = ops::current_stream(table_);
   const int n = static_cast<int>(count);
   const kernels::MuonBatch batch{static_cast<const kernels::MuonMatrix*>(table_.data_ptr()) + first, n, rows_,
@@ -48,6 +51,7 @@ void MuonKernels::update(std::int64_t first, std::int64_t count, PolarBatch& pol
   kernels::muon_scale({update, static_cast<kernels::fp16*>(polar.data()), norm_parts, n, rows_, columns_,
                        static_cast<float>(kPolarSafety), static_cast<float>(kPolarEpsilon)},
                       stream);
+  if (beside) beside();
   polar.run(count, config.iterations);
   const double shape_factor = std::sqrt(std::max(1.0, static_cast<double>(rows_) / static_cast<double>(columns_)));
   kernels::muon_apply({batch, static_cast<const kernels::fp16*>(polar.data()), scalars.lr_factor.data_ptr<float>(),

@@ -246,11 +246,13 @@ void time_optimizers(Clock& clock) {
   for (int i = 0; i < 30; ++i)
     tensors.push_back({weight.get() + 8 * i, grad.get(), first.get(), second.get(), nullptr, 1, 0, 0.8f, 0});
   const Buffer<kernels::AdamwTensor> device_tensors(tensors);
+  Buffer<int> scratch(kernels::kAdamwBeside);
   for (const bool beside : {false, true})
     clock.time(beside ? "adamw, with few threads" : "adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
-      kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table),
-                      one.get(), one.get(), applied.get(), apply.get(), 0.95f, 1e-10f, beside},
-                     s);
+      kernels::adamw(
+          {device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
+           one.get(), applied.get(), apply.get(), 0.95f, 1e-10f, beside ? scratch.get() : nullptr},
+          s);
     });
 
   const auto whole = static_cast<std::int64_t>(table);

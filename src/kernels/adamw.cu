@@ -1,6 +1,6 @@
 // The grid is (chunks of the largest tensor, tensors); a block takes every gridDim.x-th chunk of its tensor, so that
 // small tensors beside large ones cost no more than blocks that leave at once. Beside products it is one small block a
-// multiprocessor, which takes its chunks of all tensors.
+// multiprocessor, and blocks draw pieces of the tensors.
 #include <algorithm>
 
 #include "kernels/adamw.h"
@@ -90,39 +90,96 @@ __device__ __forceinline__ void update_one(const AdamwTensor& a, const Factors& 
   if (a.copy) from_float(w, a.copy[at]);
 }
 
-// Every gridDim.x-th chunk of the tensor, from the blockIdx.x-th on.
-template <bool kBeside>
-__device__ __forceinline__ void update_tensor(const AdamwStep& a, const AdamwTensor& tensor) {
-  constexpr int kOwnChunk = Plan<kBeside>::kChunk;
-  if (static_cast<std::int64_t>(blockIdx.x) * kOwnChunk >= tensor.count) return;
+__device__ __forceinline__ Factors factors_of(const AdamwStep& a, const AdamwTensor& tensor) {
   const float n = static_cast<float>(*a.applied);
   // 1 - b^n without cancellation; b = 0 gives 1.
-  const Factors f{*a.grad_factor,
-                  tensor.beta1,
-                  a.beta2,
-                  -1.0f / expm1f(n * logf(tensor.beta1)),
-                  -1.0f / expm1f(n * logf(a.beta2)),
-                  tensor.lr * *a.schedule,
-                  tensor.weight_decay,
-                  a.eps};
-  const bool vectors = aligned(tensor.weight, 16) && aligned(tensor.grad, 16) && aligned(tensor.first, 16) &&
-                       aligned(tensor.second, 16) && aligned(tensor.copy, 8);
-  const std::int64_t fours = vectors ? tensor.count / kFour * kFour : 0;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kOwnChunk;
-  for (std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kOwnChunk; begin < tensor.count; begin += stride) {
-    const std::int64_t end = min(begin + kOwnChunk, tensor.count);
-    update_fours<kBeside>(tensor, f, begin, min(end, fours));
-    for (std::int64_t at = max(begin, fours) + threadIdx.x; at < end; at += blockDim.x) update_one(tensor, f, at);
-  }
+  return {*a.grad_factor,
+          tensor.beta1,
+          a.beta2,
+          -1.0f / expm1f(n * logf(tensor.beta1)),
+          -1.0f / expm1f(n * logf(a.beta2)),
+          tensor.lr * *a.schedule,
+          tensor.weight_decay,
+          a.eps};
+}
+
+// How many of the tensor's first elements whole float4 hold.
+__device__ __forceinline__ std::int64_t in_fours(const AdamwTensor& a) {
+  const bool vectors = aligned(a.weight, 16) && aligned(a.grad, 16) && aligned(a.first, 16) && aligned(a.second, 16) &&
+                       aligned(a.copy, 8);
+  return vectors ? a.count / kFour * kFour : 0;
+}
+
+template <bool kBeside>
+__device__ __forceinline__ void update_chunk(const AdamwTensor& a, const Factors& f, std::int64_t fours,
+                                             std::int64_t begin) {
+  const std::int64_t end = min(begin + Plan<kBeside>::kChunk, a.count);
+  update_fours<kBeside>(a, f, begin, min(end, fours));
+  for (std::int64_t at = max(begin, fours) + threadIdx.x; at < end; at += Plan<kBeside>::kThreads) update_one(a, f, at);
 }
 
 __global__ void __launch_bounds__(Plan<false>::kThreads) adamw_kernel(AdamwStep a) {
-  if (*a.apply != 0) update_tensor<false>(a, a.tensors[blockIdx.y]);
+  constexpr int kChunk = Plan<false>::kChunk;
+  if (*a.apply == 0) return;
+  const AdamwTensor tensor = a.tensors[blockIdx.y];
+  if (static_cast<std::int64_t>(blockIdx.x) * kChunk >= tensor.count) return;
+  const Factors f = factors_of(a, tensor);
+  const std::int64_t fours = in_fours(tensor), stride = static_cast<std::int64_t>(gridDim.x) * kChunk;
+  for (std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kChunk; begin < tensor.count; begin += stride)
+    update_chunk<false>(tensor, f, fours, begin);
+}
+
+// ---- beside products ----
+
+// a.beside: pieces drawn, blocks that ended, blocks on each multiprocessor; zeros before and after.
+constexpr int kMultiprocessors = kAdamwBeside - 2;
+constexpr std::int64_t kPiece = 32 * Plan<true>::kChunk;  // elements drawn at a time
+
+__device__ __forceinline__ bool first_on_multiprocessor(int* blocks) {
+  unsigned id;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
+  return atomicAdd(blocks + id % kMultiprocessors, 1) == 0;
+}
+
+// The same number for all threads, which have left what the number before stood for.
+__device__ __forceinline__ int draw_piece(int* drawn) {
+  __shared__ int piece;
+  __syncthreads();
+  if (threadIdx.x == 0) piece = atomicAdd(drawn, 1);
+  __syncthreads();
+  return piece;
+}
+
+__device__ __forceinline__ void update_pieces(const AdamwStep& a) {
+  __shared__ AdamwTensor tensor;
+  __shared__ Factors f;
+  int piece = draw_piece(a.beside);
+  for (int i = 0, first = 0; i < a.tensor_count; ++i) {  // first: the number of the tensor's first piece
+    const std::int64_t count = a.tensors[i].count;
+    const int pieces = static_cast<int>((count + kPiece - 1) / kPiece);
+    if (piece < first + pieces) {
+      if (threadIdx.x == 0) tensor = a.tensors[i], f = factors_of(a, tensor);
+      __syncthreads();
+      const std::int64_t fours = in_fours(tensor);
+      for (; piece < first + pieces; piece = draw_piece(a.beside)) {
+        const std::int64_t begin = (piece - first) * kPiece, end = min(begin + kPiece, count);
+        for (std::int64_t at = begin; at < end; at += Plan<true>::kChunk) update_chunk<true>(tensor, f, fours, at);
+      }
+    }
+    first += pieces;
+  }
 }
 
 __global__ void __launch_bounds__(Plan<true>::kThreads, 16) adamw_beside_kernel(AdamwStep a) {
-  if (*a.apply == 0) return;
-  for (int i = 0; i < a.tensor_count; ++i) update_tensor<true>(a, a.tensors[i]);
+  __shared__ bool stays;
+  // A second block on a multiprocessor would keep the products' from it.
+  if (threadIdx.x == 0) stays = first_on_multiprocessor(a.beside + 2);
+  __syncthreads();
+  if (stays && *a.apply != 0) update_pieces(a);
+  __syncthreads();
+  if (threadIdx.x != 0 || atomicInc(reinterpret_cast<unsigned*>(a.beside) + 1, gridDim.x - 1) != gridDim.x - 1) return;
+  a.beside[0] = 0;  // by the last block to end
+  for (int i = 0; i < kMultiprocessors; ++i) a.beside[2 + i] = 0;
 }
 
 }  // namespace

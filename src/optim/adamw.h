@@ -26,6 +26,7 @@ class AdamW {
   std::vector<OptimizerState> states_;
   std::vector<kernels::AdamwTensor> tensors_;
   at::Tensor device_tensors_;  // the same list in device memory (GPU)
+  at::Tensor beside_;          // kernels::AdamwStep::beside
   bool on_gpu_ = false;
   std::int64_t largest_ = 0;
 };

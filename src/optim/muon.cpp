@@ -49,6 +49,8 @@ void Muon::use_kernels() {
         }
     kernels_.emplace_back(matrices, shape.first, shape.second, batches[0][0].weight.device());
   }
+  // The largest first: AdamW comes to the multiprocessors when its products fill them all.
+  std::sort(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) { return a.elements() > b.elements(); });
   batches_.clear();
 #endif
 }

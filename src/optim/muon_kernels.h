@@ -22,6 +22,8 @@ class MuonKernels {
   // from torch's allocator and may be captured. beside, if any, is called before the first products.
   void step(const StepScalars& scalars, const MuonConfig& config, const std::function<void()>& beside) const;
 
+  std::int64_t elements() const { return count_ * rows_ * columns_; }
+
  private:
   void update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts, const StepScalars& scalars,
               const MuonConfig& config, const std::function<void()>& beside) const;

@@ -186,11 +186,14 @@ void check_adamw(Report& report, bool apply, bool beside) {
   const Buffer<std::int64_t> applied(std::vector<std::int64_t>{3});
   const Buffer<int> flag(std::vector<int>{apply});
   const float beta2 = 0.95f, eps = 1e-10f;
+  const Buffer<int> scratch(std::vector<int>(kernels::kAdamwBeside));
   run_captured([&](Stream s) {
     kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), 100003, schedule.get(), grad_factor.get(),
-                    applied.get(), flag.get(), beta2, eps, beside},
+                    applied.get(), flag.get(), beta2, eps, beside ? scratch.get() : nullptr},
                    s);
   });
+  report.expect("adamw", "beside products: its counters are left at zero",
+                scratch.guard_intact() && scratch.download() == std::vector<int>(kernels::kAdamwBeside));
   for (std::size_t i = 0; i < counts.size(); ++i) {
     const AdamwData& d = *data[i];
     const std::size_t from = d.weight.host.size() - counts[i];

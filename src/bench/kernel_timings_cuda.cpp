@@ -268,19 +268,18 @@ void time_optimizers(Clock& clock) {
   for (int i = 0; i < count; ++i)
     matrices.push_back({weight.get() + i * size, grad.get() + i * size, first.get() + i * size, copy.get() + i * size});
   const Buffer<kernels::MuonMatrix> device_matrices(matrices);
-  Buffer<bf16> update(size * count);
+  Buffer<fp16> direction(size * count);
+  Buffer<int> progress(count);
   Buffer<float> parts(kernels::muon_norm_parts(rows, cols) * count);
-  auto* direction = reinterpret_cast<fp16*>(update.get());
   const kernels::MuonBatch batch{device_matrices.get(), count, rows, cols};
   const double elements = static_cast<double>(size) * count;
   clock.time("muon_prepare", 14 * elements, [&](Stream s) {
-    kernels::muon_prepare({batch, update.get(), parts.get(), one.get(), one.get(), apply.get(), true}, s);
-  });
-  clock.time("muon_scale (fits in L2)", 4 * elements, [&](Stream s) {
-    kernels::muon_scale({update.get(), direction, parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
+    kernels::muon_prepare(
+        {batch, direction.get(), parts.get(), progress.get(), one.get(), one.get(), apply.get(), true, 1.02f, 1e-6f},
+        s);
   });
   clock.time("muon_apply", 12 * elements, [&](Stream s) {
-    kernels::muon_apply({batch, direction, one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
+    kernels::muon_apply({batch, direction.get(), one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
   });
 }
 

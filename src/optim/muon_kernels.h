@@ -32,6 +32,7 @@ class MuonKernels {
   std::int64_t at_once_;  // matrices of one batch
   at::Tensor table_;      // kernels::MuonMatrix [count] on the device
   at::Tensor scheduler_;  // of the products: see PolarBatch
+  at::Tensor progress_;   // kernels::MuonPrepare::progress
 };
 
 }  // namespace switchyard

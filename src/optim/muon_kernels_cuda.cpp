@@ -25,6 +25,7 @@ MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::
   std::memcpy(host.data_ptr(), matrices.data(), matrices.size() * sizeof(kernels::MuonMatrix));
   table_ = host.to(device);
   scheduler_ = at::zeros({2}, table_.options().dtype(at::kInt));
+  progress_ = at::zeros({at_once_}, scheduler_.options());
 }
 
 void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config,
@@ -44,13 +45,11 @@ void MuonKernels::update(std::int64_t first, std::int64_t count, PolarBatch& pol
   const int n = static_cast<int>(count);
   const kernels::MuonBatch batch{static_cast<const kernels::MuonMatrix*>(table_.data_ptr()) + first, n, rows_,
                                  columns_};
-  auto* update = static_cast<kernels::bf16*>(polar.data());
-  kernels::muon_prepare({batch, update, norm_parts, scalars.momentum.data_ptr<float>(),
-                         scalars.grad_factor.data_ptr<float>(), scalars.apply.data_ptr<int>(), config.nesterov},
-                        stream);
-  kernels::muon_scale({update, static_cast<kernels::fp16*>(polar.data()), norm_parts, n, rows_, columns_,
-                       static_cast<float>(kPolarSafety), static_cast<float>(kPolarEpsilon)},
-                      stream);
+  kernels::muon_prepare(
+      {batch, static_cast<kernels::fp16*>(polar.data()), norm_parts, progress_.data_ptr<int>(),
+       scalars.momentum.data_ptr<float>(), scalars.grad_factor.data_ptr<float>(), scalars.apply.data_ptr<int>(),
+       config.nesterov, static_cast<float>(kPolarSafety), static_cast<float>(kPolarEpsilon)},
+      stream);
   if (beside) beside();
   polar.run(count, config.iterations);
   const double shape_factor = std::sqrt(std::max(1.0, static_cast<double>(rows_) / static_cast<double>(columns_)));

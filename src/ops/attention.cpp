@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <ATen/Context.h>
+
 #include <cmath>
 
 namespace switchyard::ops {
@@ -28,7 +30,8 @@ Tensor attention(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, 
   if (window < seq_len)
     return tokens_first(at::scaled_dot_product_attention(q, k, v, visible(seq_len, seq_len, window, q.device()), 0.0,
                                                          false, std::nullopt, grouped));
-  if (q.is_cuda() && q.scalar_type() == at::kBFloat16)
+  // torch asks cuDNN for no fixed order of dq's sums; its flash attention has one.
+  if (q.is_cuda() && q.scalar_type() == at::kBFloat16 && !at::globalContext().deterministicAlgorithms())
     return tokens_first(std::get<0>(at::_scaled_dot_product_cudnn_attention(
         q, k, v, std::nullopt, at::GradMode::is_enabled(), 0.0, /*is_causal=*/true)));
   return tokens_first(at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, true, std::nullopt, grouped));

@@ -56,9 +56,8 @@ void use_deterministic_algorithms() {
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);  // our kernels overwrite what they are given
   at::globalContext().setDeterministicCuDNN(true);
-  log::info(
-      "train.deterministic: torch and cuDNN keep to algorithms of a fixed order, attention's backward among them; what "
-      "that costs on a GPU has not been measured");
+  at::globalContext().setSDPUseCuDNN(false);  // its attention has no fixed order at torch's hands
+  log::info("train.deterministic: torch keeps to algorithms of a fixed order; attention by flash attention, not cuDNN");
 }
 
 // Else the first kernel ends the run with "no kernel image is available".

@@ -1,5 +1,6 @@
 // Every CUDA kernel against straightforward host loops in double. Their speed: `bench ops`.
 // Exit status: 0 all passed, 1 some failed, 77 no GPU (the test is skipped).
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -68,8 +69,37 @@ void run_captured(const std::function<void(Stream)>& launches) {
 
 }  // namespace switchyard::gpu_check
 
-int main() {
-  using namespace switchyard;
+namespace {
+
+using namespace switchyard;
+
+struct Part {
+  const char* name;
+  void (*check)(gpu_check::Report&);
+  bool (*supported)(int capability_major, int capability_minor) = nullptr;  // null: everywhere
+};
+const Part kParts[] = {
+    {"norm_and_rope", gpu_check::check_norm_and_rope},
+    {"add_norm_router", gpu_check::check_add_norm_router},
+    {"rows", gpu_check::check_rows},
+    {"router_logits", gpu_check::check_router_logits},
+    {"routing", gpu_check::check_routing},
+    {"selection", gpu_check::check_selection},
+    {"reroute", gpu_check::check_reroute},
+    {"dispatch", gpu_check::check_dispatch},
+    {"grouped_gemm", gpu_check::check_grouped_gemm, kernels::grouped_gemm_supported},
+    {"loss_and_optimizers", gpu_check::check_loss_and_optimizers},
+    {"products", gpu_check::check_products, kernels::symmetric_product_supported},
+};
+
+bool asked_for(const std::string& name, int count, char** names) {
+  return count == 1 || std::find(names + 1, names + count, name) != names + count;
+}
+
+}  // namespace
+
+// kernel_check [PART…]: those of kParts, or all.
+int main(int argc, char** argv) {
   setenv("CUDA_MODULE_LOADING", "EAGER", 1);  // the first launch of every kernel here is a captured one
   if (kernels::device_count() == 0) {
     std::printf("skipped: no GPU\n");
@@ -79,22 +109,12 @@ int main() {
   std::printf("%s, %d multiprocessors, compute capability %d.%d\n", device.name.c_str(), device.multiprocessors,
               device.capability_major, device.capability_minor);
   gpu_check::Report report;
-  gpu_check::check_norm_and_rope(report);
-  gpu_check::check_add_norm_router(report);
-  gpu_check::check_rows(report);
-  gpu_check::check_router_logits(report);
-  gpu_check::check_routing(report);
-  gpu_check::check_selection(report);
-  gpu_check::check_reroute(report);
-  gpu_check::check_dispatch(report);
-  if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))
-    gpu_check::check_grouped_gemm(report);
-  else
-    std::printf("skipped: grouped products, which need capability 9.0\n");
-  gpu_check::check_loss_and_optimizers(report);
-  if (kernels::symmetric_product_supported(device.capability_major, device.capability_minor))
-    gpu_check::check_products(report);
-  else
-    std::printf("skipped: symmetric products, which need capability 9.0\n");
+  for (const Part& part : kParts) {
+    if (!asked_for(part.name, argc, argv)) continue;
+    if (!part.supported || part.supported(device.capability_major, device.capability_minor))
+      part.check(report);
+    else
+      std::printf("skipped: %s, which needs capability 9.0\n", part.name);
+  }
   return report.finish();
 }

@@ -1,6 +1,6 @@
 // A cluster of two blocks computes tiles of 256 x 256, each block 128 rows: as in kernels/grouped_gemm.cuh one warp
 // fills a ring of stages and two warpgroups multiply 64 rows each; each block loads half of B for both. Smaller tiles
-// would ask more of L2 than it gives (128 x 128: 62 bytes a clock and multiprocessor of about 30).
+// would ask more of L2 than it gives (128 x 128: 64 bytes a clock and multiprocessor of about 30).
 //
 // Of a symmetric result's tile on the diagonal, 64 rows need 64, 128, 192 or 256 columns; one block takes the outer
 // rows, the other the inner ones, and both have the same work. 768 x 768 costs 54% of the whole product.

@@ -6,7 +6,7 @@
 // rows, the other the inner ones, and both have the same work. 768 x 768 costs 54% of the whole product.
 //
 // 160 registers a thread leave each quarter of a multiprocessor room for a warp of 32, and shared memory for a block
-// that uses none: AdamW, which waits for memory, runs there meanwhile (kernels/adamw.h).
+// that uses little: AdamW, which waits for memory, runs there meanwhile (kernels/adamw.h).
 #include <algorithm>
 
 #include "kernels/cuda_check.h"
@@ -16,7 +16,7 @@
 #include "kernels/wgmma_half.cuh"
 
 namespace switchyard::kernels {
-namespace {
+namespace product {
 
 using grouped::kBox;
 using grouped::kDepth;
@@ -36,8 +36,8 @@ struct Kind {
 };
 using Shared = grouped::Shared<Kind>;
 using Ring = grouped::Ring<Kind::kStages>;
-static_assert(Kind::kShared + 2 * 1024 <= 228 * 1024,
-              "room for a block without shared memory, of which each costs 1 KiB");
+static_assert(Kind::kDynamic && !Kind::kGather, "tiles are drawn, and operands come in boxes");
+static_assert(Kind::kShared + 2 * 1024 + 256 <= 228 * 1024, "room for AdamW's block; each block costs 1 KiB more");
 
 constexpr int kRegisters = 160, kConsumer = 216, kProducer = 48;
 static_assert(3 * kRegisters == 2 * kConsumer + kProducer);
@@ -320,7 +320,15 @@ __global__ void __maxnreg__(kRegisters) product_kernel(const __grid_constant__ M
 #endif
 }
 
-// ---- launch ----
+}  // namespace product
+
+namespace {
+
+using product::Kind;
+using product::kPiece;
+using product::kTile;
+using product::Maps;
+using product::Shape;
 
 template <bool kAcrossA, bool kAcrossB>
 void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
@@ -329,14 +337,14 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
   maps.b = kAcrossB ? tensor_map(a.b, a.n, a.k, a.count, kPiece) : tensor_map(a.b, a.k, a.n, a.count, kTile / 2);
   if (a.c) maps.c = tensor_map(a.c, a.n, a.m, a.count, kPiece);
   maps.out = tensor_map(a.out, a.n, a.m, a.count, kPiece);
-  const auto kernel = product_kernel<kAcrossA, kAcrossB>;
+  const auto kernel = product::product_kernel<kAcrossA, kAcrossB>;
   SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Kind::kShared));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = Kind::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(std::min(shape.tiles * shape.count, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(grouped::kThreads);
   config.dynamicSmemBytes = Kind::kShared;
   config.stream = stream;
   config.attrs = &cluster;
@@ -360,7 +368,7 @@ void symmetric_product(const SymmetricProduct& a, Stream stream) {
   const bool same = a.symmetric && a.a == a.b && a.a_turned != a.b_turned;
   const Shape shape{a.m,
                     a.n,
-                    ceil_div(a.k, kDepth),
+                    ceil_div(a.k, grouped::kDepth),
                     columns,
                     a.symmetric ? rows * (rows + 1) / 2 : rows * columns,
                     a.count,

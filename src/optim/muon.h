@@ -24,7 +24,7 @@ class Muon {
   // beside: called once, before products that leave a GPU room for what it launches on another stream.
   void step(const StepScalars& scalars, const std::function<void()>& beside = {});
   // Whether there are such products.
-  bool has_kernels() const { return !kernels_.empty(); }
+  bool leaves_room() const { return !kernels_.empty() && kernels_.front().leaves_room(); }
   const std::vector<OptimizerState>& states() const { return states_; }
 
  private:

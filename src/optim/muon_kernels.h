@@ -23,12 +23,15 @@ class MuonKernels {
   void step(const StepScalars& scalars, const MuonConfig& config, const std::function<void()>& beside) const;
 
   std::int64_t elements() const { return count_ * rows_ * columns_; }
+  // Whether its products leave AdamW room on each multiprocessor (kernels/adamw.h).
+  bool leaves_room() const { return leaves_room_; }
 
  private:
   void update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts, const StepScalars& scalars,
               const MuonConfig& config, const std::function<void()>& beside) const;
 
   std::int64_t count_, rows_, columns_;
+  bool leaves_room_;
   std::int64_t at_once_;  // matrices of one batch
   at::Tensor table_;      // kernels::MuonMatrix [count] on the device
   at::Tensor scheduler_;  // of the products: see PolarBatch

@@ -17,7 +17,10 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::int64_t rows, std::int64_t columns,
                          at::Device device)
-    : count_(static_cast<std::int64_t>(matrices.size())), rows_(rows), columns_(columns) {
+    : count_(static_cast<std::int64_t>(matrices.size())),
+      rows_(rows),
+      columns_(columns),
+      leaves_room_(PolarBatch::by_own_products(rows, columns, device)) {
   const std::int64_t most = std::clamp<std::int64_t>(kScratchBytes / PolarBatch::bytes_of_one(rows, columns), 1, 65535);
   at_once_ = ceil_div(count_, ceil_div(count_, most));  // batches of equal size
   const auto table_bytes = static_cast<std::int64_t>(matrices.size() * sizeof(kernels::MuonMatrix));

@@ -42,7 +42,7 @@ Optimizer::Optimizer(const std::vector<OwnedSlice>& slices, const Config& config
   muon_ = std::make_unique<Muon>(matrices, config.optim.muon, product_dtype);
   adamw_ = std::make_unique<AdamW>(elements, rules, config.optim.adamw);
   const bool shorter = static_cast<double>(elements_of(elements)) <= kBesideAtMost * elements_of(matrices);
-  if (!elements.empty() && muon_->has_kernels() && shorter) {
+  if (!elements.empty() && muon_->leaves_room() && shorter) {
     const at::Device device = elements[0].parameter->master.device();
     side_ = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
   }

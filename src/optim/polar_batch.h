@@ -12,6 +12,8 @@ class PolarBatch {
   // Scratch for up to `count` matrices, from torch's allocator. scheduler: int [2] on the device, zeros between runs.
   PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler);
   static std::int64_t bytes_of_one(std::int64_t rows, std::int64_t columns);
+  // By kernels/symmetric_product.h; else by torch's products.
+  static bool by_own_products(std::int64_t rows, std::int64_t columns, at::Device device);
 
   // [count, rows, columns] fp16: fill them, each with a norm of at most 1. Ask anew after run(), which may move them.
   void* data() const { return x_.data_ptr(); }
@@ -23,7 +25,7 @@ class PolarBatch {
   void multiply(std::int64_t count, const Product& product);
 
   const bool tall_;
-  bool supported_;          // by our own kernel; else torch's products
+  const bool own_products_;
   at::Tensor x_, next_;     // [count, rows, columns]; an iteration writes the other
   at::Tensor gram_, poly_;  // [count, side, side]: G, P
   at::Tensor scheduler_;

@@ -138,7 +138,9 @@ struct LayerShape {
   double spread;  // of the experts' counts: 0 even, 1 from nothing to twice the mean
 };
 
-// The six products of a relu^2 layer.
+using Act = kernels::GroupedActivation;
+
+// The six products of a relu^2 layer, and SwiGLU's that differ.
 void time_grouped(Clock& clock, const LayerShape& c) {
   const int R = c.tokens * c.top_k, A = kernels::grouped_alignment(R, c.experts), D = c.width, N = c.hidden;
   const std::int64_t capacity = (static_cast<std::int64_t>(R) + c.experts * (A - 1) + A - 1) / A * A;
@@ -167,24 +169,45 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   Filled<bf16> wide(static_cast<std::size_t>(capacity) * N), active(wide.device.size()),
       narrow(static_cast<std::size_t>(capacity) * D);
   Filled<float> grad(matrix), weight(capacity);
-  Buffer<float> dot(static_cast<std::size_t>(kernels::grouped_dot_parts(N)) * capacity);
+  Buffer<float> dot(static_cast<std::size_t>(kernels::grouped_dot_parts(N, Act::kRelu2)) * capacity);
   const double flops = 2.0 * R * D * N;
   const auto time = [&](const char* what, auto call) {
     clock.time_product(std::string(c.name) + ": " + what, flops, call);
   };
   const int* index = token_of_row.get();
   time("up, gathered, relu2", [&](Stream s) {
-    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, true}, s);
+    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, Act::kRelu2, weight.get()}, s);
+  });
+  time("up, gathered and kept, relu2", [&](Stream s) {
+    kernels::grouped_forward(
+        {groups, x.get(), index, up.get(), wide.get(), D, N, Act::kRelu2, weight.get(), nullptr, narrow.get()}, s);
   });
   time("up, gathered", [&](Stream s) {
-    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N, false}, s);
+    kernels::grouped_forward({groups, x.get(), index, up.get(), wide.get(), D, N}, s);
   });
+  {
+    const Filled<bf16> gated(2 * matrix), pre(2 * wide.device.size());
+    Buffer<float> parts(static_cast<std::size_t>(kernels::grouped_dot_parts(N, Act::kSwiglu)) * capacity);
+    clock.time_product(std::string(c.name) + ": up, gathered, swiglu", 2 * flops, [&](Stream s) {
+      kernels::grouped_forward(
+          {groups, x.get(), index, gated.get(), wide.get(), D, N, Act::kSwiglu, weight.get(), pre.get()}, s);
+    });
+    time("down dgrad, gathered, swiglu backward", [&](Stream s) {
+      kernels::grouped_dgrad(
+          {groups, x.get(), index, down.get(), pre.get(), pre.get(), weight.get(), parts.get(), D, N, Act::kSwiglu}, s);
+    });
+  }
   time("down", [&](Stream s) {
-    kernels::grouped_forward({groups, wide.get(), nullptr, down.get(), narrow.get(), N, D, false}, s);
+    kernels::grouped_forward({groups, wide.get(), nullptr, down.get(), narrow.get(), N, D}, s);
   });
   time("down dgrad, gathered, relu2 backward", [&](Stream s) {
     kernels::grouped_dgrad(
-        {groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N}, s);
+        {groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N, Act::kRelu2}, s);
+  });
+  time("down dgrad, gathered and kept, relu2 backward", [&](Stream s) {
+    kernels::grouped_dgrad({groups, x.get(), index, down.get(), wide.get(), active.get(), weight.get(), dot.get(), D, N,
+                            Act::kRelu2, narrow.get()},
+                           s);
   });
   time("down dgrad, gathered", [&](Stream s) {
     kernels::grouped_dgrad({groups, x.get(), index, down.get(), wide.get(), nullptr, nullptr, nullptr, D, N}, s);
@@ -326,6 +349,8 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
                                     {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},
                                     {"32x4", kT, kD, 768, 32, 4, 0.3},
                                     {"64x8", kT, kD, 384, 64, 8, 0.3},
+                                    {"128x8 of 256", 40960, kD, 256, 128, 8, 0.3},
+                                    {"32x2 of 1024", 40960, kD, 1024, 32, 2, 0.3},
                                     {"d20 8x2", 32768, 1280, 2560, 8, 2, 0.3},
                                     {"dense", kT, kD, 4 * kD, 1, 1, 0}})
       time_grouped(clock, shape);

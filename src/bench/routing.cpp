@@ -34,7 +34,7 @@ struct LayerBytes {
         logits(4.0 * static_cast<double>(c.tokens) * c.experts),
         values(4.0 * static_cast<double>(c.tokens) * c.top_k),
         router(4.0 * c.experts * c.width),
-        fused(products.relu2() != nullptr),
+        fused(products.fused(ops::ActivationKind::kRelu2) != nullptr),
         whole(products.whole() != nullptr) {}
 
   // forward: the weighted sum of each token's rows. backward: weights to rows; dy and x gathered for the products with

@@ -8,16 +8,25 @@ namespace switchyard::bench {
 namespace {
 
 // Rows of partial sums that the fused backward leaves for the gradient of the weights.
-int dot_parts([[maybe_unused]] const at::Tensor& like, [[maybe_unused]] std::int64_t columns) {
+int dot_parts([[maybe_unused]] const at::Tensor& like, [[maybe_unused]] std::int64_t columns,
+              [[maybe_unused]] ops::ActivationKind kind) {
 #ifdef SWITCHYARD_WITH_CUDA
-  if (like.is_cuda()) return kernels::grouped_dot_parts(static_cast<int>(columns));
+  using kernels::GroupedActivation;
+  if (like.is_cuda())
+    return kernels::grouped_dot_parts(static_cast<int>(columns), kind == ops::ActivationKind::kSwiglu
+                                                                     ? GroupedActivation::kSwiglu
+                                                                     : GroupedActivation::kRelu2);
 #endif
   return 1;
 }
 
 }  // namespace
 
-StandInProducts::StandInProducts(const ops::GroupedProducts& own) : own_(own), relu2_(*this), whole_(*this) {}
+StandInProducts::StandInProducts(const ops::GroupedProducts& own)
+    : own_(own),
+      relu2_(*this, ops::ActivationKind::kRelu2),
+      swiglu_(*this, ops::ActivationKind::kSwiglu),
+      whole_(*this) {}
 
 at::Tensor StandInProducts::noise(std::int64_t rows, std::int64_t columns, const at::TensorOptions& options) const {
   at::Tensor& drawn = drawn_[{rows, columns, options.dtype().toScalarType()}];
@@ -39,23 +48,29 @@ at::Tensor StandInProducts::dgrad(const at::Tensor& d_RN, const Parameter& w_END
 
 at::Tensor StandInProducts::gathered_forward(const at::Tensor& x_TD, const Parameter& w_END,
                                              const ops::DispatchPlan& plan) const {
-  // Products that have relu^2 inside are those that gather inside.
-  return own_.relu2() ? forward(x_TD, w_END, plan) : GroupedProducts::gathered_forward(x_TD, w_END, plan);
+  // Products that have an activation inside are those that gather inside.
+  return own_.fused(ops::ActivationKind::kRelu2) ? forward(x_TD, w_END, plan)
+                                                 : GroupedProducts::gathered_forward(x_TD, w_END, plan);
 }
 
-at::Tensor StandInProducts::Relu2::up(const at::Tensor& x_TD, const Parameter& w_END,
-                                      const ops::DispatchPlan& plan) const {
-  return products_.forward(x_TD, w_END, plan);
+ops::Hidden StandInProducts::Activation::up(const at::Tensor& x_TD, const at::Tensor& /*weight*/, const Parameter& w,
+                                            const ops::DispatchPlan& plan, bool /*keep*/) const {
+  const at::Tensor pre = products_.forward(x_TD, w, plan),
+                   rows = products_.noise(plan.row_capacity, x_TD.size(1), x_TD.options());
+  if (!ops::is_gated(kind_)) return {at::Tensor(), pre, rows};
+  return {pre, products_.noise(plan.row_capacity, w.shape[1] / 2, x_TD.options()), rows};
 }
 
-ops::FusedRelu2::Backward StandInProducts::Relu2::down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN,
-                                                                const at::Tensor& /*active*/,
-                                                                const at::Tensor& weight_R,
-                                                                const ops::DispatchPlan& plan) const {
-  const std::int64_t columns = w_EDN.shape[2];
-  Backward out{products_.noise(plan.row_capacity, columns, dy_TD.options()), at::Tensor()};
+ops::FusedActivation::Backward StandInProducts::Activation::down_backward(const at::Tensor& dy_TD,
+                                                                          const Parameter& w_EDN,
+                                                                          const ops::Hidden& hidden,
+                                                                          const at::Tensor& weight_R,
+                                                                          const ops::DispatchPlan& plan) const {
+  const at::Tensor& like = hidden.pre.defined() ? hidden.pre : hidden.active_RN;
+  Backward out{products_.noise(plan.row_capacity, like.size(1), dy_TD.options()), at::Tensor(),
+               products_.noise(plan.row_capacity, dy_TD.size(1), dy_TD.options())};
   if (weight_R.defined())
-    out.dot_PR = products_.noise(dot_parts(dy_TD, columns), plan.row_capacity, weight_R.options());
+    out.dot_PR = products_.noise(dot_parts(dy_TD, w_EDN.shape[2], kind_), plan.row_capacity, weight_R.options());
   return out;
 }
 

@@ -8,8 +8,8 @@
 namespace switchyard::bench {
 
 // Every result is noise drawn at its first use, of the size and type that the device's own products would give, and no
-// matrix is read. What those do inside their kernels, the gather and relu^2 on Hopper, the whole MLP of a block of rows
-// on a CPU, is not done here either; what they leave to kernels of its own is.
+// matrix is read. What those do inside their kernels, the gather and the activation on Hopper, the whole MLP of a block
+// of rows on a CPU, is not done here either; what they leave to kernels of its own is.
 class StandInProducts : public ops::GroupedProducts {
  public:
   explicit StandInProducts(const ops::GroupedProducts& own);
@@ -19,21 +19,25 @@ class StandInProducts : public ops::GroupedProducts {
   void wgrad(const at::Tensor&, const at::Tensor&, const Parameter&, const ops::DispatchPlan&) const override {}
   at::Tensor gathered_forward(const at::Tensor& x_TD, const Parameter& w_END,
                               const ops::DispatchPlan& plan) const override;
-  const ops::FusedRelu2* relu2() const override { return own_.relu2() ? &relu2_ : nullptr; }
+  const ops::FusedActivation* fused(ops::ActivationKind kind) const override {
+    return !own_.fused(kind) ? nullptr : kind == ops::ActivationKind::kSwiglu ? &swiglu_ : &relu2_;
+  }
   const ops::FusedExperts* whole() const override { return own_.whole() ? &whole_ : nullptr; }
   int alignment(std::int64_t assignments, int experts) const override { return own_.alignment(assignments, experts); }
   bool on_device() const override { return true; }
 
  private:
-  class Relu2 : public ops::FusedRelu2 {
+  class Activation : public ops::FusedActivation {
    public:
-    explicit Relu2(const StandInProducts& products) : products_(products) {}
-    at::Tensor up(const at::Tensor& x_TD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
-    Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const at::Tensor& active_RN,
+    Activation(const StandInProducts& products, ops::ActivationKind kind) : products_(products), kind_(kind) {}
+    ops::Hidden up(const at::Tensor& x_TD, const at::Tensor& weight_R, const Parameter& w,
+                   const ops::DispatchPlan& plan, bool keep) const override;
+    Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const ops::Hidden& hidden,
                            const at::Tensor& weight_R, const ops::DispatchPlan& plan) const override;
 
    private:
     const StandInProducts& products_;
+    const ops::ActivationKind kind_;
   };
   class Whole : public ops::FusedExperts {
    public:
@@ -50,7 +54,7 @@ class StandInProducts : public ops::GroupedProducts {
   at::Tensor noise(std::int64_t rows, std::int64_t columns, const at::TensorOptions& options) const;
 
   const ops::GroupedProducts& own_;
-  const Relu2 relu2_;
+  const Activation relu2_, swiglu_;
   const Whole whole_;
   // One buffer a size: results of equal size share it, and nobody looks at their values.
   mutable std::map<std::tuple<std::int64_t, std::int64_t, at::ScalarType>, at::Tensor> drawn_;

@@ -31,6 +31,28 @@ struct Place {
   __device__ void sync() const { hopper::warpgroup_sync(1 + group); }
 };
 
+// Of the thread's two rows of a tile.
+struct RowWeights {
+  float of[2] = {1.0f, 1.0f};
+  // With zero as a weight too small to be seen, for relu^2's backward divides by it.
+  __device__ RowWeights never_zero() const {
+    constexpr float kLeast = 1e-20f;
+    RowWeights weight;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) weight.of[i] = fabsf(of[i]) < kLeast ? copysignf(kLeast, of[i]) : of[i];
+    return weight;
+  }
+};
+template <class K>
+__device__ __forceinline__ RowWeights row_weights(const Problem& p, const Place& place, int index, int total,
+                                                  int block) {
+  RowWeights weight;
+  if (!K::kWeighs || !p.row_weight || index >= total) return weight;
+  const float* rows = p.row_weight + tile_at<K>(p, index, block).row + place.row;
+  weight.of[0] = rows[0], weight.of[1] = rows[8];
+  return weight;
+}
+
 // A finished piece goes out: all its writes, then one thread's copy.
 template <class Store>
 __device__ __forceinline__ void send_piece(const Place& place, Store store) {
@@ -40,8 +62,8 @@ __device__ __forceinline__ void send_piece(const Place& place, Store store) {
 }
 
 template <class K>
-__device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const Maps& maps, const Tile& tile,
-                                             Place& place) {
+__device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const Maps& maps, const RowWeights& weight,
+                                             const Tile& tile, Place& place) {
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
     const std::uint32_t buffer = place.free_buffer();
@@ -53,7 +75,7 @@ __device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const 
         float low = d[(8 * piece + 2 * q) * 4 + 2 * i], high = d[(8 * piece + 2 * q) * 4 + 2 * i + 1];
         if (K::kEpilogue == Epilogue::kRelu2) {
           low = fmaxf(low, 0.0f), high = fmaxf(high, 0.0f);
-          low *= low, high *= high;
+          low *= low * weight.of[i % 2], high *= high * weight.of[i % 2];
         }
         r[i] = pack_two(low, high);
       }
@@ -71,26 +93,36 @@ __device__ __forceinline__ float approximate_sqrt(float x) {  // 2 ulp; the exac
   return y;
 }
 
-// The tile's activations, in pieces, into the buffers that the result will leave from.
+// The tile's hidden units, in pieces, into the buffers that the result will leave from.
 template <class K>
-__device__ __forceinline__ void load_active(const Maps& maps, const Tile& tile, const Place& place,
+__device__ __forceinline__ void load_hidden(const Maps& maps, const Tile& tile, const Place& place,
                                             std::uint32_t loaded) {
   if (!place.leads()) return;
   hopper::wait_stores_read<0>();
-  hopper::barrier_expect(loaded, K::kPieces * kBox);
+  hopper::barrier_expect(loaded, K::kBuffers * kBox);
 #pragma unroll
-  for (int piece = 0; piece < K::kPieces; ++piece)
-    hopper::load_box<1>(place.buffer(piece), &maps.active, loaded, tile.column_tile * K::kColumns + piece * 64,
-                        tile.row + place.group * 64, 0);
+  for (int i = 0; i < K::kBuffers; ++i)
+    hopper::load_box<1>(place.buffer(i), &maps.hidden, loaded, tile.column_tile * K::kColumns + i % K::kPieces * 64,
+                        tile.row + place.group * 64, i / K::kPieces);
+}
+
+// A row's <d, activation> over the tile's columns, of which each of its four threads has a part.
+__device__ __forceinline__ void write_dots(const float (&dots)[2][2], const Problem& p, const Tile& tile,
+                                           const Place& place) {
+  if (!p.dot) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float dot = lane_sum<4>(dots[i][0] + dots[i][1]);
+    if (place.lane % 4 == 0) p.dot[tile.column_tile * p.row_capacity + tile.row + place.row + 8 * i] = dot;
+  }
 }
 
 template <class K>
 __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
-                                                      const Tile& tile, const Place& place) {
-  const int row = tile.row + place.row;
-  float factor[2], dots[2][2] = {};
+                                                      const RowWeights& weight, const Tile& tile, const Place& place) {
+  float factor[2], dots[2][2] = {};  // w 2 relu(h) = +-2 sqrt(|w|) sqrt(|w relu(h)^2|), of w's sign
 #pragma unroll
-  for (int i = 0; i < 2; ++i) factor[i] = 2 * (p.row_weight ? p.row_weight[row + 8 * i] : 1.0f);
+  for (int i = 0; i < 2; ++i) factor[i] = copysignf(2 * sqrtf(fabsf(weight.of[i])), weight.of[i]);
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
     // All of a piece's loads before its first use: two warps a scheduler hide little latency.
@@ -106,8 +138,8 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
         unpack_two(r[q][i], low, high);
         dots[i % 2][0] = fmaf(d[first], low, dots[i % 2][0]);
         dots[i % 2][1] = fmaf(d[first + 1], high, dots[i % 2][1]);
-        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(low) * d[first],
-                           factor[i % 2] * approximate_sqrt(high) * d[first + 1]);
+        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(fabsf(low)) * d[first],
+                           factor[i % 2] * approximate_sqrt(fabsf(high)) * d[first + 1]);
       }
     }
 #pragma unroll
@@ -117,12 +149,9 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
                         tile.row + place.group * 64, 0);
     });
   }
-  if (!p.dot) return;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float dot = lane_sum<4>(dots[i][0] + dots[i][1]);
-    if (place.lane % 4 == 0) p.dot[tile.column_tile * p.row_capacity + row + 8 * i] = dot;
-  }
+  for (int i = 0; i < 2; ++i) dots[i][0] /= weight.of[i], dots[i][1] /= weight.of[i];
+  write_dots(dots, p, tile, place);
 }
 
 template <class K>

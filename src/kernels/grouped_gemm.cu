@@ -31,15 +31,24 @@ void launch(const Maps& maps, const Problem& problem, Stream stream) {
   SWITCHYARD_CUDA(cudaLaunchKernelEx(&config, kernel, maps, problem));
 }
 
-int padded(int columns, int tile) { return ceil_div(columns, tile) * tile; }
+constexpr int padded(int columns, int tile) { return ceil_div(columns, tile) * tile; }
 
-// 192 columns where they waste less: a width of 384 is two of them, but one and a half of 256.
-int tile_columns(int columns) { return padded(columns, 192) < padded(columns, 256) ? 192 : 256; }
+// A tile's columns, of which the problem has `columns`.
+//   kStore, kRelu2    192 where they waste less: a width of 384 is two of them, but one and a half of 256
+//   kRelu2Backward    also where they waste no more: the fourth stage that they leave room for is worth 12%
+//   kAdd              few long tiles: their number a multiprocessor decides, and 192 divide most widths better
+//   kSwiglu           128 gates and 128 values
+//   kSwigluBackward   128 gates and 128 values wait in buffers beside five stages; 192 would leave room for three
+template <Epilogue E>
+constexpr int tile_columns(int columns) {
+  if (E == Epilogue::kSwiglu) return 256;
+  if (E == Epilogue::kSwigluBackward) return 128;
+  if (E == Epilogue::kAdd) return columns % 192 == 0 || columns % 256 != 0 ? 192 : 256;
+  const int waste = padded(columns, 192) - padded(columns, 256);
+  return waste < 0 || (waste == 0 && E == Epilogue::kRelu2Backward) ? 192 : 256;
+}
 
-// With relu^2's backward also where they waste no more: the fourth stage that they leave room for is worth 12%.
-int relu2_backward_columns(int columns) { return padded(columns, 192) <= padded(columns, 256) ? 192 : 256; }
-
-// choose(Columns) with both numbers known to the compiler, from those that the problem has.
+// run(number) with a number that the compiler knows.
 template <class Run>
 void with_blocks(const RowGroups& groups, Run run) {
   SWITCHYARD_ASSERT(groups.alignment == 128 || groups.alignment == 256, "grouped products align rows to 128 or 256");
@@ -49,9 +58,11 @@ void with_blocks(const RowGroups& groups, Run run) {
   else
     run(std::integral_constant<int, 1>());
 }
-template <class Run>
-void with_columns(int tile, Run run) {
-  if (tile == 256)
+template <Epilogue E, class Run>
+void with_columns(int columns, Run run) {
+  if constexpr (E == Epilogue::kSwiglu || E == Epilogue::kSwigluBackward)
+    run(std::integral_constant<int, tile_columns<E>(0)>());
+  else if (tile_columns<E>(columns) == 256)
     run(std::integral_constant<int, 256>());
   else
     run(std::integral_constant<int, 192>());
@@ -66,29 +77,54 @@ Problem problem_of(const RowGroups& g) {
   return p;
 }
 
+CUtensorMap row_map(const bf16* rows, int columns, const RowGroups& g) {
+  return tensor_map(rows, columns, g.row_capacity, 1, 64);
+}
+// Of a pre-activation [R, 2N] the gates, then the values: a box that reaches beyond N is clipped there.
+CUtensorMap halves_map(const bf16* pre, int columns, const RowGroups& g) {
+  return strided_tensor_map(pre, columns, g.row_capacity, 2, 2 * columns, columns, 64);
+}
+
+// The matrices in boxes that a block loads.
+template <class K>
+CUtensorMap matrix_map(const bf16* weight, int inner, int columns, int experts) {
+  if (K::kForm == Form::kDgrad) return tensor_map(weight, columns, inner, experts, 64);
+  if (K::kGated) return tensor_map(weight, inner, columns, 2 * experts, K::kUnits);
+  return tensor_map(weight, inner, columns, experts, K::kColumns / K::kBlocks);
+}
+
 template <Form F, Epilogue E, class Description>
-void launch_rows(const Description& a, Maps maps, const float* row_weight, float* dot, Stream stream) {
+void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
   const RowGroups& g = a.groups;
-  SWITCHYARD_ASSERT(a.inner % 8 == 0 && a.columns % 8 == 0, "grouped products need widths that are multiples of 8");
-  if (g.row_capacity == 0) return;
-  const int tile = E == Epilogue::kRelu2Backward ? relu2_backward_columns(a.columns) : tile_columns(a.columns);
-  Problem p = problem_of(g);
-  p.rows = a.rows, p.row_index = a.row_index, p.row_weight = row_weight, p.dot = dot;
+  p.rows = a.rows, p.row_index = a.row_index, p.row_weight = a.row_weight;
   p.inner = a.inner;
-  p.column_tiles = ceil_div(a.columns, tile);
   p.depth_steps = ceil_div(a.inner, grouped::kDepth);
-  if (!a.row_index) maps.rows = tensor_map(a.rows, a.inner, g.row_capacity, 1, grouped::kTileRows);
-  maps.out = tensor_map(a.out, a.columns, g.row_capacity, 1, 64);
+  SWITCHYARD_ASSERT(a.row_index || !a.gathered, "only rows that are gathered can be kept");
+  p.keep_rows = a.gathered != nullptr;
+  if (a.gathered)
+    maps.rows = row_map(a.gathered, a.inner, g);
+  else if (!a.row_index)
+    maps.rows = tensor_map(a.rows, a.inner, g.row_capacity, 1, grouped::kTileRows);
+  const auto launch_kind = [&](auto kind) {
+    using K = decltype(kind);
+    p.column_tiles = ceil_div(a.columns, K::kUnits);
+    maps.columns = matrix_map<K>(a.weight, a.inner, a.columns, g.experts);
+    launch<K>(maps, p, stream);
+  };
   with_blocks(g, [&](auto blocks) {
-    with_columns(tile, [&](auto columns) {
-      maps.columns = F == Form::kForward ? tensor_map(a.weight, a.inner, a.columns, g.experts, columns() / blocks())
-                                         : tensor_map(a.weight, a.columns, a.inner, g.experts, 64);
+    with_columns<E>(a.columns, [&](auto columns) {
       if (a.row_index)
-        launch<Kind<F, true, blocks(), E, columns()>>(maps, p, stream);
+        launch_kind(Kind<F, true, blocks(), E, columns()>());
       else
-        launch<Kind<F, false, blocks(), E, columns()>>(maps, p, stream);
+        launch_kind(Kind<F, false, blocks(), E, columns()>());
     });
   });
+}
+
+template <class Description>
+bool nothing_to_do(const Description& a) {
+  SWITCHYARD_ASSERT(a.inner % 8 == 0 && a.columns % 8 == 0, "grouped products need widths that are multiples of 8");
+  return a.groups.row_capacity == 0;
 }
 
 }  // namespace
@@ -99,20 +135,45 @@ bool grouped_gemm_supported(int capability_major, int capability_minor) {
 
 int grouped_alignment(std::int64_t assignments, int experts) { return assignments / experts >= 4096 ? 256 : 128; }
 
-int grouped_dot_parts(int columns) { return ceil_div(columns, relu2_backward_columns(columns)); }
+int grouped_dot_parts(int columns, GroupedActivation activation) {
+  return ceil_div(columns, activation == GroupedActivation::kSwiglu ? tile_columns<Epilogue::kSwigluBackward>(columns)
+                                                                    : tile_columns<Epilogue::kRelu2Backward>(columns));
+}
 
 void grouped_forward(const GroupedForward& a, Stream stream) {
-  if (a.relu2)
-    launch_rows<Form::kForward, Epilogue::kRelu2>(a, {}, nullptr, nullptr, stream);
-  else
-    launch_rows<Form::kForward, Epilogue::kStore>(a, {}, nullptr, nullptr, stream);
+  if (nothing_to_do(a)) return;
+  Maps maps{};
+  maps.out = row_map(a.out, a.columns, a.groups);
+  Problem p = problem_of(a.groups);
+  p.keep = a.pre != nullptr;
+  if (p.keep) maps.hidden = halves_map(a.pre, a.columns, a.groups);
+  switch (a.activation) {
+    case GroupedActivation::kNone:
+      return launch_rows<Form::kForward, Epilogue::kStore>(a, maps, p, stream);
+    case GroupedActivation::kRelu2:
+      return launch_rows<Form::kForward, Epilogue::kRelu2>(a, maps, p, stream);
+    case GroupedActivation::kSwiglu:
+      return launch_rows<Form::kForward, Epilogue::kSwiglu>(a, maps, p, stream);
+  }
 }
 
 void grouped_dgrad(const GroupedDgrad& a, Stream stream) {
-  if (!a.active) return launch_rows<Form::kDgrad, Epilogue::kStore>(a, {}, nullptr, nullptr, stream);
+  if (nothing_to_do(a)) return;
+  const bool halves = a.activation == GroupedActivation::kSwiglu;
+  const auto map = [&](const bf16* rows) { return (halves ? halves_map : row_map)(rows, a.columns, a.groups); };
   Maps maps{};
-  if (a.groups.row_capacity > 0) maps.active = tensor_map(a.active, a.columns, a.groups.row_capacity, 1, 64);
-  launch_rows<Form::kDgrad, Epilogue::kRelu2Backward>(a, maps, a.row_weight, a.dot, stream);
+  maps.out = map(a.out);
+  if (a.hidden) maps.hidden = map(a.hidden);
+  Problem p = problem_of(a.groups);
+  p.dot = a.dot;
+  switch (a.activation) {
+    case GroupedActivation::kNone:
+      return launch_rows<Form::kDgrad, Epilogue::kStore>(a, maps, p, stream);
+    case GroupedActivation::kRelu2:
+      return launch_rows<Form::kDgrad, Epilogue::kRelu2Backward>(a, maps, p, stream);
+    case GroupedActivation::kSwiglu:
+      return launch_rows<Form::kDgrad, Epilogue::kSwigluBackward>(a, maps, p, stream);
+  }
 }
 
 void grouped_wgrad(const GroupedWgrad& a, Stream stream) {
@@ -125,8 +186,7 @@ void grouped_wgrad(const GroupedWgrad& a, Stream stream) {
   maps.out = tensor_map(a.grad, a.columns, a.rows, g.experts, 64);
   Problem p = problem_of(g);
   with_blocks(g, [&](auto blocks) {
-    // Few long tiles: their number a multiprocessor decides, and 192 columns divide most widths better.
-    with_columns(a.columns % 192 == 0 || a.columns % 256 != 0 ? 192 : 256, [&](auto columns) {
+    with_columns<Epilogue::kAdd>(a.columns, [&](auto columns) {
       p.row_tiles = ceil_div(a.rows, grouped::kTileRows * blocks());
       p.column_tiles = ceil_div(a.columns, columns());
       launch<Kind<Form::kWgrad, false, blocks(), Epilogue::kAdd, columns()>>(maps, p, stream);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/grouped_epilogue.cuh"
+#include "kernels/grouped_swiglu.cuh"
 #include "kernels/grouped_tiles.cuh"
 #include "kernels/wgmma.cuh"
 
@@ -15,8 +16,12 @@ template <class K>
 __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int depth, std::uint32_t rows,
                                            std::uint32_t columns, std::uint32_t full, int block) {
   hopper::barrier_expect(full, (K::kGather ? 0 : kRowBytes) + K::kColumnBytes);
-  const int column = t.column_tile * K::kColumns;
-  if constexpr (K::kForm == Form::kForward) {
+  const int column = t.column_tile * K::kUnits;
+  if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
+    for (int half = block; half < 2; half += K::kBlocks)
+      hopper::load_box<K::kBlocks>(columns + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
+                                   2 * t.expert + half);
+  } else if constexpr (K::kForm == Form::kForward) {
     constexpr int kShare = K::kColumns / K::kBlocks;
     hopper::load_box<K::kBlocks>(columns + block * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
                                  column + block * kShare, t.expert);
@@ -83,13 +88,23 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
   if (K::kGather) hopper::wait_copies();
 }
 
-// The products of a tile; `between` runs once while they do.
+// The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
+// way, once: by the tiles of the first columns.
 template <class K, class Between>
-__device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Tile& tile, const Shared<K>& shared,
-                                              Ring<K::kStages>& ring, int group, Between between) {
+__device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
+                                              const Tile& tile, const Shared<K>& shared, Ring<K::kStages>& ring,
+                                              int group, int block, Between between) {
   constexpr bool kRowsMn = K::kForm == Form::kWgrad, kColumnsMn = K::kForm != Form::kForward;
   const int t = threadIdx.x % 128;
-  const auto release = [&](int stage) {
+  // By the thread that tells this block's producer when a stage is free.
+  const bool sends = K::kGather && p.keep_rows && tile.column_tile == 0 && t == (K::kBlocks > 1 ? block : 0);
+  const auto release = [&](int stage, bool last) {
+    if (sends) {
+      if (last)
+        hopper::wait_stores_read<0>();
+      else
+        hopper::wait_stores_read<1>();
+    }
     if (K::kBlocks == 1) {
       if (t == 0) hopper::barrier_arrive(shared.empty + 8 * stage);
     } else if (t < K::kBlocks) {
@@ -102,6 +117,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
     if (K::kGather) hopper::async_proxy_fence();
     const std::uint32_t rows = shared.rows + ring.stage * kRowBytes + group * (kRowBytes / 2);
     const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
+    if (sends) hopper::store_box(&maps.rows, rows, step * kDepth, tile.row + group * 64, 0);
     const std::uint64_t a = kRowsMn ? hopper::operand_mn_major(rows) : hopper::operand_k_major(rows);
     const std::uint64_t b = kColumnsMn ? hopper::operand_mn_major(columns) : hopper::operand_k_major(columns);
     hopper::products_begin();
@@ -112,14 +128,14 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
     hopper::products_commit();
     if (step > 0) {
       hopper::products_wait<1>();
-      release(previous);
+      release(previous, false);
     }
     if (step == min(2, tile.steps - 1)) between();
     previous = ring.stage;
     ring.advance();
   }
   hopper::products_wait<0>();
-  if (tile.steps > 0) release(previous);
+  if (tile.steps > 0) release(previous, true);
     // The sums are in their registers only now.
 #pragma unroll
   for (int i = 0; i < K::kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");
@@ -132,24 +148,32 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
   const std::uint32_t loaded = shared.loaded + 8 * place.group;
   Ring<K::kStages> ring(0);
   float d[K::kColumns / 2];
+  RowWeights coming = row_weights<K>(p, place, first, total, block);
   for (int index = first, n = 0; index < total; ++n) {
     const Tile tile = tile_at<K>(p, index, block);
     if (K::kForm != Form::kWgrad || tile.steps > 0) {
-      multiply_tile<K>(d, tile, shared, ring, place.group, [&] {
-        if constexpr (K::kEpilogue == Epilogue::kRelu2Backward) load_active<K>(maps, tile, place, loaded);
+      multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
+        if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
+      // A tile ahead, for they are 700 clocks away, and a fence of the next products would wait for them.
+      const RowWeights weight = coming.never_zero();
+      coming = row_weights<K>(p, place, index + clusters, total, block);
+      if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);
       } else if constexpr (K::kEpilogue == Epilogue::kRelu2Backward) {
-        hopper::barrier_wait(loaded, n & 1);
-        finish_relu2_backward<K>(d, maps, p, tile, place);
+        finish_relu2_backward<K>(d, maps, p, weight, tile, place);
+      } else if constexpr (K::kEpilogue == Epilogue::kSwiglu) {
+        finish_swiglu<K>(d, maps, p, weight, tile, place);
+      } else if constexpr (K::kEpilogue == Epilogue::kSwigluBackward) {
+        finish_swiglu_backward<K>(d, maps, p, weight, tile, place);
       } else {
-        finish_store<K>(d, maps, tile, place);
+        finish_store<K>(d, maps, weight, tile, place);
       }
     }
     index = next_tile<K>(shared, index, clusters, n, true);
   }
-  if (place.leads()) hopper::wait_stores_complete();
+  if (threadIdx.x % 128 < K::kBlocks) hopper::wait_stores_complete();  // the one that leads, and who sends rows
 }
 
 template <class K>

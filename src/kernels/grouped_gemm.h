@@ -18,32 +18,41 @@ struct RowGroups {
   std::int64_t row_capacity;  // a multiple of alignment
 };
 
-// out[r] = rows[r] W_e^T, or relu(.)^2 of it. Rows of padding become zeros (rows must hold zeros there, or index -1).
-// All widths are multiples of 8.
+// What becomes of a product's sums h before they are stored: nothing, relu(h)^2, or silu(gate) * value.
+enum class GroupedActivation { kNone, kRelu2, kSwiglu };
+
+// out[r] = rows[r] W_e^T, or row_weight[r] act(.) of it, where |row_weight| counts as 1e-20 at least; SwiGLU's W_e has
+// N rows of gates, then N of values. Rows of padding become zeros (rows must hold zeros there, or index -1). All widths
+// are multiples of 8.
 struct GroupedForward {
   RowGroups groups;
   const bf16* rows;      // [R, K], or with an index [T, K]
   const int* row_index;  // [R] out's row r reads rows[row_index[r]], zeros for -1; null: row r
-  const bf16* weight;    // [E, N, K]
+  const bf16* weight;    // [E, N, K], SwiGLU [E, 2N, K]
   bf16* out;             // [R, N]
   int inner, columns;    // K, N
-  bool relu2;
+  GroupedActivation activation = GroupedActivation::kNone;
+  const float* row_weight = nullptr;  // [R], null: 1; read only with an activation
+  bf16* pre = nullptr;                // [R, 2N], SwiGLU's gates and values for backward; null: not wanted
+  bf16* gathered = nullptr;           // [R, K], the rows that the index names; null: not wanted
 };
 
-// out[r] = rows[r] W_e, the gradient by the input of a product with W. With `active` it goes on through relu^2 and the
-// router's weight: with d = rows[r] W_e,
-//   out[r] = row_weight[r] * 2 sqrt(active[r]) * d;    dot[0..P)[r] sum to <d, active[r]>,  P = grouped_dot_parts(N)
-// sqrt(active) is relu of the pre-activation, so that the pre-activation itself need not be kept.
+// out[r] = rows[r] W_e, the gradient by the input of a product with W. With an activation it goes on through that and
+// the router's weight: with d = rows[r] W_e and the pre-activation h,
+//   out[r] = row_weight[r] act'(h) d;    dot[0..P)[r] sum to <d, act(h)>,  P = grouped_dot_parts(N, activation)
+// relu^2 needs forward's result alone, which tells |h| where h > 0. SwiGLU needs its pre-activation.
 struct GroupedDgrad {
   RowGroups groups;
   const bf16* rows;         // [R, K], or with an index [T, K]
   const int* row_index;     // [R] or null
   const bf16* weight;       // [E, K, N]
-  bf16* out;                // [R, N]
-  const bf16* active;       // [R, N] or null
-  const float* row_weight;  // [R], null: 1; read only with active
-  float* dot;               // [P, R], null: not wanted; only with active
+  bf16* out;                // [R, N], SwiGLU [R, 2N]: gates, then values
+  const bf16* hidden;       // relu^2: forward's out [R, N]; SwiGLU: its pre [R, 2N]; else null
+  const float* row_weight;  // [R], null: 1; forward's; read only with an activation
+  float* dot;               // [P, R], null: not wanted; only with an activation
   int inner, columns;       // K, N
+  GroupedActivation activation = GroupedActivation::kNone;
+  bf16* gathered = nullptr;  // [R, K], the rows that the index names; null: not wanted
 };
 
 // grad[e] += a_e^T b_e, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding
@@ -59,7 +68,7 @@ struct GroupedWgrad {
 bool grouped_gemm_supported(int capability_major, int capability_minor);
 // The alignment that suits T*K assignments to E experts.
 int grouped_alignment(std::int64_t assignments, int experts);
-int grouped_dot_parts(int columns);
+int grouped_dot_parts(int columns, GroupedActivation);
 
 void grouped_forward(const GroupedForward&, Stream);
 void grouped_dgrad(const GroupedDgrad&, Stream);

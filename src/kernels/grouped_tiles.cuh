@@ -7,12 +7,13 @@
 namespace switchyard::kernels::grouped {
 
 enum class Form { kForward, kDgrad, kWgrad };  // rows W^T, rows W, a^T b
-enum class Epilogue { kStore, kRelu2, kRelu2Backward, kAdd };
+enum class Epilogue { kStore, kRelu2, kRelu2Backward, kSwiglu, kSwigluBackward, kAdd };
 
 constexpr int kTileRows = 128, kDepth = 64;        // depth: of K, a stage
 constexpr int kRowBytes = kTileRows * kDepth * 2;  // the left operand of a stage
 constexpr int kBox = 64 * 64 * 2;                  // bytes of a finished piece: 64 rows of 64 bf16 or 32 floats
 constexpr int kThreads = 384;
+constexpr int kSharedLimit = 227 * 1024, kSharedRest = 1024 + 256;  // rest: alignment, barriers
 
 template <Form F, bool Gather, int Blocks, Epilogue E, int Columns>
 struct Kind {
@@ -21,12 +22,17 @@ struct Kind {
   static constexpr bool kGather = Gather;  // the left operand comes row by row through an index
   static constexpr int kBlocks = Blocks;   // of a cluster
   static constexpr int kColumns = Columns;
+  static constexpr bool kGated = E == Epilogue::kSwiglu;  // half of a tile's columns are gates, half their values
+  static constexpr int kUnits = kGated ? Columns / 2 : Columns;  // columns of the result
   static constexpr int kPieces = Columns / 64;
   static constexpr int kColumnBytes = Columns * kDepth * 2;
-  // relu^2 backward holds all of the tile's activations at once, loaded while the products run.
-  static constexpr int kBuffers = E == Epilogue::kRelu2Backward ? kPieces : 2;  // a consumer warpgroup
-  static constexpr int kStages = E == Epilogue::kRelu2Backward && Columns == 256 ? 3 : 4;
-  static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
+  // Backward of an activation holds all that it needs of the tile's hidden units at once, loaded while products run.
+  static constexpr bool kLoadsHidden = E == Epilogue::kRelu2Backward || E == Epilogue::kSwigluBackward;
+  static constexpr bool kWeighs = kLoadsHidden || kGated || E == Epilogue::kRelu2;  // rows are times their weight
+  static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;            // gates and values
+  static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;             // a consumer warpgroup
+  static constexpr int kStages = (kSharedLimit - kSharedRest - 2 * kBuffers * kBox) / (kRowBytes + kColumnBytes);
+  static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + kSharedRest;
   static constexpr bool kDynamic = F == Form::kWgrad;  // tiles of unequal length are handed out as blocks get free
 };
 
@@ -37,6 +43,8 @@ struct Problem {
   int* scheduler;
   const float* row_weight;
   float* dot;
+  bool keep;       // SwiGLU: the pre-activation is wanted too
+  bool keep_rows;  // the gathered rows are wanted too
   std::int64_t row_capacity;
   int experts, row_tiles, column_tiles, depth_steps, inner;  // row_tiles: of one expert's gradient (wgrad)
 };
@@ -85,7 +93,7 @@ struct Shared {
     pieces = columns + K::kStages * K::kColumnBytes;
     full = pieces + 2 * K::kBuffers * kBox;
     empty = full + 8 * K::kStages;
-    loaded = empty + 8 * K::kStages;  // [2] the consumers' activations
+    loaded = empty + 8 * K::kStages;  // [2] the consumers' hidden units
     next_full = loaded + 16;          // [2] the ring of two that hands out tiles
     next_empty = next_full + 16;
     next = next_empty + 16;
@@ -145,8 +153,11 @@ __device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int
   hopper::barrier_expect(shared.next_full + 8 * slot, 4);
 }
 
-struct Maps {  // rows: the left operand; columns: the right one; out; active: relu^2's, for backward
-  CUtensorMap rows, columns, out, active;
+// rows: the left operand, or where its gathered rows go; columns: the right one; out; hidden: what backward of the
+// activation reads, relu^2's result or SwiGLU's pre-activation, which forward writes. A pre-activation [R, 2N] is seen
+// as two halves of N columns.
+struct Maps {
+  CUtensorMap rows, columns, out, hidden;
 };
 
 }  // namespace switchyard::kernels::grouped

@@ -23,18 +23,20 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return encode;
 }
 
-// A contiguous tensor [depth, rows, columns] of bf16, fp16 or float, read or written in boxes of [1, box_rows, 128
-// bytes], swizzled. Reads outside it give zeros, writes there are dropped. Rows are multiples of 16 bytes.
+// A tensor [depth, rows, columns] of bf16, fp16 or float, rows and depth this many elements apart, read or written in
+// boxes of [1, box_rows, 128 bytes], swizzled. Reads outside it give zeros, writes there are dropped. Rows, and what
+// lies between them, are multiples of 16 bytes.
 template <class T>
-CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, std::int64_t depth, int box_rows) {
+CUtensorMap strided_tensor_map(const T* data, std::int64_t columns, std::int64_t rows, std::int64_t depth,
+                               std::int64_t row_stride, std::int64_t depth_stride, int box_rows) {
   constexpr CUtensorMapDataType kType = std::is_same_v<T, bf16>   ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                         : std::is_same_v<T, fp16> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                   : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   static_assert(sizeof(T) == 2 || std::is_same_v<T, float>, "a map holds bf16, fp16 or float");
-  const cuuint64_t row_bytes = static_cast<cuuint64_t>(columns) * sizeof(T);
   const cuuint64_t size[3] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
                               static_cast<cuuint64_t>(depth)};
-  const cuuint64_t stride[2] = {row_bytes, row_bytes * size[1]};
+  const cuuint64_t stride[2] = {static_cast<cuuint64_t>(row_stride) * sizeof(T),
+                                static_cast<cuuint64_t>(depth_stride) * sizeof(T)};
   const cuuint32_t box[3] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows), 1}, step[3] = {1, 1, 1};
   CUtensorMap map{};
   const CUresult status = tensor_map_encoder()(&map, kType, 3, const_cast<T*>(data), size, stride, box, step,
@@ -42,6 +44,12 @@ CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, s
                                                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   SWITCHYARD_ASSERT(status == CUDA_SUCCESS, "a product was given a tensor that no map can describe");
   return map;
+}
+
+// The same of a contiguous tensor.
+template <class T>
+CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, std::int64_t depth, int box_rows) {
+  return strided_tensor_map(data, columns, rows, depth, columns, columns * rows, box_rows);
 }
 
 inline int multiprocessors() {  // of the current device

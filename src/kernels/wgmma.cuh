@@ -49,6 +49,21 @@ __device__ __forceinline__ void multiply(float (&d)[96], std::uint64_t a, std::u
   // clang-format on
 }
 
+template <int kMnMajorA, int kMnMajorB>
+__device__ __forceinline__ void multiply(float (&d)[64], std::uint64_t a, std::uint64_t b, int accumulate) {
+  // clang-format off
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+      "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, "
+      "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, p, 1, 1, %67, %68;\n}\n"
+      : SWITCHYARD_SUMS_32(d, 0), SWITCHYARD_SUMS_32(d, 32)
+      : "l"(a), "l"(b), "r"(accumulate), "n"(kMnMajorA), "n"(kMnMajorB));
+  // clang-format on
+}
+
 #undef SWITCHYARD_SUMS_32
 #undef SWITCHYARD_SUMS_8
 

@@ -24,6 +24,14 @@ int experts_of_a_token(const Config& config) {
   return averages_experts(config.moe, 0) ? config.moe.n_experts : config.router.top_k;
 }
 
+// Activations that are part of the products (16-bit, on a GPU) leave the rows that they gathered for backward, and
+// SwiGLU its result beside what it is made of.
+bool in_products(const Config& config) {
+  return (config.model.mlp == "relu2" || config.model.mlp == "swiglu") && config.precision.mode == "bf16" &&
+         config.device != "cpu" && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
+}
+bool keeps_activation(const Config& config) { return config.model.mlp == "swiglu" && in_products(config); }
+
 std::int64_t copy_bytes(const Config& config, const Accounting& size) {
   if (config.precision.mode == "fp32") return 0;
   std::int64_t bytes = 2 * size.total;
@@ -75,14 +83,17 @@ std::int64_t activation_bytes(const Config& config) {
 
 // What a feed-forward's backward has at once, for one of its rows: the gradient of the activation and of the
 // pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx, and
-// the pre-activation where it is made again. By the experts' turn a flexible FFN has had its own, and let go what it
-// kept.
+// what is made again of what would be kept. With SwiGLU in the products the activation has no gradient of its own. By
+// the experts' turn a flexible FFN has had its own, and let go what it kept.
 std::int64_t feed_forward_workspace(const Config& config, int layer) {
   const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1, width = config.model.n_embd;
   const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
   if (!is_moe_layer(config, layer)) return dense;
-  const std::int64_t again = config.train.recompute == "moe" ? inputs : 0;
-  const std::int64_t experts = experts_of_a_token(config) * ((inputs + 2 + again) * expert_width(config) + 2 * width);
+  const bool activated = keeps_activation(config);
+  const std::int64_t again = config.train.recompute == "moe" ? inputs + activated : 0;
+  const std::int64_t hidden = inputs + (activated ? 0 : 2) + again;
+  const std::int64_t rows = again > 0 && in_products(config) ? 3 : 2;
+  const std::int64_t experts = experts_of_a_token(config) * (hidden * expert_width(config) + rows * width);
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
 
@@ -113,11 +124,12 @@ std::int64_t workspace_bytes(const Config& config) {
 //               its gate where the layer has them; with weights on the norms of q and k also what they multiply
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation
-// MoE           one tensor of the top_k rows: the pre-activation, or the activation where it tells the other; none with
-//               train.recompute = moe. The gathered x and the experts' output are never kept. Router: fp32 logits of
-//               every expert; expert, weight, row and token of each assignment; a semantic router's projection, before
-//               and after its norm, and its cosines. Shared experts and a flexible FFN as a dense mlp, and with the
-//               latter both outputs, for their share's gradient
+// MoE           of the top_k rows the pre-activation, or the activation where it tells the other, or both (SwiGLU in
+//               the products), and the gathered x where products leave it, instead of the norm n; nothing with
+//               train.recompute = moe. The experts' output is never kept. Router: fp32 logits of every expert; expert,
+//               weight, row and token of each assignment; a semantic router's projection, before and after its norm,
+//               and its cosines. Shared experts and a flexible FFN as a dense mlp, and with the latter both outputs,
+//               for their share's gradient
 // INL           h, the fp32 velocity, and the controller's hidden layer in fp32
 // A parallel block has one x', and without weights one norm.
 std::int64_t activation_elements_per_token(const Config& config, int layer) {
@@ -133,7 +145,11 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (model.inl.enabled && model.inl.mode == "adaptive") elements += model.inl.controller_hidden * words;
   if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
   if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * width;
-  if (config.train.recompute != "moe") elements += experts_of_a_token(config) * inputs * expert_width(config);
+  if (config.train.recompute != "moe") {
+    const int rows = experts_of_a_token(config);
+    elements += rows * (inputs + keeps_activation(config)) * expert_width(config);
+    if (in_products(config)) elements += (rows - 1) * width;
+  }
   elements += (inputs + 1) * shared_width(config);
   elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
   if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;

@@ -19,8 +19,8 @@ Mlp::Mlp(ParameterStore& store, const std::string& name, const Config& config, c
 }
 
 at::Tensor Mlp::forward(const at::Tensor& x_TD, const StepContext& step) const {
-  if (activation_ == ops::ActivationKind::kRelu2 && up_->plain(step) && down_->plain(step) && ops::has_fused_mlp(x_TD))
-    return ops::fused_mlp(x_TD, up_->weight(), down_->weight());
+  if (up_->plain(step) && down_->plain(step) && ops::has_fused_mlp(x_TD, activation_))
+    return ops::fused_mlp(x_TD, up_->weight(), down_->weight(), activation_);
   return down_->forward(ops::activation(up_->forward(x_TD, step), activation_), step);
 }
 

@@ -68,7 +68,7 @@ Tensor GroupedProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_
   return forward(permute_rows(x_TD, plan), w_END, plan);
 }
 
-Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& weight_TK) {
+Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan) {
   Tensor rows = at::empty({plan.row_capacity, x_TD.size(1)}, x_TD.options());
   const Tensor in_use = plan.rows_in_use();
   launch(
@@ -76,7 +76,7 @@ Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& 
       [&](auto type) {
         using T = typename decltype(type)::type;
         return kernels::PermuteRows<T>{pointer<T>(x_TD),
-                                       pointer<float>(weight_TK),
+                                       nullptr,
                                        plan.row_of_TK.data_ptr<int>(),
                                        plan.token_of_row_R.data_ptr<int>(),
                                        in_use.data_ptr<int>(),

@@ -7,19 +7,29 @@
 
 namespace switchyard::ops {
 
-// relu^2 whose activation is part of the products. Rows are unweighted: the router's weight comes in when rows are
-// summed, and in backward here. With one expert the plan may be that of `all_rows`.
-class FusedRelu2 {
+// What an expert's MLP holds between its products.
+struct Hidden {
+  Tensor pre;        // [R, N], gated [R, 2N]: what the activation reads; undefined where its result tells enough
+  Tensor active_RN;  // what the down projection reads, times the row's weight
+  Tensor rows_RD;    // what the up projection read, in expert order; undefined where it was not gathered
+};
+
+// An activation that is part of the products, as are the gather and the router's weight. With one expert the plan may
+// be that of `all_rows`; row weights are fp32, or undefined: 1.
+class FusedActivation {
  public:
-  virtual ~FusedRelu2() = default;
+  virtual ~FusedActivation() = default;
   struct Backward {
-    Tensor d_pre_RN;  // weight * relu^2'(pre) * (dy W)
-    Tensor dot_PR;    // fp32; the sum over P is <dy W, active>, the gradient of the row's weight; undefined without
+    Tensor d_pre;   // weight * act'(pre) * (dy W), of pre's size
+    Tensor dot_PR;  // fp32; the sum over P is <dy W, act(pre)>, the gradient of the row's weight; undefined without
+    Tensor dy_RD;   // dy in expert order; undefined where it was not gathered
   };
-  // relu^2(x W^T) of the tokens that the plan names.
-  virtual Tensor up(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const = 0;
-  virtual Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& active_RN,
-                                 const Tensor& weight_R, const DispatchPlan& plan) const = 0;  // weight or undefined
+  // weight * act(x W^T) of the tokens that the plan names. What only backward reads is left undefined where `keep` is
+  // false.
+  virtual Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
+                    bool keep) const = 0;
+  virtual Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden,
+                                 const Tensor& weight_R, const DispatchPlan& plan) const = 0;
 };
 
 // The experts' MLP as a whole, where a block of rows stays in the caches from x to the output. Rows come out weighted.
@@ -52,8 +62,8 @@ class GroupedProducts {
                      const DispatchPlan& plan) const = 0;
   // forward of the rows that the plan gathers from x [T, D].
   virtual Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const;
-  virtual const FusedRelu2* relu2() const { return nullptr; }    // null: not fused
-  virtual const FusedExperts* whole() const { return nullptr; }  // null: not fused
+  virtual const FusedActivation* fused(ActivationKind) const { return nullptr; }  // null: not part of the products
+  virtual const FusedExperts* whole() const { return nullptr; }                   // null: not one operation
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
   virtual bool on_device() const { return false; }  // offsets are never read by the host
 
@@ -62,7 +72,7 @@ class GroupedProducts {
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
 };
 
-// Tokens into the plan's rows, each times the assignment's weight (fp32, or undefined: 1); zeros in padding. [R, D]
-Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan, const Tensor& weight_TK = {});
+// Tokens into the plan's rows; zeros in padding. [R, D]
+Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan);
 
 }  // namespace switchyard::ops

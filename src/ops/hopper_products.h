@@ -12,7 +12,7 @@ class HopperProducts : public GroupedProducts {
   void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
              const DispatchPlan& plan) const override;
   Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override;
-  const FusedRelu2* relu2() const override;
+  const FusedActivation* fused(ActivationKind kind) const override;
   int alignment(std::int64_t assignments, int experts) const override;
   bool on_device() const override { return true; }
 };

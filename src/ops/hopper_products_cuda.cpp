@@ -8,6 +8,7 @@ namespace switchyard::ops {
 namespace {
 
 using kernels::bf16;
+using kernels::GroupedActivation;
 
 kernels::RowGroups groups_of(const DispatchPlan& plan) {
   return {pointer<int>(plan.offset_E1),
@@ -24,47 +25,74 @@ kernels::RowGroups groups_of(const DispatchPlan& plan) {
 int rows_of(const Parameter& w) { return static_cast<int>(w.shape[w.shape.size() - 2]); }
 int columns_of(const Parameter& w) { return static_cast<int>(w.shape.back()); }
 
-Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan, bool relu2) {
+Tensor empty_rows(const Tensor& like, const DispatchPlan& plan, int columns) {
+  return at::empty({plan.row_capacity, columns}, like.options());
+}
+
+// Room for the rows that the plan names, where it names them.
+Tensor gathered_rows(const Tensor& x_TD, const DispatchPlan& plan) {
+  return plan.token_of_row_R.defined() ? empty_rows(x_TD, plan, static_cast<int>(x_TD.size(1))) : Tensor();
+}
+
+Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan) {
   const int inner = columns_of(w), columns = rows_of(w);
-  Tensor out = at::empty({plan.row_capacity, columns}, rows.options());
-  kernels::grouped_forward({groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out),
-                            inner, columns, relu2},
-                           current_stream(rows));
+  Tensor out = empty_rows(rows, plan, columns);
+  kernels::grouped_forward(
+      {groups_of(plan), pointer<bf16>(rows), index, pointer<bf16>(w.compute), pointer<bf16>(out), inner, columns},
+      current_stream(rows));
   return out;
 }
 
-class HopperRelu2 : public FusedRelu2 {
+class HopperActivation : public FusedActivation {
  public:
-  Tensor up(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override {
-    return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan, true);
+  explicit HopperActivation(GroupedActivation activation)
+      : activation_(activation), gated_(activation == GroupedActivation::kSwiglu) {}
+
+  Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
+            bool keep) const override {
+    const int inner = columns_of(w), columns = rows_of(w) / (gated_ ? 2 : 1);
+    const Hidden hidden{keep && gated_ ? empty_rows(x_TD, plan, 2 * columns) : Tensor(),
+                        empty_rows(x_TD, plan, columns), keep ? gathered_rows(x_TD, plan) : Tensor()};
+    kernels::grouped_forward({groups_of(plan), pointer<bf16>(x_TD), pointer<int>(plan.token_of_row_R),
+                              pointer<bf16>(w.compute), pointer<bf16>(hidden.active_RN), inner, columns, activation_,
+                              pointer<float>(weight_R), pointer<bf16>(hidden.pre), pointer<bf16>(hidden.rows_RD)},
+                             current_stream(x_TD));
+    return hidden;
   }
-  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Tensor& active_RN, const Tensor& weight_R,
+  // From what the activation leaves to read.
+  Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,
                          const DispatchPlan& plan) const override {
     const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
-    Backward out{at::empty({plan.row_capacity, columns}, dy_TD.options()), Tensor()};
+    const Tensor& read = gated_ ? hidden.pre : hidden.active_RN;
+    Backward out{at::empty_like(read), Tensor(), gathered_rows(dy_TD, plan)};
     if (weight_R.defined())
-      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns), plan.row_capacity}, weight_R.options());
-    kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R),
-                            pointer<bf16>(w_EDN.compute), pointer<bf16>(out.d_pre_RN), pointer<bf16>(active_RN),
-                            pointer<float>(weight_R), pointer<float>(out.dot_PR), inner, columns},
-                           current_stream(dy_TD));
+      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation_), plan.row_capacity}, weight_R.options());
+    kernels::grouped_dgrad(
+        {groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R), pointer<bf16>(w_EDN.compute),
+         pointer<bf16>(out.d_pre), pointer<bf16>(read), pointer<float>(weight_R), pointer<float>(out.dot_PR), inner,
+         columns, activation_, pointer<bf16>(out.dy_RD)},
+        current_stream(dy_TD));
     return out;
   }
+
+ private:
+  const GroupedActivation activation_;
+  const bool gated_;
 };
 
 }  // namespace
 
 Tensor HopperProducts::forward(const Tensor& rows_RD, const Parameter& w_END, const DispatchPlan& plan) const {
-  return run_forward(rows_RD, nullptr, w_END, plan, false);
+  return run_forward(rows_RD, nullptr, w_END, plan);
 }
 
 Tensor HopperProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const {
-  return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan, false);
+  return run_forward(x_TD, pointer<int>(plan.token_of_row_R), w_END, plan);
 }
 
 Tensor HopperProducts::dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const {
   const int inner = rows_of(w_END), columns = columns_of(w_END);
-  Tensor out = at::empty({plan.row_capacity, columns}, d_RN.options());
+  Tensor out = empty_rows(d_RN, plan, columns);
   kernels::grouped_dgrad({groups_of(plan), pointer<bf16>(d_RN), nullptr, pointer<bf16>(w_END.compute),
                           pointer<bf16>(out), nullptr, nullptr, nullptr, inner, columns},
                          current_stream(d_RN));
@@ -78,9 +106,10 @@ void HopperProducts::wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Para
                          current_stream(d_RN));
 }
 
-const FusedRelu2* HopperProducts::relu2() const {
-  static const HopperRelu2 fused;
-  return &fused;
+const FusedActivation* HopperProducts::fused(ActivationKind kind) const {
+  static const HopperActivation relu2(GroupedActivation::kRelu2), swiglu(GroupedActivation::kSwiglu);
+  if (kind == ActivationKind::kRelu2) return &relu2;
+  return kind == ActivationKind::kSwiglu ? &swiglu : nullptr;
 }
 
 int HopperProducts::alignment(std::int64_t assignments, int experts) const {

@@ -11,20 +11,15 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The sum of each token's rows, weighted where the weights are not in the rows already.
-Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan, const Tensor& weight_TK = {}) {
+// The sum of each token's rows, which are weighted already.
+Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
   Tensor out = at::empty({plan.tokens, rows_RD.size(1)}, rows_RD.options());
   launch(
       rows_RD,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Combine<T>{pointer<T>(rows_RD),
-                                   pointer<float>(weight_TK),
-                                   plan.row_of_TK.data_ptr<int>(),
-                                   pointer<T>(out),
-                                   plan.tokens,
-                                   plan.top_k,
-                                   static_cast<int>(rows_RD.size(1))};
+        return kernels::Combine<T>{pointer<T>(rows_RD), nullptr,    plan.row_of_TK.data_ptr<int>(),   pointer<T>(out),
+                                   plan.tokens,         plan.top_k, static_cast<int>(rows_RD.size(1))};
       },
       [](const auto& work, kernels::Stream stream) { kernels::combine(work, stream); },
       [](const auto& work) {
@@ -69,17 +64,17 @@ struct Call : torch::CustomClassHolder {
   DispatchPlan plan;
   const GroupedProducts* products;
   MoeFfnOptions options;
+  bool keep;    // hidden units for backward
   Tensor id_R;  // with dropout: what its rows are called
 
   // Null where the activation is not part of the products; dropout comes between the two.
   const FusedExperts* whole() const { return options.dropout.on() ? nullptr : products->whole(); }
-  const FusedRelu2* fused() const {
-    return experts.kind == ActivationKind::kRelu2 && !options.dropout.on() ? products->relu2() : nullptr;
-  }
-  // What backward needs of the hidden units: the activation where products hold it, else what it is made of.
-  Tensor hidden(const Tensor& x) const {
-    const FusedRelu2* in_products = fused();
-    return in_products ? in_products->up(x, *experts.up, plan) : products->gathered_forward(x, *experts.up, plan);
+  const FusedActivation* fused() const { return options.dropout.on() ? nullptr : products->fused(experts.kind); }
+  // Through the up projection: what it gives, and the activation where that is part of it.
+  Hidden hidden(const Tensor& x, const Tensor& weight_TK, bool keep) const {
+    if (const FusedActivation* in_products = fused())
+      return in_products->up(x, move_values(weight_TK, plan, Direction::kToRows), *experts.up, plan, keep);
+    return {products->gathered_forward(x, *experts.up, plan), Tensor(), Tensor()};
   }
   void drop_(const Tensor& rows_RN) const {
     if (options.dropout.on()) drop_hidden_(rows_RN, id_R, plan.rows_in_use(), options.dropout);
@@ -96,24 +91,27 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                         const Tensor& /*up: links*/, const c10::intrusive_ptr<Call>& call) {
     const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
-    Tensor hidden, out;
+    Hidden hidden;
+    Tensor out;
     if (const FusedExperts* whole = call->whole()) {
       const FusedExperts::Forward result = whole->forward(x, move_values(weight_TK, plan, Direction::kToRows),
                                                           *experts.up, *experts.down, experts.kind, plan);
-      hidden = result.pre_RN;
+      hidden.pre = result.pre_RN;
       out = sum_rows(result.out_RD, plan);
     } else if (call->fused()) {
-      hidden = call->hidden(x);
-      out = sum_rows(products->forward(hidden, *experts.down, plan), plan, weight_TK);
+      hidden = call->hidden(x, weight_TK, call->keep);
+      out = sum_rows(products->forward(hidden.active_RN, *experts.down, plan), plan);
     } else {
-      hidden = call->hidden(x);
+      hidden = call->hidden(x, weight_TK, call->keep);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
-      activation_rows(hidden, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R, plan.rows_in_use(),
-                      experts.kind, active);
+      activation_rows(hidden.pre, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R,
+                      plan.rows_in_use(), experts.kind, active);
       call->drop_(active);
       out = sum_rows(products->forward(active, *experts.down, plan), plan);
     }
-    context->save_for_backward({x, weight_TK, call->options.recompute ? Tensor() : hidden});
+    if (!call->keep) hidden = {};
+    const Tensor input = hidden.rows_RD.defined() ? Tensor() : x;  // its rows are all that backward reads of it
+    context->save_for_backward({input, weight_TK, hidden.pre, hidden.active_RN, hidden.rows_RD});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     context->saved_data["weight_type"] = static_cast<std::int64_t>(given_weight.scalar_type());
     return out;
@@ -127,7 +125,7 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor& x = saved[0];
     const Tensor &weight_TK = saved[1], dy_TD = grads[0].contiguous();
 
-    const Tensor hidden = call.options.recompute ? call.hidden(x) : saved[2];
+    const Hidden hidden = call.keep ? Hidden{saved[2], saved[3], saved[4]} : call.hidden(x, weight_TK, true);
     const Gradients d = call.whole()   ? through_whole(call, x, dy_TD, weight_TK, hidden)
                         : call.fused() ? through_fused(call, x, dy_TD, weight_TK, hidden)
                                        : through_activation(call, x, dy_TD, weight_TK, hidden);
@@ -141,26 +139,29 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
  private:
   // Each adds the gradients of both weights, and says when the down projection's is complete.
   static Gradients through_whole(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
-                                 const Tensor& pre) {
+                                 const Hidden& hidden) {
     const FusedExperts::Backward d =
-        call.whole()->backward(x, dy_TD, pre, move_values(weight_TK, call.plan, Direction::kToRows), *call.experts.up,
-                               *call.experts.down, call.experts.kind, call.plan);
+        call.whole()->backward(x, dy_TD, hidden.pre, move_values(weight_TK, call.plan, Direction::kToRows),
+                               *call.experts.up, *call.experts.down, call.experts.kind, call.plan);
     call.experts.down->grad_added();
     return {d.dx_RD, d.d_weight_R};
   }
 
   static Gradients through_fused(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
-                                 const Tensor& active) {
+                                 const Hidden& hidden) {
     const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
-    const FusedRelu2::Backward d = call.fused()->down_backward(dy_TD, *call.experts.down, active, weight_R, call.plan);
-    call.products->wgrad(permute_rows(dy_TD, call.plan, weight_TK), active, *call.experts.down, call.plan);
+    const FusedActivation::Backward d =
+        call.fused()->down_backward(dy_TD, *call.experts.down, hidden, weight_R, call.plan);
+    const Tensor dy_RD = d.dy_RD.defined() ? d.dy_RD : permute_rows(dy_TD, call.plan);
+    call.products->wgrad(dy_RD, hidden.active_RN, *call.experts.down, call.plan);
     call.experts.down->grad_added();
-    return {through_up(call, x, d.d_pre_RN), d.dot_PR};
+    return {through_up(call, x, hidden, d.d_pre), d.dot_PR};
   }
 
   static Gradients through_activation(const Call& call, const Tensor& x, const Tensor& dy_TD, const Tensor& weight_TK,
-                                      const Tensor& pre) {
+                                      const Hidden& hidden) {
     const DispatchPlan& plan = call.plan;
+    const Tensor& pre = hidden.pre;
     const Tensor weight_R = move_values(weight_TK, plan, Direction::kToRows);
     const Tensor dy_RD = permute_rows(dy_TD, plan);
     const Tensor d_active = call.products->dgrad(dy_RD, *call.experts.down, plan);
@@ -171,11 +172,12 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     call.drop_(active);
     call.products->wgrad(dy_RD, active, *call.experts.down, plan);
     call.experts.down->grad_added();
-    return {through_up(call, x, d_pre), d_weight_R};
+    return {through_up(call, x, hidden, d_pre), d_weight_R};
   }
 
-  static Tensor through_up(const Call& call, const Tensor& x, const Tensor& d_pre) {
-    call.products->wgrad(d_pre, permute_rows(x, call.plan), *call.experts.up, call.plan);
+  static Tensor through_up(const Call& call, const Tensor& x, const Hidden& hidden, const Tensor& d_pre) {
+    const Tensor x_RD = hidden.rows_RD.defined() ? hidden.rows_RD : permute_rows(x, call.plan);
+    call.products->wgrad(d_pre, x_RD, *call.experts.up, call.plan);
     return call.products->dgrad(d_pre, *call.experts.up, call.plan);
   }
 };
@@ -196,6 +198,7 @@ Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights&
   if (at::GradMode::is_enabled()) experts.up->use(), experts.down->use();
   auto call = c10::make_intrusive<Call>();
   call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
+  call->keep = at::GradMode::is_enabled() && !options.recompute;
   if (options.dropout.on())
     call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
   return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, call);

@@ -8,6 +8,14 @@
 namespace switchyard::gpu_check {
 namespace {
 
+using Act = kernels::GroupedActivation;
+
+std::string suffix(bool gather, Act activation) {
+  const char* of[] = {"", " relu2", " swiglu"};
+  return std::string(gather ? " gather" : "") + of[static_cast<int>(activation)];
+}
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
 enum class Skew { kEven, kSingle, kHalfEmpty, kSomeDropped };
 
 struct GroupedCase {
@@ -30,6 +38,8 @@ const std::vector<GroupedCase> kCases = {
     {"some dropped", 500, 4, 2, 128, 128, 128, Skew::kSomeDropped},
     {"more tiles than blocks", 3000, 8, 2, 64, 1024, 128},
     {"deep", 512, 2, 1, 2048, 128, 128},
+    {"half a tile of gates", 260, 3, 2, 136, 192, 256},
+    {"more tiles than blocks, pairs", 2100, 8, 2, 64, 640, 256},
 };
 
 struct Plan {
@@ -117,15 +127,118 @@ struct Check {
                         given.alignment * given.alignment),
         name(std::string(given.name) + " E " + std::to_string(given.experts)) {}
 
+  // <rows[row], column n of matrix>, of matrices [rows of W, inner] or, transposed, [inner, columns of W].
+  template <class Matrix>
+  static double product(const Input<bf16>& rows, std::size_t row, int inner, Matrix matrix) {
+    double sum = 0;
+    for (int k = 0; k < inner; ++k) sum += rows[row * inner + k] * matrix(k);
+    return sum;
+  }
+  Input<bf16> inputs(bool gather) {
+    return Input<bf16>(gather ? random.normal(static_cast<std::size_t>(c.tokens) * c.width)
+                              : row_values(random, plan, c.width));
+  }
+  const int* index(bool gather) const { return gather ? plan.token_of_row.get() : nullptr; }
+  int source(bool gather, int row) const { return gather || plan.host_token[row] < 0 ? plan.host_token[row] : row; }
+
+  // Weighted rows, the pre-activation they come from, and the same rows without it.
+  void swiglu_forward(bool gather) {
+    const int K = c.width, N = c.hidden;
+    const Input<bf16> rows = inputs(gather);
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * 2 * N * K, 0.1));
+    const Input<float> row_weight(random.normal(plan.capacity));
+    const auto size = static_cast<std::size_t>(plan.capacity) * N;
+    Buffer<bf16> out(size), pre(2 * size), alone(size), kept(static_cast<std::size_t>(plan.capacity) * K);
+    run_captured([&](Stream s) {
+      for (bf16* to : {pre.get(), static_cast<bf16*>(nullptr)})
+        kernels::grouped_forward({plan.groups, rows.get(), index(gather), weight.get(), to ? out.get() : alone.get(), K,
+                                  N, Act::kSwiglu, row_weight.get(), to, to && gather ? kept.get() : nullptr},
+                                 s);
+    });
+    const auto used = static_cast<std::size_t>(plan.host_offset.back());
+    Values want(used * N), want_pre(used * 2 * N);
+    each_row(plan, [&](int e, int row) {
+      const int from = source(gather, row);
+      for (int n = 0; n < N && from >= 0; ++n) {
+        double sums[2];
+        for (int half = 0; half < 2; ++half) {
+          const std::size_t line = (static_cast<std::size_t>(e) * 2 + half) * N + n;
+          sums[half] = product(rows, from, K, [&](int k) { return weight[line * K + k]; });
+          want_pre[(row * std::size_t{2} + half) * N + n] = sums[half];
+        }
+        want[row * static_cast<std::size_t>(N) + n] = row_weight[row] * sums[0] * sigmoid(sums[0]) * sums[1];
+      }
+    });
+    const std::string kernel = "grouped_forward" + suffix(gather, Act::kSwiglu);
+    const Values got = in_use(plan, values_of(out), N);
+    report.compare(kernel, name, got, want, {1.0 / 250, 5e-4});
+    report.compare(kernel + " pre", name, in_use(plan, values_of(pre), 2 * N), want_pre, {1.0 / 250, 2e-4});
+    report.compare(kernel, name + ": without pre", in_use(plan, values_of(alone), N), got, kExact);
+    report.expect(kernel, name + ": writes stay inside",
+                  out.guard_intact() && pre.guard_intact() && alone.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
+  }
+
+  void swiglu_dgrad(bool gather) {
+    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N, Act::kSwiglu);
+    const Input<bf16> rows = inputs(gather);
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
+        pre(row_values(random, plan, 2 * N));
+    const Input<float> row_weight(random.normal(plan.capacity));
+    const auto size = static_cast<std::size_t>(plan.capacity) * N;
+    Buffer<bf16> out(2 * size), plain(2 * size);
+    Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
+    run_captured([&](Stream s) {
+      kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), out.get(), pre.get(),
+                              row_weight.get(), dot.get(), K, N, Act::kSwiglu},
+                             s);
+      kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), plain.get(), pre.get(), nullptr,
+                              nullptr, K, N, Act::kSwiglu},
+                             s);
+    });
+    const auto used = static_cast<std::size_t>(plan.host_offset.back());
+    Values want(used * 2 * N), want_plain(want.size()), want_dot(used);
+    each_row(plan, [&](int e, int row) {
+      const int from = source(gather, row);
+      for (int n = 0; n < N && from >= 0; ++n) {
+        const double d =
+            product(rows, from, K, [&](int k) { return weight[(e * static_cast<std::size_t>(K) + k) * N + n]; });
+        const std::size_t gate = row * std::size_t{2} * N + n, value = gate + N;
+        const double s = sigmoid(pre[gate]), silu = pre[gate] * s;
+        want_dot[row] += d * silu * pre[value];
+        want_plain[gate] = d * pre[value] * (s + silu * (1 - s)), want_plain[value] = d * silu;
+        want[gate] = row_weight[row] * want_plain[gate], want[value] = row_weight[row] * want_plain[value];
+      }
+    });
+    const std::string kernel = "grouped_dgrad" + suffix(gather, Act::kSwiglu);
+    report.compare(kernel, name, in_use(plan, values_of(out), 2 * N), want, {1.0 / 200, 5e-4});
+    report.compare(kernel, name + ": no weights", in_use(plan, values_of(plain), 2 * N), want_plain, {1.0 / 200, 5e-4});
+    report.expect(kernel, name + ": writes stay inside",
+                  out.guard_intact() && plain.guard_intact() && dot.guard_intact());
+    report.compare(kernel + " dot", name, sum_of_parts(dot, parts), want_dot, {1e-4, 2e-4 * N});
+  }
+
+  Values sum_of_parts(const Buffer<float>& dot, int parts) const {
+    const Values part = values_of(dot);
+    Values sum(static_cast<std::size_t>(plan.host_offset.back()));
+    for (int p = 0; p < parts; ++p)
+      for (std::size_t row = 0; row < sum.size(); ++row)
+        sum[row] += part[p * static_cast<std::size_t>(plan.capacity) + row];
+    return sum;
+  }
+
   void forward(bool gather, bool relu2) {
     const int K = c.width, N = c.hidden;
     const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
                                   : row_values(random, plan, K));
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
+    const Input<float> row_weight(row_weights());
     Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    Buffer<bf16> kept(static_cast<std::size_t>(plan.capacity) * K);
     run_captured([&](Stream s) {
       kernels::grouped_forward(
-          {plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(), out.get(), K, N, relu2},
+          {plan.groups, rows.get(), index(gather), weight.get(), out.get(), K, N, relu2 ? Act::kRelu2 : Act::kNone,
+           row_weight.get(), nullptr, gather ? kept.get() : nullptr},
           s);
     });
     Values want(static_cast<std::size_t>(plan.host_offset.back()) * N);
@@ -135,31 +248,53 @@ struct Check {
         double sum = 0;
         for (int k = 0; k < K; ++k)
           sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(N) + n) * K + k];
-        want[row * static_cast<std::size_t>(N) + n] = relu2 ? std::pow(std::max(sum, 0.0), 2) : sum;
+        want[row * static_cast<std::size_t>(N) + n] = relu2 ? row_weight[row] * std::pow(std::max(sum, 0.0), 2) : sum;
       }
     });
-    const std::string kernel = std::string("grouped_forward") + (gather ? " gather" : "") + (relu2 ? " relu2" : "");
+    const std::string kernel = "grouped_forward" + suffix(gather, relu2 ? Act::kRelu2 : Act::kNone);
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 250, 2e-4});
-    report.expect(kernel, name + ": writes stay inside", out.guard_intact());
+    report.expect(kernel, name + ": writes stay inside", out.guard_intact() && kept.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
+  }
+
+  // Of both signs; every seventh is zero, which counts as too small to be seen.
+  Values row_weights() {
+    Values weights = random.normal(plan.capacity);
+    for (std::size_t i = 0; i < weights.size(); i += 7) weights[i] = 0;
+    return weights;
+  }
+
+  // The gathered rows as the product left them: bit for bit, zeros in the padding.
+  void check_kept(const std::string& kernel, const Input<bf16>& tokens, const Buffer<bf16>& kept) {
+    Values want(static_cast<std::size_t>(plan.host_offset.back()) * c.width);
+    each_row(plan, [&](int, int row) {
+      for (int i = 0; i < c.width && plan.host_token[row] >= 0; ++i)
+        want[row * static_cast<std::size_t>(c.width) + i] =
+            tokens[plan.host_token[row] * static_cast<std::size_t>(c.width) + i];
+    });
+    report.compare(kernel + " kept rows", name, in_use(plan, values_of(kept), c.width), want, kExact);
   }
 
   void dgrad(bool gather, bool relu2) {
-    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N);
+    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N, Act::kRelu2);
     const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
                                   : row_values(random, plan, K));
-    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
-        active(row_values(random, plan, N, true));
-    const Input<float> row_weight(random.normal(plan.capacity));
-    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N);
+    const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
+    const Input<float> row_weight(row_weights());
+    const auto weight_of = [&](std::size_t row) { return row_weight[row] == 0 ? 1e-20 : row_weight[row]; };
+    Values activation = row_values(random, plan, N, true);
+    for (std::size_t i = 0; i < activation.size(); ++i) activation[i] *= weight_of(i / N);
+    const Input<bf16> active(activation);
+    Buffer<bf16> out(static_cast<std::size_t>(plan.capacity) * N), kept(static_cast<std::size_t>(plan.capacity) * K);
     Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
     run_captured([&](Stream s) {
-      kernels::grouped_dgrad(
-          {plan.groups, rows.get(), gather ? plan.token_of_row.get() : nullptr, weight.get(), out.get(),
-           relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K, N},
-          s);
+      kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), out.get(),
+                              relu2 ? active.get() : nullptr, row_weight.get(), relu2 ? dot.get() : nullptr, K, N,
+                              relu2 ? Act::kRelu2 : Act::kNone, gather ? kept.get() : nullptr},
+                             s);
     });
     const auto used = static_cast<std::size_t>(plan.host_offset.back());
-    Values want(used * N), want_dot(used), got_dot(used);
+    Values want(used * N), want_dot(used);
     each_row(plan, [&](int e, int row) {
       const int source = gather ? plan.host_token[row] : row;
       for (int n = 0; n < N && source >= 0; ++n) {
@@ -167,19 +302,18 @@ struct Check {
         for (int k = 0; k < K; ++k)
           sum += rows[source * static_cast<std::size_t>(K) + k] * weight[(e * static_cast<std::size_t>(K) + k) * N + n];
         const std::size_t at = row * static_cast<std::size_t>(N) + n;
-        if (relu2) want_dot[row] += sum * active[at];
-        want[at] = relu2 ? row_weight[row] * 2 * std::sqrt(active[at]) * sum : sum;
+        const double unweighted = active[at] / weight_of(row);
+        if (relu2) want_dot[row] += sum * unweighted;
+        want[at] = relu2 ? weight_of(row) * 2 * std::sqrt(unweighted) * sum : sum;
       }
     });
-    const std::string kernel = std::string("grouped_dgrad") + (gather ? " gather" : "") + (relu2 ? " relu2" : "");
+    const std::string kernel = "grouped_dgrad" + suffix(gather, relu2 ? Act::kRelu2 : Act::kNone);
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 200, 2e-4});
-    report.expect(kernel, name + ": writes stay inside", out.guard_intact() && dot.guard_intact());
+    report.expect(kernel, name + ": writes stay inside",
+                  out.guard_intact() && dot.guard_intact() && kept.guard_intact());
+    if (gather) check_kept(kernel, rows, kept);
     if (!relu2) return;
-    const Values part = values_of(dot);
-    for (int p = 0; p < parts; ++p)
-      for (std::size_t row = 0; row < used; ++row)
-        got_dot[row] += part[p * static_cast<std::size_t>(plan.capacity) + row];
-    report.compare(kernel + " dot", name, got_dot, want_dot, {1e-4, 2e-4 * N});
+    report.compare(kernel + " dot", name, sum_of_parts(dot, parts), want_dot, {1e-4, 2e-4 * N});
   }
 
   void wgrad() {
@@ -221,7 +355,7 @@ void check_plain(Report& report) {  // null tables: one expert, all rows
   const Input<float> grad(Values(static_cast<std::size_t>(N) * K, 1.0));
   const Input<bf16> d(random.normal(static_cast<std::size_t>(R) * N));
   run_captured([&](Stream s) {
-    kernels::grouped_forward({groups, rows.get(), nullptr, weight.get(), out.get(), K, N, false}, s);
+    kernels::grouped_forward({groups, rows.get(), nullptr, weight.get(), out.get(), K, N}, s);
     kernels::grouped_wgrad({groups, d.get(), rows.get(), grad.get(), N, K}, s);
   });
   Values want(static_cast<std::size_t>(R) * N), want_grad(static_cast<std::size_t>(N) * K, 1.0);
@@ -242,6 +376,7 @@ void check_grouped_gemm(Report& report) {
     Check check(report, c);
     for (const bool gather : {false, true})
       for (const bool relu2 : {false, true}) check.forward(gather, relu2), check.dgrad(gather, relu2);
+    for (const bool gather : {false, true}) check.swiglu_forward(gather), check.swiglu_dgrad(gather);
     check.wgrad();
   }
   check_plain(report);

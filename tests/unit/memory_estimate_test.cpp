@@ -95,6 +95,24 @@ TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
   }
 }
 
+#ifdef SWITCHYARD_WITH_MOE
+// Dropout comes between the products, which then leave the activation to be made again, and the rows of x.
+TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndItsRows) {
+  const Overrides base = {{"device", "cuda"},         {"model.mlp", "swiglu"}, {"moe.use_moe", "true"},
+                          {"router.top_k", "2"},      {"moe.d_expert", "128"}, {"model.n_layer", "3"},
+                          {"train.micro_batch", "4"}, {"model.seq_len", "256"}};
+  const auto kept = [&](const char* key, const char* value) {
+    Overrides overrides = base;
+    overrides.emplace_back(key, value);
+    return estimate_memory(parse_config("{}", "", overrides).config, 1).activations;
+  };
+  const std::int64_t tokens = 4 * 256, rows = 2 * tokens, bytes = rows * 128 * 2 * 3;
+  const std::int64_t rows_of_x = (rows - tokens) * parse_config("{}", "", base).config.model.n_embd * 2 * 3;
+  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("moe.expert_hidden_dropout", "0.1"), bytes + rows_of_x);
+  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("train.recompute", "moe"), 3 * bytes + rows_of_x);
+}
+#endif
+
 // runs/LOG.md, one H100: the allocator's reserved peak of training, which holds its gaps too.
 TEST(MemoryEstimateTest, IsNearWhatAGpuReserved) {
   struct Measured {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "ops/fused_mlp.h"
 #include "ops/moe_ffn.h"
 #include "ops/router_scores.h"
 
@@ -173,6 +174,9 @@ const std::vector<ExpertCase> kExperts = {
     {"one token", 1, 16, 24, 8, 2, ActivationKind::kRelu2, Skew::kRandom},
     {"odd rows", 127, 24, 40, 8, 2, ActivationKind::kRelu2, Skew::kRandom},
     {"swiglu", 64, 32, 16, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},
+    {"swiglu, odd rows", 301, 72, 200, 8, 2, ActivationKind::kSwiglu, Skew::kRandom},
+    {"swiglu, all on one expert", 64, 16, 136, 8, 1, ActivationKind::kSwiglu, Skew::kSingle},
+    {"swiglu, half the experts empty", 96, 16, 24, 16, 2, ActivationKind::kSwiglu, Skew::kHalfEmpty},
     {"every expert chosen", 64, 16, 16, 4, 4, ActivationKind::kGelu, Skew::kRandom},
     {"all on one expert", 64, 16, 24, 8, 1, ActivationKind::kRelu2, Skew::kSingle},
     {"half the experts empty", 96, 16, 24, 16, 2, ActivationKind::kGeglu, Skew::kHalfEmpty},
@@ -234,6 +238,32 @@ TEST(MoeFfn, MatchesTheLoopOverExperts) {
         EXPECT_LT(relative(got[i].to(at::kFloat), want[i].to(at::kFloat)), backend.tolerance)
             << c.name << " result " << i;
     }
+}
+
+// Where there is one: on GPUs with our products, in bf16.
+TEST(FusedMlp, MatchesPlainProducts) {
+  for (const Backend& backend : backends())
+    for (const ActivationKind kind : {ActivationKind::kRelu2, ActivationKind::kSwiglu})
+      for (const int hidden : {136, 384}) {
+        const Tensor given = random({384, 72}, 1).to(backend.device, backend.compute);
+        if (!has_fused_mlp(given, kind)) continue;
+        const auto run = [&](bool fused) {
+          ParameterStore store;
+          Parameter& up = store.add("up", ParameterKind::kMlp, {is_gated(kind) ? 2 * hidden : hidden, 72},
+                                    {Init::Kind::kNormal, 0.3});
+          Parameter& down = store.add("down", ParameterKind::kMlp, {72, hidden}, {Init::Kind::kNormal, 0.3});
+          store.allocate(backend.device, backend.compute, store.contiguous());
+          store.initialize(5);
+          const Tensor x = given.clone().requires_grad_(true);
+          const Tensor out = fused ? fused_mlp(x, up, down, kind)
+                                   : at::mm(activation_reference(at::mm(x, attach(up).t()), kind), attach(down).t());
+          torch::autograd::backward({out}, {random({384, 72}, 9).to(backend.device, backend.compute)});
+          return std::vector<Tensor>{out, x.grad(), up.grad, down.grad};
+        };
+        const auto got = run(true), want = run(false);
+        for (std::size_t i = 0; i < got.size(); ++i)
+          EXPECT_LT(relative(got[i], want[i]), backend.tolerance) << hidden << " hidden units, result " << i;
+      }
 }
 
 TEST(MoeFfn, EmptyExpertsLeaveTheirGradientBitwise) {

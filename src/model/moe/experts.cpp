@@ -1,6 +1,7 @@
 #include "model/moe/experts.h"
 
 #include "model/moe/selection.h"
+#include "ops/fused_mlp.h"
 
 namespace switchyard {
 namespace {
@@ -55,6 +56,8 @@ SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, Par
 }
 
 at::Tensor SharedExperts::forward(const at::Tensor& x_TD, const StepContext& step) const {
+  if (up_->plain(step) && down_->plain(step) && ops::has_fused_mlp(x_TD, activation_))
+    return ops::fused_mlp(x_TD, up_->weight(), down_->weight(), activation_);
   return down_->forward(ops::activation(up_->forward(x_TD, step), activation_), step);
 }
 

@@ -270,11 +270,14 @@ void time_optimizers(Clock& clock) {
   for (int i = 0; i < 30; ++i)
     tensors.push_back({weight.get() + 8 * i, grad.get(), first.get(), second.get(), nullptr, 1, 0, 0.8f, 0});
   const Buffer<kernels::AdamwTensor> device_tensors(tensors);
-  clock.time("adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
-    kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
-                    one.get(), applied.get(), apply.get(), 0.95f, 1e-10f},
-                   s);
-  });
+  Buffer<int> scratch(kernels::kAdamwBeside);
+  for (const bool beside : {false, true})
+    clock.time(beside ? "adamw, with few threads" : "adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
+      kernels::adamw(
+          {device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
+           one.get(), applied.get(), apply.get(), 0.95f, 1e-10f, beside ? scratch.get() : nullptr},
+          s);
+    });
 
   const auto whole = static_cast<std::int64_t>(table);
   const Buffer<kernels::SquareRange> ranges(std::vector<kernels::SquareRange>{{grad.get(), whole}});
@@ -289,19 +292,18 @@ void time_optimizers(Clock& clock) {
   for (int i = 0; i < count; ++i)
     matrices.push_back({weight.get() + i * size, grad.get() + i * size, first.get() + i * size, copy.get() + i * size});
   const Buffer<kernels::MuonMatrix> device_matrices(matrices);
-  Buffer<bf16> update(size * count);
+  Buffer<fp16> direction(size * count);
+  Buffer<int> progress(count);
   Buffer<float> parts(kernels::muon_norm_parts(rows, cols) * count);
-  auto* direction = reinterpret_cast<fp16*>(update.get());
   const kernels::MuonBatch batch{device_matrices.get(), count, rows, cols};
   const double elements = static_cast<double>(size) * count;
   clock.time("muon_prepare", 14 * elements, [&](Stream s) {
-    kernels::muon_prepare({batch, update.get(), parts.get(), one.get(), one.get(), apply.get(), true}, s);
-  });
-  clock.time("muon_scale (fits in L2)", 4 * elements, [&](Stream s) {
-    kernels::muon_scale({update.get(), direction, parts.get(), count, rows, cols, 1.02f, 1e-6f}, s);
+    kernels::muon_prepare(
+        {batch, direction.get(), parts.get(), progress.get(), one.get(), one.get(), apply.get(), true, 1.02f, 1e-6f},
+        s);
   });
   clock.time("muon_apply", 12 * elements, [&](Stream s) {
-    kernels::muon_apply({batch, direction, one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
+    kernels::muon_apply({batch, direction.get(), one.get(), one.get(), apply.get(), 1e-3f, 1e-4f, true}, s);
   });
 }
 
@@ -311,22 +313,24 @@ void time_products(Clock& clock) {
   const std::size_t small = static_cast<std::size_t>(count) * S * S, large = static_cast<std::size_t>(count) * S * L;
   const Filled<fp16> x(large), g(small);
   Buffer<fp16> out(large), square(small);
-  const double cube = 2.0 * count * S * S * S, half = 21.0 / 36;  // tiles on and below the diagonal
+  Buffer<int> scheduler(2);
+  // Three tiles of 256 below the diagonal, three on it, of each of which 10 of 16 squares of 64 are computed.
+  const double cube = 2.0 * count * S * S * S, half = (3 + 3 * 10.0 / 16) / 9;
   const auto time = [&](const char* name, double flops, const kernels::SymmetricProduct& p) {
     clock.time_product(name, flops, [&](Stream s) { kernels::symmetric_product(p, s); });
   };
   time("symmetric_product X X'", 2 * half * cube,
-       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, false, true, true, 1, 0, 0});
+       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, false, true, true, 1, 0, 0, scheduler.get()});
   time("symmetric_product X' X", 2 * half * cube,
-       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, true, false, true, 1, 0, 0});
+       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, true, false, true, 1, 0, 0, scheduler.get()});
   time("symmetric_product G P", half * cube,
-       {g.get(), g.get(), nullptr, square.get(), count, S, S, S, false, true, true, 1, 0, 0});
+       {g.get(), g.get(), nullptr, square.get(), count, S, S, S, false, true, true, 1, 0, 0, scheduler.get()});
   time("symmetric_product a I + b G + c G G", half * cube,
-       {g.get(), g.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1});
+       {g.get(), g.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1, scheduler.get()});
   time("symmetric_product Q X", 2 * cube,
-       {g.get(), x.get(), nullptr, out.get(), count, S, L, S, false, false, false, 1, 0, 0});
+       {g.get(), x.get(), nullptr, out.get(), count, S, L, S, false, false, false, 1, 0, 0, scheduler.get()});
   time("symmetric_product X Q", 2 * cube,
-       {x.get(), g.get(), nullptr, out.get(), count, L, S, S, false, true, false, 1, 0, 0});
+       {x.get(), g.get(), nullptr, out.get(), count, L, S, S, false, true, false, 1, 0, 0, scheduler.get()});
 }
 
 }  // namespace

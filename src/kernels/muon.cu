@@ -1,5 +1,7 @@
-// The grid is (chunks of a matrix, matrices). A chunk's sum of squares has a place of its own, and who needs the norm
-// adds the places in order.
+// A block has a chunk of a matrix. A chunk's sum of squares has a place of its own, and who needs the norm adds the
+// places in order.
+#include <climits>
+
 #include "kernels/cuda_check.h"
 #include "kernels/muon.h"
 #include "kernels/vector.cuh"
@@ -17,8 +19,8 @@ struct Reach {
   std::int64_t at;
   int valid;  // elements of the pack that the matrix has
 
-  __device__ __forceinline__ Reach(int i, std::int64_t size)
-      : at((static_cast<std::int64_t>(blockIdx.x) * kBatch + i) * kThreads * kPack + threadIdx.x * kPack),
+  __device__ __forceinline__ Reach(int i, int chunk, std::int64_t size)
+      : at((static_cast<std::int64_t>(chunk) * kBatch + i) * kThreads * kPack + threadIdx.x * kPack),
         valid(static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kPack}, size - at)))) {}
 
   template <class T>
@@ -48,20 +50,27 @@ __device__ __forceinline__ bool takes_vectors(const MuonMatrix& m, std::int64_t 
   return bits % 16 == 0 && size % kPack == 0;
 }
 
+// A chunk of one of the batch's matrices.
+struct Piece {
+  int matrix, chunk, chunks;
+  std::int64_t size;
+};
+
 template <bool kVectors>
-__device__ __forceinline__ void prepare(const MuonPrepare& a, const MuonMatrix& matrix, std::int64_t size) {
+__device__ __forceinline__ void prepare(const MuonPrepare& a, const MuonMatrix& matrix, const Piece& p) {
   const float mu = *a.mu, grad_factor = *a.grad_factor;
   const bool apply = *a.apply != 0;
+  bf16* update = reinterpret_cast<bf16*>(a.direction) + p.matrix * p.size;
   float g[kBatch][kPack], m[kBatch][kPack], squares = 0;
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, size);
+    const Reach<kVectors> reach(i, p.chunk, p.size);
     reach.load(matrix.grad, g[i]);
     reach.load(matrix.momentum, m[i]);
   }
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, size);
+    const Reach<kVectors> reach(i, p.chunk, p.size);
     Pack<bf16> rounded;
 #pragma unroll
     for (int c = 0; c < kPack; ++c) {
@@ -70,43 +79,58 @@ __device__ __forceinline__ void prepare(const MuonPrepare& a, const MuonMatrix& 
       g[i][c] = a.nesterov ? fmaf(mu, m[i][c] - own, own) : m[i][c];
     }
     if (apply) reach.store(matrix.momentum, m[i]);
-    reach.store(a.update + blockIdx.y * size, g[i]);
+    reach.store(update, g[i]);
     pack(g[i], rounded);
     unpack(rounded, g[i]);
 #pragma unroll
     for (int c = 0; c < kPack; ++c) squares = fmaf(g[i][c], g[i][c], squares);
   }
   squares = row_sum<kThreads>(squares);
-  if (threadIdx.x == 0) a.norm_parts[static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = squares;
-}
-
-__global__ void __launch_bounds__(kThreads) prepare_kernel(MuonPrepare a) {
-  const MuonMatrix matrix = a.batch.matrices[blockIdx.y];
-  const std::int64_t size = a.batch.rows * a.batch.cols;
-  takes_vectors(matrix, size) ? prepare<true>(a, matrix, size) : prepare<false>(a, matrix, size);
+  if (threadIdx.x == 0) a.norm_parts[static_cast<std::int64_t>(p.matrix) * p.chunks + p.chunk] = squares;
 }
 
 template <bool kVectors>
-__device__ __forceinline__ void scale(const MuonScale& a, std::int64_t size) {
-  const std::int64_t matrix = blockIdx.y * size;
+__device__ __forceinline__ void scale(const MuonPrepare& a, const Piece& p) {
+  const std::int64_t begin = p.matrix * p.size;
   float u[kBatch][kPack];
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) Reach<kVectors>(i, size).load(a.update + matrix, u[i]);
-  const float* parts = a.norm_parts + static_cast<std::int64_t>(blockIdx.y) * gridDim.x;
+  for (int i = 0; i < kBatch; ++i)
+    Reach<kVectors>(i, p.chunk, p.size).load(reinterpret_cast<const bf16*>(a.direction) + begin, u[i]);
+  const float* parts = a.norm_parts + static_cast<std::int64_t>(p.matrix) * p.chunks;
   float squares = 0;
-  for (int part = threadIdx.x; part < static_cast<int>(gridDim.x); part += kThreads) squares += parts[part];
+  for (int part = threadIdx.x; part < p.chunks; part += kThreads) squares += parts[part];
   const float factor = 1.0f / (sqrtf(row_sum<kThreads>(squares)) * a.safety + a.eps);
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
     for (int c = 0; c < kPack; ++c) u[i][c] *= factor;
-    Reach<kVectors>(i, size).store(a.scaled + matrix, u[i]);
+    Reach<kVectors>(i, p.chunk, p.size).store(a.direction + begin, u[i]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) scale_kernel(MuonScale a) {
-  const std::int64_t size = a.rows * a.cols;
-  size % kPack == 0 ? scale<true>(a, size) : scale<false>(a, size);
+// Blocks prepare all chunks of a matrix, then scale those of the matrix before, whose update L2 still holds. Who scales
+// waits for blocks of lower index alone, which the device starts first.
+__global__ void __launch_bounds__(kThreads, 3) prepare_kernel(MuonPrepare a, int chunks) {
+  const int turn = blockIdx.x / chunks;
+  const bool scales = turn % 2 != 0;
+  const Piece p{turn / 2 - scales, static_cast<int>(blockIdx.x) - turn * chunks, chunks, a.batch.rows * a.batch.cols};
+  if (p.matrix < 0 || p.matrix >= a.batch.count) return;
+  int* done = a.progress + p.matrix;  // chunks prepared, then also those scaled
+  if (scales) {
+    if (threadIdx.x == 0) {
+      while (*static_cast<volatile int*>(done) < chunks) __nanosleep(100);
+      __threadfence();
+    }
+    __syncthreads();
+    p.size % kPack == 0 ? scale<true>(a, p) : scale<false>(a, p);
+  } else {
+    const MuonMatrix matrix = a.batch.matrices[p.matrix];
+    takes_vectors(matrix, p.size) ? prepare<true>(a, matrix, p) : prepare<false>(a, matrix, p);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  __threadfence();
+  if (atomicAdd(done, 1) == 2 * chunks - 1) *done = 0;
 }
 
 template <bool kVectors>
@@ -115,13 +139,13 @@ __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matr
   float w[kBatch][kPack], o[kBatch][kPack];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, size);
+    const Reach<kVectors> reach(i, blockIdx.x, size);
     reach.load(matrix.weight, w[i]);
     reach.load(a.direction + blockIdx.y * size, o[i]);
   }
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, size);
+    const Reach<kVectors> reach(i, blockIdx.x, size);
 #pragma unroll
     for (int c = 0; c < kPack; ++c) {
       const bool shrinks = !a.cautious || o[i][c] * w[i][c] >= 0.0f;
@@ -152,13 +176,9 @@ std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols) {
 
 void muon_prepare(const MuonPrepare& a, Stream stream) {
   if (a.batch.count == 0 || a.batch.rows * a.batch.cols == 0) return;
-  prepare_kernel<<<grid_for(a.batch.count, a.batch.rows, a.batch.cols), kThreads, 0, stream>>>(a);
-  SWITCHYARD_CUDA_LAUNCHED();
-}
-
-void muon_scale(const MuonScale& a, Stream stream) {
-  if (a.count == 0 || a.rows * a.cols == 0) return;
-  scale_kernel<<<grid_for(a.count, a.rows, a.cols), kThreads, 0, stream>>>(a);
+  const std::int64_t chunks = muon_norm_parts(a.batch.rows, a.batch.cols), blocks = 2 * chunks * (a.batch.count + 1);
+  SWITCHYARD_ASSERT(blocks <= INT_MAX, "a Muon batch is larger than a grid");
+  prepare_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(a, static_cast<int>(chunks));
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

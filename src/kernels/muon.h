@@ -22,28 +22,20 @@ struct MuonBatch {
 
 // g = *grad_factor * grad
 // momentum = mu momentum + (1 - mu) g
-// update = nesterov ? (1 - mu) g + mu momentum : momentum
+// update = nesterov ? (1 - mu) g + mu momentum : momentum        rounded to bf16
+// direction = update / (norm * safety + eps)                      norm: of the matrix's update
 //
-// norm_parts: muon_norm_parts(...) floats a matrix, whose sum is the squared Frobenius norm of its (rounded) update.
-// While *apply is 0 no momentum is stored; update is written all the same.
+// A matrix of zeros stays zero. Polar Express wants safety 1.02, eps 1e-6. The norm is then below 1, where fp16 holds a
+// matrix eight times finer than bf16. While *apply is 0 no momentum is stored; direction is written all the same.
 struct MuonPrepare {
   MuonBatch batch;
-  bf16* update;              // [count, rows, cols] overwritten, 16-byte aligned
-  float* norm_parts;         // [count, muon_norm_parts(rows, cols)] overwritten
+  fp16* direction;           // [count, rows, cols] overwritten, 16-byte aligned
+  float* norm_parts;         // [count, muon_norm_parts(rows, cols)] scratch
+  int* progress;             // [count] zeros before and after
   const float* mu;           // one device value
   const float* grad_factor;  // one device value: factor on every gradient (clipping)
   const int* apply;          // one device value
   bool nesterov;
-};
-
-// scaled = update / (norm * safety + eps), per matrix: a matrix of zeros stays zero. Polar Express wants safety 1.02,
-// eps 1e-6. The norm is then below 1, where fp16 holds a matrix eight times finer than bf16.
-struct MuonScale {
-  const bf16* update;       // [count, rows, cols] 16-byte aligned
-  fp16* scaled;             // the same shape and alignment, or the same memory
-  const float* norm_parts;  // as MuonPrepare wrote them
-  int count;
-  std::int64_t rows, cols;
   float safety, eps;
 };
 
@@ -62,7 +54,6 @@ struct MuonApply {
 
 std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols);
 void muon_prepare(const MuonPrepare&, Stream);
-void muon_scale(const MuonScale&, Stream);
 void muon_apply(const MuonApply&, Stream);
 
 }  // namespace switchyard::kernels

@@ -1,27 +1,219 @@
-// A block computes tiles of 128 x 128 with two warpgroups of 64 rows each, fed by one warp through TMA. Two blocks
-// share a multiprocessor: while one writes its tile out, the tensor cores work for the other. Square tiles of 128
-// because only 58% of them lie on or below the diagonal of a 768 x 768 result; wider ones would compute two thirds.
+// A cluster of two blocks computes tiles of 256 x 256, each block 128 rows: as in kernels/grouped_gemm.cuh one warp
+// fills a ring of stages and two warpgroups multiply 64 rows each; each block loads half of B for both. Smaller tiles
+// would ask more of L2 than it gives (128 x 128: 64 bytes a clock and multiprocessor of about 30).
+//
+// Of a symmetric result's tile on the diagonal, 64 rows need 64, 128, 192 or 256 columns; one block takes the outer
+// rows, the other the inner ones, and both have the same work. 768 x 768 costs 54% of the whole product.
+//
+// 160 registers a thread leave each quarter of a multiprocessor room for a warp of 32, and shared memory for a block
+// that uses little: AdamW, which waits for memory, runs there meanwhile (kernels/adamw.h).
 #include <algorithm>
 
 #include "kernels/cuda_check.h"
-#include "kernels/hopper.cuh"
+#include "kernels/grouped_epilogue.cuh"
 #include "kernels/symmetric_product.h"
 #include "kernels/tensor_map.h"
-#include "kernels/vector.cuh"
+#include "kernels/wgmma_half.cuh"
 
 namespace switchyard::kernels {
-namespace {
+namespace product {
 
-constexpr int kTile = kProductTile;  // rows and columns
-constexpr int kDepth = 64;           // of k a stage: 128 bytes, the width of the swizzle
-constexpr int kStages = 3;
-constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kThreads = 2 * kGroup + kWarp;
-constexpr int kBlock = 64 * 64 * 2;           // bytes of 64 rows of 128 bytes, swizzled
-constexpr int kOperand = kTile * kDepth * 2;  // bytes of one operand's stage
-constexpr int kStagedAt = kStages * 2 * kOperand, kBarriersAt = kStagedAt + 2 * kBlock;
-constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
-static_assert(2 * (kSharedBytes + 1024) <= 228 * 1024, "two blocks share a multiprocessor");
+using grouped::kBox;
+using grouped::kDepth;
+using grouped::kRowBytes;
+using grouped::kThreads;
+using grouped::Place;
+
+constexpr int kTile = 256;                           // rows and columns of a cluster's tile
+constexpr int kPiece = kProductSquare, kPieces = 4;  // columns of a piece, pieces of a tile
+
+// What the parts shared with the grouped products ask of a kind.
+struct Kind {
+  static constexpr bool kGather = false, kDynamic = true;
+  static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2;
+  static constexpr int kColumnBytes = kTile * kDepth * 2;
+  static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
+};
+using Shared = grouped::Shared<Kind>;
+using Ring = grouped::Ring<Kind::kStages>;
+static_assert(Kind::kDynamic && !Kind::kGather, "tiles are drawn, and operands come in boxes");
+static_assert(Kind::kShared + 2 * 1024 + 256 <= 228 * 1024, "room for AdamW's block; each block costs 1 KiB more");
+
+constexpr int kRegisters = 160, kConsumer = 216, kProducer = 48;
+static_assert(3 * kRegisters == 2 * kConsumer + kProducer);
+
+struct Maps {
+  CUtensorMap a, b, c, out;
+};
+
+struct Shape {
+  int m, n, steps, tile_columns, tiles, count;  // steps: of k; tiles: of one matrix
+  bool symmetric, same, has_c, backward;        // same: B is A, turned
+  float scale, add, identity;
+  int* scheduler;
+};
+
+struct Tile {
+  int matrix, m, n;  // first row and column
+};
+
+__device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
+  const int place = index / shape.tiles, rest = index - place * shape.tiles;
+  const int matrix = shape.backward ? shape.count - 1 - place : place;
+  if (!shape.symmetric) return {matrix, rest / shape.tile_columns * kTile, rest % shape.tile_columns * kTile};
+  int row = static_cast<int>((sqrtf(8.0f * rest + 1.0f) - 1.0f) * 0.5f);  // the largest with row (row + 1) / 2 <= rest
+  while ((row + 1) * (row + 2) / 2 <= rest) ++row;
+  while (row * (row + 1) / 2 > rest) --row;
+  return {matrix, row * kTile, (rest - row * (row + 1) / 2) * kTile};
+}
+
+// The 64 rows of a tile that one warpgroup computes.
+struct Part {
+  int row, pieces;  // its first row; pieces of 64 columns from the tile's first column on
+};
+
+__device__ __forceinline__ Part part_of(const Shape& shape, const Tile& tile, int block, int group) {
+  const bool diagonal = shape.symmetric && tile.m == tile.n;
+  const int at = !diagonal ? 2 * block + group : group == 0 ? block : 3 - block;
+  return {tile.m + at * kPiece, min(diagonal ? at + 1 : kPieces, (shape.n - tile.n + kPiece - 1) / kPiece)};
+}
+
+// ---- the producer ----
+
+// 64 deep in k and 64 * kSquares along the other side; across: rows are steps of k.
+template <bool kAcross, int kBlocks>
+__device__ __forceinline__ void load_squares(std::uint32_t to, const CUtensorMap& map, std::uint32_t full, int k,
+                                             int along, int matrix) {
+  if constexpr (kAcross)
+    hopper::load_box<kBlocks>(to, &map, full, along, k, matrix);
+  else
+    hopper::load_box<kBlocks>(to, &map, full, k, along, matrix);
+}
+
+// C passes through the ring behind the operands: two stages of two pieces for each warpgroup.
+__device__ __forceinline__ void load_terms(const Maps& maps, const Tile& tile, const Part (&parts)[2],
+                                           const Shared& shared, Ring& ring) {
+  for (int first = 0; first < kPieces; first += 2, ring.advance()) {
+    hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
+    const std::uint32_t full = shared.full + 8 * ring.stage, to = shared.columns + ring.stage * Kind::kColumnBytes;
+    const auto boxes = [&](int group) { return max(0, min(2, parts[group].pieces - first)); };
+    hopper::barrier_expect(full, (boxes(0) + boxes(1)) * kBox);
+    for (int group = 0; group < 2; ++group)
+      for (int i = 0; i < boxes(group); ++i)
+        hopper::load_box<1>(to + (2 * group + i) * kBox, &maps.c, full, tile.n + (first + i) * kPiece, parts[group].row,
+                            tile.matrix);
+  }
+}
+
+template <bool kAcrossA, bool kAcrossB>
+__device__ __forceinline__ void load_stage(const Maps& maps, const Tile& tile, const Part (&parts)[2], bool rows_too,
+                                           int k, const Shared& shared, int stage, int block) {
+  const std::uint32_t full = shared.full + 8 * stage, rows = shared.rows + stage * kRowBytes;
+  const std::uint32_t columns = shared.columns + stage * Kind::kColumnBytes + block * (Kind::kColumnBytes / 2);
+  hopper::barrier_expect(full, (rows_too ? kRowBytes : 0) + Kind::kColumnBytes);
+  const int column = tile.n + block * (kTile / 2);
+  load_squares<kAcrossB, 2>(columns, maps.b, full, k, column, tile.matrix);
+  if (kAcrossB) load_squares<kAcrossB, 2>(columns + kBox, maps.b, full, k, column + kPiece, tile.matrix);
+  if (!rows_too) return;
+  load_squares<kAcrossA, 1>(rows, maps.a, full, k, parts[0].row, tile.matrix);
+  load_squares<kAcrossA, 1>(rows + kBox, maps.a, full, k, parts[1].row, tile.matrix);
+}
+
+// The rows of a tile on the diagonal are among its columns.
+__device__ __forceinline__ bool rows_are_columns(const Shape& shape, const Tile& tile) {
+  return shape.same && tile.m == tile.n;
+}
+
+template <bool kAcrossA, bool kAcrossB>
+__device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, const Shared& shared, int clusters,
+                                        int first, int block) {
+  Ring ring(1);
+  const int total = shape.tiles * shape.count;
+  for (int index = first, n = 0; index < total; ++n) {
+    const Tile tile = tile_at(shape, index);
+    const Part parts[2] = {part_of(shape, tile, block, 0), part_of(shape, tile, block, 1)};
+    const bool rows_too = !rows_are_columns(shape, tile);
+    int drawn = 0;
+    const int draw_at = max(0, shape.steps - 8);  // early enough to hide the way to memory
+    for (int step = 0; step < shape.steps; ++step, ring.advance()) {
+      if (step == draw_at && block == 0) drawn = atomicAdd(shape.scheduler, 1) + clusters;
+      hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
+      load_stage<kAcrossA, kAcrossB>(maps, tile, parts, rows_too, step * kDepth, shared, ring.stage, block);
+    }
+    if (shape.has_c) load_terms(maps, tile, parts, shared, ring);
+    grouped::publish_tile<Kind>(shared, n, drawn, block);
+    index = grouped::next_tile<Kind>(shared, index, clusters, n, false);
+  }
+  // The last cluster to finish leaves the scheduler as it found it.
+  if (block == 0 &&
+      atomicInc(reinterpret_cast<unsigned*>(shape.scheduler) + 1, clusters - 1) == static_cast<unsigned>(clusters - 1))
+    *static_cast<volatile int*>(shape.scheduler) = 0;
+}
+
+// ---- the consumers ----
+
+__device__ __forceinline__ void release(const Shared& shared, int stage) {
+  if (threadIdx.x % 128 < Kind::kBlocks) hopper::barrier_arrive_at(shared.empty + 8 * stage, threadIdx.x % 128);
+}
+
+// d += A B for this warpgroup's rows, over all of k. square: where the rows lie among the tile's columns, or -1.
+template <bool kAcrossA, bool kAcrossB, int kColumns>
+__device__ __forceinline__ void multiply_part(float (&d)[kColumns / 2], const Shared& shared, Ring& ring, int steps,
+                                              int group, int square) {
+  int previous = 0;
+  for (int step = 0; step < steps; ++step) {
+    hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
+    const std::uint32_t columns = shared.columns + ring.stage * Kind::kColumnBytes;
+    const std::uint32_t rows =
+        square < 0 ? shared.rows + ring.stage * kRowBytes + group * kBox : columns + square * kBox;
+    const std::uint64_t a = kAcrossA ? hopper::operand_mn_major(rows) : hopper::operand_k_major(rows);
+    const std::uint64_t b = kAcrossB ? hopper::operand_mn_major(columns) : hopper::operand_k_major(columns);
+    hopper::products_begin();
+#pragma unroll
+    for (int k = 0; k < kDepth / 16; ++k)
+      hopper::multiply_halves<kAcrossA, kAcrossB>(d, a + k * (kAcrossA ? 128 : 2), b + k * (kAcrossB ? 128 : 2));
+    hopper::products_commit();
+    if (step > 0) {
+      hopper::products_wait<1>();
+      release(shared, previous);
+    }
+    previous = ring.stage;
+    ring.advance();
+  }
+  hopper::products_wait<0>();
+  release(shared, previous);
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before the wait
+}
+
+// d = scale d + add C, C from the ring.
+template <int kColumns>
+__device__ __forceinline__ void add_terms(float (&d)[kColumns / 2], const Shape& shape, const Shared& shared,
+                                          Ring& ring, const Place& place) {
+#pragma unroll
+  for (int first = 0; first < kPieces; first += 2) {
+    hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
+    const std::uint32_t from = shared.columns + ring.stage * Kind::kColumnBytes + 2 * place.group * kBox;
+#pragma unroll
+    for (int piece = first; piece < first + 2 && piece < kColumns / kPiece; ++piece) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        std::uint32_t r[4];
+        hopper::load_matrices(place.matrices(from + (piece - first) * kBox, q), r);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 c = unpack_halves(r[i]);
+          float* sums = d + (8 * piece + 2 * q) * 4 + 2 * i;
+          sums[0] = fmaf(shape.add, c.x, sums[0]), sums[1] = fmaf(shape.add, c.y, sums[1]);
+        }
+      }
+    }
+    hopper::async_proxy_fence();
+    place.sync();  // all have read
+    release(shared, ring.stage);
+    ring.advance();
+  }
+}
 
 // As hopper::store_matrices, each 8 x 8 matrix transposed.
 __device__ __forceinline__ void store_matrices_turned(std::uint32_t address, const std::uint32_t (&r)[4]) {
@@ -30,225 +222,134 @@ __device__ __forceinline__ void store_matrices_turned(std::uint32_t address, con
                : "memory");
 }
 
-#define EIGHT(i)                                                                                              \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-      "+f"(d[i + 7])
-// d += A B in fp16, A 64 x 16, B 16 x 128; asynchronous. Across: rows are steps of k.
-template <bool kAcrossA, bool kAcrossB>
-__device__ __forceinline__ void multiply(float (&d)[64], std::uint64_t a, std::uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, %67, %68;\n}\n"
-      : EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
-      : "l"(a), "l"(b), "r"(1), "n"(kAcrossA ? 1 : 0), "n"(kAcrossB ? 1 : 0));
-}
-#undef EIGHT
-
-// ---- the kernel ----
-
-struct Shape {
-  const fp16* c;
-  int m, n, depth_blocks, tile_columns, tiles, total;  // tiles: of one matrix; total: of all
-  bool symmetric;
-  float scale, add, identity;
-};
-
-struct TilePlace {
-  int matrix, m, n;  // first row and column
-};
-
-__device__ __forceinline__ TilePlace place_of(const Shape& shape, int tile) {
-  const int matrix = tile / shape.tiles, rest = tile - matrix * shape.tiles;
-  if (!shape.symmetric) return {matrix, rest / shape.tile_columns * kTile, rest % shape.tile_columns * kTile};
-  int row = static_cast<int>((sqrtf(8.0f * rest + 1.0f) - 1.0f) * 0.5f);  // the largest with row (row + 1) / 2 <= rest
-  while ((row + 1) * (row + 2) / 2 <= rest) ++row;
-  while (row * (row + 1) / 2 > rest) --row;
-  return {matrix, row * kTile, (rest - row * (row + 1) / 2) * kTile};
+// The sums of a 64 x 64 square to its place, and with `mirrored` also to the place across the diagonal.
+__device__ __forceinline__ void send_square(const std::uint32_t (&packed)[4][4], const Maps& maps, Place& place,
+                                            int row, int column, int matrix, bool mirrored) {
+  const std::uint32_t straight = place.free_buffer();
+#pragma unroll
+  for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(straight, q), packed[q]);
+  grouped::send_piece(place, [&] { hopper::store_box(&maps.out, straight, column, row, matrix); });
+  if (!mirrored) return;
+  const std::uint32_t turned = place.free_buffer();
+  // Lane l names row l % 8 of matrix l / 8; those lie 8 rows of the square below each other two by two.
+  const int of = place.lane / 8, within = place.lane % 8;
+  const std::uint32_t at = turned + (of / 2 * 8 + within) * 128 + (((place.warp * 2 + of % 2) ^ within) << 4);
+#pragma unroll
+  for (int q = 0; q < 4; ++q) store_matrices_turned(at + q * 16 * 128, packed[q]);
+  grouped::send_piece(place, [&] { hopper::store_box(&maps.out, turned, row, column, matrix); });
 }
 
-struct Stages {
-  unsigned base;
-  __device__ unsigned a(int stage) const { return base + stage * 2 * kOperand; }
-  __device__ unsigned b(int stage) const { return a(stage) + kOperand; }
-  __device__ unsigned full(int stage) const { return base + kBarriersAt + 8 * stage; }
-  __device__ unsigned empty(int stage) const { return base + kBarriersAt + 8 * (kStages + stage); }
-};
-
-// The stage of the ring that comes next, and how often the ring went round.
-struct Turn {
-  int stage = 0;
-  unsigned round = 0;
-  __device__ void next() {
-    if (++stage == kStages) stage = 0, ++round;
+template <int kColumns>
+__device__ __forceinline__ void finish_part(float (&d)[kColumns / 2], const Maps& maps, const Shape& shape,
+                                            const Tile& tile, const Part& part, Place& place) {
+#pragma unroll
+  for (int piece = 0; piece < kColumns / kPiece; ++piece) {
+    const int column = tile.n + piece * kPiece;
+    if (shape.identity != 0 && column == part.row) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {  // the thread's element 2 (i % 2) of every eight columns i / 4
+        const int right = i / 4 * 8 + place.lane % 4 * 2 + i % 2, down = place.row % 64 + i / 2 % 2 * 8;
+        if (right == down) d[32 * piece + i] += shape.identity;
+      }
+    }
+    std::uint32_t packed[4][4];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) packed[i / 4][i % 4] = pack_halves(d[32 * piece + 2 * i], d[32 * piece + 2 * i + 1]);
+    send_square(packed, maps, place, part.row, column, tile.matrix, shape.symmetric && column < part.row);
   }
-};
+}
 
-template <bool kAcross>
-__device__ __forceinline__ void load_operand(unsigned to, const CUtensorMap& map, unsigned barrier, int k, int row,
-                                             int matrix) {
-  if constexpr (kAcross) {
-    hopper::load_box<1>(to, &map, barrier, row, k, matrix);
-    hopper::load_box<1>(to + kBlock, &map, barrier, row + 64, k, matrix);
+template <bool kAcrossA, bool kAcrossB, int kColumns>
+__device__ __forceinline__ void work(const Maps& maps, const Shape& shape, const Shared& shared, const Tile& tile,
+                                     const Part& part, Ring& ring, Place& place) {
+  float d[kColumns / 2] = {};
+  const int square = rows_are_columns(shape, tile) ? (part.row - tile.n) / kPiece : -1;
+  multiply_part<kAcrossA, kAcrossB, kColumns>(d, shared, ring, shape.steps, place.group, square);
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) d[i] *= shape.scale;
+  if (shape.has_c) add_terms<kColumns>(d, shape, shared, ring, place);
+  finish_part<kColumns>(d, maps, shape, tile, part, place);
+}
+
+template <bool kAcrossA, bool kAcrossB>
+__device__ __forceinline__ void consume(const Maps& maps, const Shape& shape, const Shared& shared, int clusters,
+                                        int first, int block) {
+  Place place(threadIdx.x / 128 - 1, shared.pieces, Kind::kBuffers);
+  Ring ring(0);
+  const int total = shape.tiles * shape.count;
+  for (int index = first, n = 0; index < total; ++n) {
+    const Tile tile = tile_at(shape, index);
+    const Part part = part_of(shape, tile, block, place.group);
+    switch (part.pieces) {
+      case 1:
+        work<kAcrossA, kAcrossB, 64>(maps, shape, shared, tile, part, ring, place);
+        break;
+      case 2:
+        work<kAcrossA, kAcrossB, 128>(maps, shape, shared, tile, part, ring, place);
+        break;
+      case 3:
+        work<kAcrossA, kAcrossB, 192>(maps, shape, shared, tile, part, ring, place);
+        break;
+      default:
+        work<kAcrossA, kAcrossB, 256>(maps, shape, shared, tile, part, ring, place);
+    }
+    index = grouped::next_tile<Kind>(shared, index, clusters, n, true);
+  }
+  if (place.leads()) hopper::wait_stores_complete();
+}
+
+template <bool kAcrossA, bool kAcrossB>
+__global__ void __maxnreg__(kRegisters) product_kernel(const __grid_constant__ Maps maps, const Shape shape) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char raw[];
+  const Shared shared(raw);
+  const int block = hopper::block_in_cluster();
+  if (threadIdx.x == 0) shared.init();
+  hopper::cluster_sync();
+  const int clusters = gridDim.x / Kind::kBlocks, first = blockIdx.x / Kind::kBlocks;
+  if (threadIdx.x < 128) {
+    hopper::give_up_registers<kProducer>();
+    if (threadIdx.x == 0) produce<kAcrossA, kAcrossB>(maps, shape, shared, clusters, first, block);
+    __syncwarp();
   } else {
-    hopper::load_box<1>(to, &map, barrier, k, row, matrix);
+    hopper::take_registers<kConsumer>();
+    consume<kAcrossA, kAcrossB>(maps, shape, shared, clusters, first, block);
+    __syncwarp();
   }
+  hopper::cluster_sync();  // a block must not end while the other writes into its shared memory
+#endif
 }
 
-template <bool kAcrossA, bool kAcrossB>
-__device__ __forceinline__ void load_tiles(const Stages& stages, const CUtensorMap& map_a, const CUtensorMap& map_b,
-                                           const Shape& shape) {
-  Turn turn;
-  for (int tile = blockIdx.x; tile < shape.total; tile += gridDim.x) {
-    const TilePlace at = place_of(shape, tile);
-    for (int block = 0; block < shape.depth_blocks; ++block, turn.next()) {
-      hopper::barrier_wait(stages.empty(turn.stage), (turn.round & 1) ^ 1);
-      const unsigned full = stages.full(turn.stage);
-      hopper::barrier_expect(full, 2 * kOperand);
-      load_operand<kAcrossA>(stages.a(turn.stage), map_a, full, block * kDepth, at.m, at.matrix);
-      load_operand<kAcrossB>(stages.b(turn.stage), map_b, full, block * kDepth, at.n, at.matrix);
-    }
-  }
-}
+}  // namespace product
 
-// d += this warpgroup's 64 rows of A times B, over all of k.
-template <bool kAcrossA, bool kAcrossB>
-__device__ __forceinline__ void multiply_tile(const Stages& stages, Turn& turn, int depth_blocks, int group, int thread,
-                                              float (&d)[64]) {
-  int before = 0;
-  for (int block = 0; block < depth_blocks; ++block, turn.next()) {
-    hopper::barrier_wait(stages.full(turn.stage), turn.round & 1);
-    const unsigned rows = stages.a(turn.stage) + group * kBlock;
-    const std::uint64_t a = kAcrossA ? hopper::operand_mn_major(rows) : hopper::operand_k_major(rows);
-    const std::uint64_t b =
-        kAcrossB ? hopper::operand_mn_major(stages.b(turn.stage)) : hopper::operand_k_major(stages.b(turn.stage));
-    hopper::products_begin();
-#pragma unroll
-    for (int k = 0; k < kDepth / 16; ++k)  // 16 steps of k: 32 bytes along, 16 rows of 128 bytes across
-      multiply<kAcrossA, kAcrossB>(d, a + k * (kAcrossA ? 128 : 2), b + k * (kAcrossB ? 128 : 2));
-    hopper::products_commit();
-    if (block > 0) {
-      hopper::products_wait<1>();
-      if (thread == 0) hopper::barrier_arrive(stages.empty(before));
-    }
-    before = turn.stage;
-  }
-  hopper::products_wait<0>();
-  if (thread == 0) hopper::barrier_arrive(stages.empty(before));
-#pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before the wait
-}
+namespace {
 
-// Lane l holds rows l / 4 and l / 4 + 8 of its warp's sixteen, columns 2 (l % 4) and the next of every eight.
-__device__ __forceinline__ void add_terms(const Shape& shape, const TilePlace& at, int row, int column,
-                                          float (&d)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) d[i] *= shape.scale;
-  if (shape.c) {
-    const fp16* c = shape.c + (static_cast<std::int64_t>(at.matrix) * shape.m + row) * shape.n + column;
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int down = i % 2 * 8, right = i / 2 * 8;
-      if (row + down >= shape.m || column + right >= shape.n) continue;
-      const float2 v =
-          unpack_halves(*reinterpret_cast<const unsigned*>(c + static_cast<std::int64_t>(down) * shape.n + right));
-      d[2 * i] = fmaf(shape.add, v.x, d[2 * i]);
-      d[2 * i + 1] = fmaf(shape.add, v.y, d[2 * i + 1]);
-    }
-  }
-  if (shape.identity != 0 && at.m == at.n) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int right = column + i / 2 * 8 - row - i % 2 * 8;
-      if (right == 0) d[2 * i] += shape.identity;
-      if (right == -1) d[2 * i + 1] += shape.identity;
-    }
-  }
-}
-
-// Columns [64 kHalf, 64 kHalf + 64) of the warpgroup's rows through shared memory to `out` at column x, row y; turned:
-// their transpose.
-template <int kHalf, bool kTurned>
-__device__ __forceinline__ void write_half(const unsigned (&packed)[32], unsigned staged, int group, int thread,
-                                           const CUtensorMap& out, int x, int y, int matrix) {
-  const int lane = thread % kWarp, warp = thread / kWarp;
-  const int of = lane / 8, within = lane % 8;  // the matrix, and its row, whose place this lane names
-  // The swizzle: row r keeps its c-th 16 bytes at c ^ (r % 8).
-  const unsigned row = kTurned ? of / 2 * 8 + within : warp * 16 + of % 2 * 8 + within;
-  const unsigned chunk = (kTurned ? warp * 2 + of % 2 : of / 2) ^ within;
-  const unsigned place = staged + row * 128 + chunk * 16;
-  if (thread == 0) hopper::wait_stores_read<0>();  // the last block has left the memory
-  hopper::warpgroup_sync(group + 1);
-#pragma unroll
-  for (int q = 0; q < 4; ++q) {  // 16 columns: upper and lower rows of the first eight, then of the others
-    const unsigned* v = packed + (8 * kHalf + 2 * q) * 2;
-    const unsigned four[4] = {v[0], v[1], v[2], v[3]};
-    if constexpr (kTurned)
-      store_matrices_turned(place + q * 16 * 128, four);
-    else
-      hopper::store_matrices(place ^ (q * 2 * 16), four);
-  }
-  hopper::async_proxy_fence();
-  hopper::warpgroup_sync(group + 1);
-  if (thread == 0) hopper::store_box(&out, staged, x, y, matrix);
-}
-
-template <bool kAcrossA, bool kAcrossB>
-__global__ void __launch_bounds__(kThreads, 2)
-    product_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
-                   const __grid_constant__ CUtensorMap map_out, const Shape shape) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  const Stages stages{hopper::smem_address(memory)};
-  if (threadIdx.x == 0) {
-    if (stages.base % 1024 != 0) __trap();  // the swizzle goes by address
-    for (int i = 0; i < kStages; ++i) hopper::barrier_init(stages.full(i), 1), hopper::barrier_init(stages.empty(i), 2);
-    hopper::barrier_init_fence();
-  }
-  __syncthreads();
-  if (threadIdx.x >= 2 * kGroup) {
-    if (threadIdx.x == 2 * kGroup) load_tiles<kAcrossA, kAcrossB>(stages, map_a, map_b, shape);
-    return;
-  }
-  const int group = threadIdx.x / kGroup, thread = threadIdx.x % kGroup, lane = thread % kWarp;
-  const unsigned staged = stages.base + kStagedAt + group * kBlock;
-  Turn turn;
-  for (int tile = blockIdx.x; tile < shape.total; tile += gridDim.x) {
-    const TilePlace at = place_of(shape, tile);
-    float d[64] = {};
-    multiply_tile<kAcrossA, kAcrossB>(stages, turn, shape.depth_blocks, group, thread, d);
-    add_terms(shape, at, at.m + group * 64 + thread / kWarp * 16 + lane / 4, at.n + lane % 4 * 2, d);
-    unsigned packed[32];
-#pragma unroll
-    for (int i = 0; i < 32; ++i) packed[i] = pack_halves(d[2 * i], d[2 * i + 1]);
-    const int m = at.m + group * 64;
-    write_half<0, false>(packed, staged, group, thread, map_out, at.n, m, at.matrix);
-    write_half<1, false>(packed, staged, group, thread, map_out, at.n + 64, m, at.matrix);
-    if (shape.symmetric && at.m != at.n) {
-      write_half<0, true>(packed, staged, group, thread, map_out, m, at.n, at.matrix);
-      write_half<1, true>(packed, staged, group, thread, map_out, m, at.n + 64, at.matrix);
-    }
-  }
-  if (thread == 0) hopper::wait_stores_complete();
-}
-
-// ---- launch ----
+using product::Kind;
+using product::kPiece;
+using product::kTile;
+using product::Maps;
+using product::Shape;
 
 template <bool kAcrossA, bool kAcrossB>
 void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
-  const CUtensorMap map_a =
-      kAcrossA ? tensor_map(a.a, a.m, a.k, a.count, 64) : tensor_map(a.a, a.k, a.m, a.count, kTile);
-  const CUtensorMap map_b =
-      kAcrossB ? tensor_map(a.b, a.n, a.k, a.count, 64) : tensor_map(a.b, a.k, a.n, a.count, kTile);
-  const CUtensorMap map_out = tensor_map(a.out, a.n, a.m, a.count, 64);
-  const auto kernel = product_kernel<kAcrossA, kAcrossB>;
-  SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  kernel<<<std::min(shape.total, 2 * multiprocessors()), kThreads, kSharedBytes, stream>>>(map_a, map_b, map_out,
-                                                                                           shape);
-  SWITCHYARD_CUDA_LAUNCHED();
+  Maps maps{};
+  maps.a = kAcrossA ? tensor_map(a.a, a.m, a.k, a.count, kPiece) : tensor_map(a.a, a.k, a.m, a.count, kPiece);
+  maps.b = kAcrossB ? tensor_map(a.b, a.n, a.k, a.count, kPiece) : tensor_map(a.b, a.k, a.n, a.count, kTile / 2);
+  if (a.c) maps.c = tensor_map(a.c, a.n, a.m, a.count, kPiece);
+  maps.out = tensor_map(a.out, a.n, a.m, a.count, kPiece);
+  const auto kernel = product::product_kernel<kAcrossA, kAcrossB>;
+  SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Kind::kShared));
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = Kind::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(std::min(shape.tiles * shape.count, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
+  config.blockDim = dim3(grouped::kThreads);
+  config.dynamicSmemBytes = Kind::kShared;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  SWITCHYARD_CUDA(cudaLaunchKernelEx(&config, kernel, maps, shape));
 }
 
 }  // namespace
@@ -264,9 +365,21 @@ void symmetric_product(const SymmetricProduct& a, Stream stream) {
   SWITCHYARD_ASSERT(!a.symmetric || a.m == a.n, "a symmetric product is square");
   SWITCHYARD_ASSERT(!a.a_turned || !a.b_turned, "symmetric_product does not take both operands turned");
   const int rows = ceil_div(a.m, kTile), columns = ceil_div(a.n, kTile);
-  const int tiles = a.symmetric ? rows * (rows + 1) / 2 : rows * columns;
-  const Shape shape{a.c,     a.m,   a.n,       ceil_div(a.k, kDepth), columns, tiles, tiles * a.count, a.symmetric,
-                    a.scale, a.add, a.identity};
+  const bool same = a.symmetric && a.a == a.b && a.a_turned != a.b_turned;
+  const Shape shape{a.m,
+                    a.n,
+                    ceil_div(a.k, grouped::kDepth),
+                    columns,
+                    a.symmetric ? rows * (rows + 1) / 2 : rows * columns,
+                    a.count,
+                    a.symmetric,
+                    same,
+                    a.c != nullptr,
+                    a.backward,
+                    a.scale,
+                    a.add,
+                    a.identity,
+                    a.scheduler};
   if (a.a_turned)
     launch<true, true>(a, shape, stream);
   else if (a.b_turned)

@@ -16,13 +16,16 @@ struct SymmetricProduct {
   int count;
   int m, n, k;              // multiples of 8
   bool a_turned, b_turned;  // a_turned needs b not turned
-  // m == n, and A B is known to be symmetric: tiles of kProductTile rows and columns on and below the diagonal are
-  // computed, those above are mirrored from them.
+  // m == n, and A B is known to be symmetric: squares of kProductSquare rows and columns on and below the diagonal are
+  // computed, those above are mirrored from them. Fastest where b is a, turned the other way.
   bool symmetric;
   float scale, add, identity;
+  int* scheduler;  // [2] device memory, zeros before and after; no two products may use it at a time
+  // The last matrices first: what the product before left in the cache is then read before it is overwritten.
+  bool backward = false;
 };
 
-inline constexpr int kProductTile = 128;
+inline constexpr int kProductSquare = 64;
 
 bool symmetric_product_supported(int capability_major, int capability_minor);
 void symmetric_product(const SymmetricProduct&, Stream);

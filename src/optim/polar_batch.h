@@ -9,9 +9,11 @@ namespace switchyard {
 
 class PolarBatch {
  public:
-  // Scratch for up to `count` matrices, from torch's allocator.
-  PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device);
+  // Scratch for up to `count` matrices, from torch's allocator. scheduler: int [2] on the device, zeros between runs.
+  PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler);
   static std::int64_t bytes_of_one(std::int64_t rows, std::int64_t columns);
+  // By kernels/symmetric_product.h; else by torch's products.
+  static bool by_own_products(std::int64_t rows, std::int64_t columns, at::Device device);
 
   // [count, rows, columns] fp16: fill them, each with a norm of at most 1. Ask anew after run(), which may move them.
   void* data() const { return x_.data_ptr(); }
@@ -20,12 +22,14 @@ class PolarBatch {
 
  private:
   struct Product;
-  void multiply(std::int64_t count, const Product& product) const;
+  void multiply(std::int64_t count, const Product& product);
 
   const bool tall_;
-  bool supported_;          // by our own kernel; else torch's products
+  const bool own_products_;
   at::Tensor x_, next_;     // [count, rows, columns]; an iteration writes the other
   at::Tensor gram_, poly_;  // [count, side, side]: G, P
+  at::Tensor scheduler_;
+  bool backward_ = true;  // the next product's order: each starts where the one before ended, in what the cache holds
 };
 
 }  // namespace switchyard

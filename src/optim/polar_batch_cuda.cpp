@@ -23,11 +23,9 @@ struct PolarBatch::Product {
   double add = 0, identity = 0;
 };
 
-PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
-    : tall_(rows > columns) {
-  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
-  supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
-  const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
+PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler)
+    : tall_(rows > columns), own_products_(by_own_products(rows, columns, scheduler.device())), scheduler_(scheduler) {
+  const auto options = scheduler.options().dtype(at::kHalf);
   const std::int64_t side = short_side(rows, columns);
   x_ = at::empty({count, rows, columns}, options);
   next_ = at::empty_like(x_);
@@ -38,6 +36,11 @@ PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t colum
 std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
   const std::int64_t side = short_side(rows, columns);
   return 2 * (2 * rows * columns + 2 * side * side);
+}
+
+bool PolarBatch::by_own_products(std::int64_t rows, std::int64_t columns, at::Device device) {
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
+  return kernels::symmetric_product_supported(properties.major, properties.minor) && rows % 8 == 0 && columns % 8 == 0;
 }
 
 void PolarBatch::run(std::int64_t count, int iterations) {
@@ -54,15 +57,17 @@ void PolarBatch::run(std::int64_t count, int iterations) {
   }
 }
 
-void PolarBatch::multiply(std::int64_t count, const Product& p) const {
+void PolarBatch::multiply(std::int64_t count, const Product& p) {
   const std::int64_t m = p.out.size(1), n = p.out.size(2), k = p.a.size(p.a_turned ? 1 : 2);
-  if (supported_ && m % 8 == 0 && n % 8 == 0 && k % 8 == 0) {
+  if (own_products_) {
     using kernels::fp16;
     kernels::symmetric_product(
         {ops::pointer<fp16>(p.a), ops::pointer<fp16>(p.b), ops::pointer<fp16>(p.c), ops::pointer<fp16>(p.out),
          static_cast<int>(count), static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), p.a_turned, p.b_turned,
-         p.symmetric, static_cast<float>(p.scale), static_cast<float>(p.add), static_cast<float>(p.identity)},
+         p.symmetric, static_cast<float>(p.scale), static_cast<float>(p.add), static_cast<float>(p.identity),
+         scheduler_.data_ptr<int>(), backward_},
         ops::current_stream(p.out));
+    backward_ = !backward_;
     return;
   }
   const at::Tensor a = p.a.narrow(0, 0, count), b = p.b.narrow(0, 0, count);

@@ -168,7 +168,7 @@ struct AdamwData {
   }
 };
 
-void check_adamw(Report& report, bool apply) {
+void check_adamw(Report& report, bool apply, bool beside) {
   Random random(53);
   const std::vector<int> counts = {1, 3, 8, 1000, 100003, 7, 2048};
   std::vector<std::unique_ptr<AdamwData>> data;
@@ -186,11 +186,14 @@ void check_adamw(Report& report, bool apply) {
   const Buffer<std::int64_t> applied(std::vector<std::int64_t>{3});
   const Buffer<int> flag(std::vector<int>{apply});
   const float beta2 = 0.95f, eps = 1e-10f;
+  const Buffer<int> scratch(std::vector<int>(kernels::kAdamwBeside));
   run_captured([&](Stream s) {
     kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), 100003, schedule.get(), grad_factor.get(),
-                    applied.get(), flag.get(), beta2, eps},
+                    applied.get(), flag.get(), beta2, eps, beside ? scratch.get() : nullptr},
                    s);
   });
+  report.expect("adamw", "beside products: its counters are left at zero",
+                scratch.guard_intact() && scratch.download() == std::vector<int>(kernels::kAdamwBeside));
   for (std::size_t i = 0; i < counts.size(); ++i) {
     const AdamwData& d = *data[i];
     const std::size_t from = d.weight.host.size() - counts[i];
@@ -203,7 +206,8 @@ void check_adamw(Report& report, bool apply) {
       const double step = m[j] / (1 - std::pow(b1, 3)) / (std::sqrt(v[j] / (1 - std::pow(b2, 3))) + eps);
       w[j] -= lr * (step + d.tensor.weight_decay * w[j]);
     }
-    const std::string name = std::to_string(counts[i]) + " elements" + (apply ? "" : ", not applied");
+    const std::string name =
+        std::to_string(counts[i]) + " elements" + (beside ? ", beside products" : "") + (apply ? "" : ", not applied");
     const Bound bound = apply ? Bound{2e-5, 1e-6} : kExact;
     report.compare("adamw", name + ": weight", values_of(d.weight.device), w, bound);
     report.compare("adamw", name + ": first moment", values_of(d.first.device), m, bound);
@@ -228,9 +232,13 @@ struct MuonCase {
   int offset;  // elements before each matrix: an odd address
 };
 const std::vector<MuonCase> kMuonCases = {
-    {"one element", 1, 1, 1, true, true, true, 0},     {"experts", 6, 96, 200, true, true, true, 0},
-    {"odd size", 3, 5, 37, true, true, true, 0},       {"odd addresses", 3, 16, 48, true, false, true, 1},
-    {"no copies", 2, 130, 129, false, true, false, 0}, {"large", 2, 768, 1536, true, true, true, 0},
+    {"one element", 1, 1, 1, true, true, true, 0},
+    {"experts", 6, 96, 200, true, true, true, 0},
+    {"odd size", 3, 5, 37, true, true, true, 0},
+    {"odd addresses", 3, 16, 48, true, false, true, 1},
+    {"no copies", 2, 130, 129, false, true, false, 0},
+    {"large", 2, 768, 1536, true, true, true, 0},
+    {"more chunks than fit on the device", 2, 2048, 1280, true, true, true, 0},
 };
 
 struct MuonData {
@@ -259,17 +267,15 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   const Buffer<kernels::MuonMatrix> matrices(data.matrices);
   const Input<float> mu(Values{0.95}), grad_factor(Values{0.5}), schedule(Values{0.7}), decay(Values{0.2});
   const Buffer<int> flag(std::vector<int>{apply});
-  Buffer<bf16> update(size * c.count);
+  Buffer<int> progress(std::vector<int>(c.count, 0));
   Buffer<fp16> direction(size * c.count);
   Buffer<float> parts(kernels::muon_norm_parts(c.rows, c.cols) * c.count);
   const kernels::MuonBatch batch{matrices.get(), c.count, c.rows, c.cols};
   const float safety = 1.02f, eps = 1e-6f, lr = 0.02f, shrink = 0.03f;
   run_captured([&](Stream s) {
-    kernels::muon_prepare({batch, update.get(), parts.get(), mu.get(), grad_factor.get(), flag.get(), c.nesterov}, s);
-  });
-  const Values prepared = values_of(update);
-  run_captured([&](Stream s) {
-    kernels::muon_scale({update.get(), direction.get(), parts.get(), c.count, c.rows, c.cols, safety, eps}, s);
+    kernels::muon_prepare({batch, direction.get(), parts.get(), progress.get(), mu.get(), grad_factor.get(), flag.get(),
+                           c.nesterov, safety, eps},
+                          s);
     kernels::muon_apply({batch, direction.get(), schedule.get(), decay.get(), flag.get(), lr, shrink, c.cautious}, s);
   });
   const Values scaled = values_of(direction);
@@ -283,10 +289,10 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
       const double moved = mu[0] * momentum + (1 - mu[0]) * g;
       want_update[j] = c.nesterov ? g + mu[0] * (moved - g) : moved;
       if (apply) momentum = moved;
-      squares += prepared[i * size + j] * prepared[i * size + j];
+      squares += want_update[j] * want_update[j];
     }
     for (std::size_t j = 0; j < size; ++j) {
-      want_scaled[j] = prepared[i * size + j] / (std::sqrt(squares) * safety + eps);
+      want_scaled[j] = want_update[j] / (std::sqrt(squares) * safety + eps);
       double& weight = w[c.offset + j];
       const double o = scaled[i * size + j];
       const double decays = !c.cautious || o * weight >= 0 ? shrink * decay[0] * weight : 0;
@@ -295,9 +301,8 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
     const std::string name = std::string(c.name) + ", matrix " + std::to_string(i) + (apply ? "" : ", not applied");
     auto part = [&](const Values& all) { return Values(all.begin() + i * size, all.begin() + (i + 1) * size); };
     const Bound bound = apply ? Bound{1e-5, 1e-6} : kExact;
-    report.compare("muon_prepare", name + ": update", part(prepared), want_update, {1.0 / 250, 1e-5});
     report.compare("muon_prepare", name + ": momentum", values_of(data.momentum[i]->device), m, bound);
-    report.compare("muon_scale", name, part(scaled), want_scaled, {1.0 / 1000, 1e-7});
+    report.compare("muon_prepare", name + ": direction", part(scaled), want_scaled, {1.0 / 200, 1e-6});
     report.compare("muon_apply", name + ": weight", values_of(data.weight[i]->device), w, bound);
     Values copy = values_of(*data.copy[i]);
     if (apply && c.copies)
@@ -308,7 +313,9 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
                     std::all_of(copy.begin(), copy.end(), [](double x) { return std::isnan(x); }));
   }
   report.expect("muon_prepare", std::string(c.name) + ": writes stay inside",
-                update.guard_intact() && direction.guard_intact() && parts.guard_intact());
+                progress.guard_intact() && direction.guard_intact() && parts.guard_intact());
+  report.expect("muon_prepare", std::string(c.name) + ": progress is left at zero",
+                progress.download() == std::vector<int>(c.count, 0));
 }
 
 }  // namespace
@@ -320,7 +327,7 @@ void check_loss_and_optimizers(Report& report) {
   }
   for (const GuardCase& c : kGuardCases) check_guard(report, c);
   for (const bool apply : {true, false}) {
-    check_adamw(report, apply);
+    for (const bool beside : {false, true}) check_adamw(report, apply, beside);
     for (const MuonCase& c : kMuonCases) check_muon(report, c, apply);
   }
 }

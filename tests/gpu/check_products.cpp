@@ -5,13 +5,14 @@
 namespace switchyard::gpu_check {
 namespace {
 
-using kernels::kProductTile;
+using kernels::kProductSquare;
 
 struct ProductCase {
   const char* name;
   int count, m, n, k;
   bool a_turned, b_turned, symmetric, with_c;
   float scale, identity;
+  bool same = false, backward = false;  // same: B is A, turned
 };
 const std::vector<ProductCase> kProductCases = {
     {"one tile", 1, 128, 128, 64, false, true, false, false, 1, 0},
@@ -28,6 +29,19 @@ const std::vector<ProductCase> kProductCases = {
     {"X Q with C", 2, 328, 72, 72, false, true, false, true, 2, 1},
     {"more tiles than blocks", 300, 136, 64, 72, false, false, false, false, 1, 0},
     {"large", 1, 768, 768, 1536, true, false, true, false, 1, 0},
+    // Tiles of 256, pieces of 64, on the diagonal and off it.
+    {"X X', one full tile", 2, 256, 256, 64, false, true, true, false, 1, 0, true},
+    {"X X', a piece more than a tile", 3, 320, 320, 200, false, true, true, false, 1, 0, true},
+    {"X X', two tiles", 2, 512, 512, 128, false, true, true, false, 1, 0},
+    {"X X', two tiles, same", 2, 512, 512, 128, false, true, true, false, 1, 0, true, true},
+    {"X' X, two tiles, same", 2, 512, 512, 136, true, false, true, false, 1, 0, true},
+    {"X' X, one piece", 5, 64, 64, 72, true, false, true, false, 1, 0, true},
+    {"polynomial, two tiles and a bit", 2, 520, 520, 520, false, true, true, true, -0.5f, 3, true},
+    {"polynomial, three pieces", 3, 192, 192, 192, false, true, true, true, -0.5f, 3, true, true},
+    {"polynomial, one row of squares", 90, 64, 64, 64, false, true, true, true, 0.5f, 3, true},
+    {"Q X, two tiles", 2, 512, 768, 512, false, false, false, false, 1, 0, false, true},
+    {"X Q with C, edges of every kind", 2, 264, 584, 264, false, true, false, true, 2, 1},
+    {"more tiles than clusters, with C", 50, 264, 264, 72, false, true, true, true, 1, 1, true, true},
 };
 
 // The transpose of each of a batch of [rows, columns] matrices.
@@ -62,14 +76,17 @@ void check_product(Report& report, const ProductCase& c) {
                     b_size = static_cast<std::size_t>(c.count) * c.k * c.n,
                     size = static_cast<std::size_t>(c.count) * c.m * c.n;
   const double scale = 1 / std::sqrt(std::sqrt(static_cast<double>(c.k)));
-  // Independent operands also where the result is called symmetric: it then shows which tiles were computed.
-  const Input<fp16> a(random.normal(a_size, scale)), b(random.normal(b_size, scale)), terms(random.normal(size));
+  // Independent operands also where the result is called symmetric: it then shows which squares were computed.
+  const Input<fp16> a(random.normal(a_size, scale)), other(random.normal(b_size, scale)), terms(random.normal(size));
+  const Input<fp16>& b = c.same ? a : other;
   Buffer<fp16> out(size);
+  Buffer<int> scheduler(std::vector<int>{0, 0});
   const float add = c.with_c ? 0.75f : 0;
   run_captured([&](Stream s) {
-    kernels::symmetric_product({a.get(), b.get(), c.with_c ? terms.get() : nullptr, out.get(), c.count, c.m, c.n, c.k,
-                                c.a_turned, c.b_turned, c.symmetric, c.scale, add, c.identity},
-                               s);
+    kernels::symmetric_product(
+        {a.get(), b.get(), c.with_c ? terms.get() : nullptr, out.get(), c.count, c.m, c.n, c.k, c.a_turned, c.b_turned,
+         c.symmetric, c.scale, add, c.identity, scheduler.get(), c.backward},
+        s);
   });
   Values want = products(c, c.a_turned ? turned(a.host, c.count, c.k, c.m) : a.host,
                          c.b_turned ? b.host : turned(b.host, c.count, c.k, c.n));
@@ -79,10 +96,12 @@ void check_product(Report& report, const ProductCase& c) {
   }
   for (std::size_t at = 0; at < size && c.symmetric; ++at) {
     const std::size_t matrix = at / c.n / c.m, i = at / c.n % c.m, j = at % c.n;
-    if (i / kProductTile < j / kProductTile) want[at] = want[(matrix * c.m + j) * c.n + i];
+    if (i / kProductSquare < j / kProductSquare) want[at] = want[(matrix * c.m + j) * c.n + i];
   }
   report.compare("symmetric_product", c.name, values_of(out), want, {1.0 / 1000, 2e-5 * std::sqrt(c.k) * scale});
   report.expect("symmetric_product", std::string(c.name) + ": writes stay inside", out.guard_intact());
+  report.expect("symmetric_product", std::string(c.name) + ": the scheduler is left at zero",
+                scheduler.guard_intact() && scheduler.download() == std::vector<int>{0, 0});
 }
 
 }  // namespace

@@ -201,6 +201,7 @@ template <bool kAcrossA, bool kAcrossB>
 __global__ void __launch_bounds__(kThreads, 2)
     product_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                    const __grid_constant__ CUtensorMap map_out, const Shape shape) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char memory[];
   const Stages stages{hopper::smem_address(memory)};
   if (threadIdx.x == 0) {
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   if (thread == 0) hopper::wait_stores_complete();
+#endif
 }
 
 // ---- launch ----

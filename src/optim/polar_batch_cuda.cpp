@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device.h"
 #include "kernels/symmetric_product.h"
 #include "ops/launch.h"
 #include "optim/polar_batch.h"
@@ -26,7 +27,7 @@ struct PolarBatch::Product {
 PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device)
     : tall_(rows > columns) {
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
-  supported_ = kernels::symmetric_product_supported(properties.major, properties.minor);
+  supported_ = kernels::runs_hopper_kernels(properties.major, properties.minor);
   const auto options = at::TensorOptions().device(device).dtype(at::kHalf);
   const std::int64_t side = short_side(rows, columns);
   x_ = at::empty({count, rows, columns}, options);

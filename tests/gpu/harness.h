@@ -167,6 +167,7 @@ void check_selection(Report&);
 void check_reroute(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
+void check_portable_gemm(Report&);
 void check_loss_and_optimizers(Report&);
 void check_products(Report&);
 

@@ -50,7 +50,9 @@ if(WITH_CUDA)
     message(FATAL_ERROR "WITH_CUDA=ON needs the full torch package: ${SWITCHYARD_TORCH} lacks lib/libtorch_cuda.so, or "
                         "${site_packages}/nvidia/nccl is missing; run runs/setup.sh --cuda")
   endif()
-  set(CMAKE_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPU architectures, as CMake writes them; some kernels compile for 90a alone")
+  # Machine code for Hopper, whose own kernels compile for 90a alone, and PTX that the driver compiles for every other GPU
+  # from capability 8.0 on.
+  set(CMAKE_CUDA_ARCHITECTURES "90a-real;80-virtual" CACHE STRING "GPU architectures, as CMake writes them")
   enable_language(CUDA)
   set(CMAKE_INCLUDE_SYSTEM_FLAG_CUDA "-isystem ")   # apart, not "-isystem=": ccache then makes the path relative
   set(CMAKE_CUDA_STANDARD 17)

@@ -357,7 +357,7 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
       time_grouped(clock, shape);
   time_loss_and_tables(clock);
   time_optimizers(clock);
-  if (kernels::symmetric_product_supported(device.capability_major, device.capability_minor)) time_products(clock);
+  if (kernels::runs_hopper_kernels(device.capability_major, device.capability_minor)) time_products(clock);
   return clock.timings();
 }
 

@@ -347,7 +347,12 @@ void with_shape(const A& a, Run run) {
 }  // namespace
 
 bool add_norm_takes_router(int width, int experts) {
-  return width > 0 && width % kPack == 0 && width <= kMostWidth && experts > 0 && experts <= kMostExperts;
+  if (width <= 0 || width % kPack != 0 || width > kMostWidth || experts <= 0 || experts > kMostExperts) return false;
+  int device = 0, most_shared = 0;  // 227 KB on Hopper, 163 on A100, 99 on GeForce cards and their like
+  SWITCHYARD_CUDA(cudaGetDevice(&device));
+  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  constexpr int kStatic = 4096;  // at most
+  return shared_bytes(width, ceil_div(experts, 8), kTerms<float>) + kStatic <= most_shared;
 }
 
 std::int64_t add_norm_router_scratch(std::int64_t tokens, int width, int experts) {

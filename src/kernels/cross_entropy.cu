@@ -1,5 +1,6 @@
 // Two forms. Rows of bf16 that fit in a block's registers (up to 32768 logits) are read once and written once: the bulk
-// copy engine brings the next rows into shared memory while a block works on one. Others are read twice.
+// copy engine, which GPUs have from capability 9.0 on, brings the next rows into shared memory while a block works on
+// one. Others are read twice.
 //
 // With u = 1 / (e^(2 logit / cap) + 1):   z = cap - 2 cap u,   dz/dlogit = 4 u (1 - u).
 // exp and reciprocal are the hardware's approximations (2 ulp and 1 ulp), so z is off by at most 4e-7 cap. Three of
@@ -8,6 +9,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda_check.h"
+#include "kernels/device.h"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -107,6 +109,7 @@ __device__ __forceinline__ float row_maximum(const Pack<bf16> (&raw)[kPacks], in
 
 template <bool kCapped>
 __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16> a, int stages) {
+#if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char buffer[];
   __shared__ std::uint64_t full[kMaxStages];
   __shared__ float scratch[2][2][kWarps];
@@ -181,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16
       if (target >= 0 && p == target / kPack) from_float(at_target, out[target]);  // after this thread's own pack
     }
   }
+#endif
 }
 
 // ---- any row ----
@@ -256,6 +260,15 @@ void launch_reread(const CrossEntropy<T>& a, Stream stream) {
     reread_kernel<T, kCapped, 512><<<blocks, 512, 0, stream>>>(a);
 }
 
+// What counts is what the code that runs was compiled for: PTX of 8.0 runs on any later GPU, without bulk copies.
+template <bool kCapped>
+bool resident_runs() {
+  if (portable_kernels_forced()) return false;
+  cudaFuncAttributes attributes;
+  SWITCHYARD_CUDA(cudaFuncGetAttributes(&attributes, resident_kernel<kCapped>));
+  return attributes.ptxVersion >= 90;
+}
+
 template <bool kCapped>
 void launch_resident(const CrossEntropy<bf16>& a, Stream stream) {
   int device = 0, processors = 0, most_shared = 0;
@@ -278,7 +291,8 @@ void cross_entropy(const CrossEntropy<T>& a, Stream stream) {
   if (a.tokens == 0) return;
   const bool capped = a.cap > 0;
   if constexpr (sizeof(T) == sizeof(bf16)) {
-    if (a.vocab >= kMinResident && a.vocab <= kMaxResident) {
+    if (a.vocab >= kMinResident && a.vocab <= kMaxResident &&
+        (capped ? resident_runs<true>() : resident_runs<false>())) {
       capped ? launch_resident<true>(a, stream) : launch_resident<false>(a, stream);
       SWITCHYARD_CUDA_LAUNCHED();
       return;

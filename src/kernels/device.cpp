@@ -1,5 +1,7 @@
 #include "kernels/device.h"
 
+#include <cstdlib>
+
 #include "base/error.h"
 
 namespace switchyard::kernels {
@@ -50,6 +52,23 @@ double peak_tflops(const std::string& device_name, PeakType type) {
     return type == PeakType::kBf16 ? peak.bf16 : type == PeakType::kFp8 ? peak.fp8 : peak.fp32;
   }
   return 0;
+}
+
+bool portable_kernels_forced() {
+  static const bool forced = [] {
+    const char* value = std::getenv("SWITCHYARD_PORTABLE_KERNELS");
+    return value && std::string(value) == "1";
+  }();
+  return forced;
+}
+
+bool runs_hopper_kernels(int capability_major, int capability_minor) {
+#ifdef SWITCHYARD_HOPPER_KERNELS  // where compiled for anything but 90a, their bodies are empty
+  return capability_major == 9 && capability_minor == 0 && !portable_kernels_forced();
+#else
+  (void)capability_major, (void)capability_minor;
+  return false;
+#endif
 }
 
 #ifndef SWITCHYARD_WITH_CUDA

@@ -1,5 +1,6 @@
 // kernels/grouped_gemm.h: products of rows in expert order with their expert's matrix, on Hopper (sm_90a), in bf16 with
-// fp32 sums. One expert with null tables is a plain product of `row_capacity` rows.
+// fp32 sums. One expert with null tables is a plain product of `row_capacity` rows. Other GPUs and
+// fp32: the same descriptions, of T, in kernels/portable_gemm.h.
 #pragma once
 
 #include "kernels/types.h"
@@ -24,46 +25,52 @@ enum class GroupedActivation { kNone, kRelu2, kSwiglu };
 // out[r] = rows[r] W_e^T, or row_weight[r] act(.) of it, where |row_weight| counts as 1e-20 at least; SwiGLU's W_e has
 // N rows of gates, then N of values. Rows of padding become zeros (rows must hold zeros there, or index -1). All widths
 // are multiples of 8.
-struct GroupedForward {
+template <class T>
+struct GroupedForwardOf {
   RowGroups groups;
-  const bf16* rows;      // [R, K], or with an index [T, K]
+  const T* rows;         // [R, K], or with an index [T, K]
   const int* row_index;  // [R] out's row r reads rows[row_index[r]], zeros for -1; null: row r
-  const bf16* weight;    // [E, N, K], SwiGLU [E, 2N, K]
-  bf16* out;             // [R, N]
+  const T* weight;       // [E, N, K], SwiGLU [E, 2N, K]
+  T* out;                // [R, N]
   int inner, columns;    // K, N
   GroupedActivation activation = GroupedActivation::kNone;
   const float* row_weight = nullptr;  // [R], null: 1; read only with an activation
-  bf16* pre = nullptr;                // [R, 2N], SwiGLU's gates and values for backward; null: not wanted
-  bf16* gathered = nullptr;           // [R, K], the rows that the index names; null: not wanted
+  T* pre = nullptr;                   // [R, 2N], SwiGLU's gates and values for backward; null: not wanted
+  T* gathered = nullptr;              // [R, K], the rows that the index names; null: not wanted
 };
+using GroupedForward = GroupedForwardOf<bf16>;
 
 // out[r] = rows[r] W_e, the gradient by the input of a product with W. With an activation it goes on through that and
 // the router's weight: with d = rows[r] W_e and the pre-activation h,
 //   out[r] = row_weight[r] act'(h) d;    dot[0..P)[r] sum to <d, act(h)>,  P = grouped_dot_parts(N, activation)
 // relu^2 needs forward's result alone, which tells |h| where h > 0. SwiGLU needs its pre-activation.
-struct GroupedDgrad {
+template <class T>
+struct GroupedDgradOf {
   RowGroups groups;
-  const bf16* rows;         // [R, K], or with an index [T, K]
+  const T* rows;            // [R, K], or with an index [T, K]
   const int* row_index;     // [R] or null
-  const bf16* weight;       // [E, K, N]
-  bf16* out;                // [R, N], SwiGLU [R, 2N]: gates, then values
-  const bf16* hidden;       // relu^2: forward's out [R, N]; SwiGLU: its pre [R, 2N]; else null
+  const T* weight;          // [E, K, N]
+  T* out;                   // [R, N], SwiGLU [R, 2N]: gates, then values
+  const T* hidden;          // relu^2: forward's out [R, N]; SwiGLU: its pre [R, 2N]; else null
   const float* row_weight;  // [R], null: 1; forward's; read only with an activation
   float* dot;               // [P, R], null: not wanted; only with an activation
   int inner, columns;       // K, N
   GroupedActivation activation = GroupedActivation::kNone;
-  bf16* gathered = nullptr;  // [R, K], the rows that the index names; null: not wanted
+  T* gathered = nullptr;  // [R, K], the rows that the index names; null: not wanted
 };
+using GroupedDgrad = GroupedDgradOf<bf16>;
 
 // grad[e] += a_e^T b_e, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding
 // of a and b is zero. Repeatable: the order of every sum is fixed.
-struct GroupedWgrad {
+template <class T>
+struct GroupedWgradOf {
   RowGroups groups;
-  const bf16* a;      // [R, M]
-  const bf16* b;      // [R, N]
+  const T* a;         // [R, M]
+  const T* b;         // [R, N]
   float* grad;        // [E, M, N]
   int rows, columns;  // M, N: multiples of 8
 };
+using GroupedWgrad = GroupedWgradOf<bf16>;
 
 bool grouped_gemm_supported(int capability_major, int capability_minor);
 // The alignment that suits T*K assignments to E experts.

@@ -354,10 +354,6 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
 
 }  // namespace
 
-bool symmetric_product_supported(int capability_major, int capability_minor) {
-  return capability_major == 9 && capability_minor == 0;
-}
-
 void symmetric_product(const SymmetricProduct& a, Stream stream) {
   if (a.count == 0) return;
   SWITCHYARD_ASSERT(a.m > 0 && a.n > 0 && a.k > 0 && a.m % 8 == 0 && a.n % 8 == 0 && a.k % 8 == 0,

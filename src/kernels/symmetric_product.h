@@ -27,7 +27,6 @@ struct SymmetricProduct {
 
 inline constexpr int kProductSquare = 64;
 
-bool symmetric_product_supported(int capability_major, int capability_minor);
 void symmetric_product(const SymmetricProduct&, Stream);
 
 }  // namespace switchyard::kernels

@@ -48,7 +48,7 @@ class FusedMlp : public torch::autograd::Function<FusedMlp> {
 
 bool has_fused_mlp(const Tensor& x_TD, ActivationKind kind) {
   const GroupedProducts& products = products_of(x_TD);
-  return products.fused(kind) && x_TD.size(0) % products.alignment(x_TD.size(0), 1) == 0;
+  return products.match_library() && products.fused(kind) && x_TD.size(0) % products.alignment(x_TD.size(0), 1) == 0;
 }
 
 Tensor fused_mlp(const Tensor& x_TD, const Parameter& up, const Parameter& down, ActivationKind kind) {

@@ -67,8 +67,10 @@ class GroupedProducts {
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
   virtual bool on_device() const { return false; }  // offsets are never read by the host
 
-  // The products for a device and type: our kernels on the CPU and on GPUs of capability 9.0 in bf16 (no host read,
-  // capturable); on other GPUs one product an expert, with the offsets read by the host.
+  // Whether a product with one matrix is as fast as the library's.
+  virtual bool match_library() const { return false; }
+
+  // The products for a device and type, all by our own kernels: on GPUs (no host read, capturable) in bf16 and fp32.
   static const GroupedProducts& choose(at::Device device, at::ScalarType dtype);
 };
 

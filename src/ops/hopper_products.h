@@ -15,8 +15,10 @@ class HopperProducts : public GroupedProducts {
   const FusedActivation* fused(ActivationKind kind) const override;
   int alignment(std::int64_t assignments, int experts) const override;
   bool on_device() const override { return true; }
+  bool match_library() const override { return true; }
 };
 
+// On GPUs of capability 9.0, in bf16, where this build has the kernels and SWITCHYARD_PORTABLE_KERNELS does not rule.
 bool has_hopper_products(at::Device device, at::ScalarType dtype);
 
 }  // namespace switchyard::ops

@@ -3,27 +3,13 @@
 #include "kernels/grouped_gemm.h"
 #include "ops/hopper_products.h"
 #include "ops/launch.h"
+#include "ops/row_groups.h"
 
 namespace switchyard::ops {
 namespace {
 
 using kernels::bf16;
 using kernels::GroupedActivation;
-
-kernels::RowGroups groups_of(const DispatchPlan& plan) {
-  return {pointer<int>(plan.offset_E1),
-          pointer<int>(plan.count_E),
-          pointer<int>(plan.tile_expert),
-          pointer<int>(plan.longest_first_E),
-          pointer<int>(plan.scheduler),
-          plan.experts,
-          plan.alignment,
-          plan.row_capacity};
-}
-
-// N and D of a stack [E, N, D], or of one matrix [N, D].
-int rows_of(const Parameter& w) { return static_cast<int>(w.shape[w.shape.size() - 2]); }
-int columns_of(const Parameter& w) { return static_cast<int>(w.shape.back()); }
 
 Tensor empty_rows(const Tensor& like, const DispatchPlan& plan, int columns) {
   return at::empty({plan.row_capacity, columns}, like.options());

@@ -23,8 +23,8 @@ struct MoeFfnOptions {
 
 // out[t] = sum_k weight[t,k] * down_e drop(act(up_e x[t])),  e = the expert of (t, k) in the plan; and what zero
 // experts add to it. x [T, D], weight [T, K] fp32. The weight's gradient comes from the activation A and its gradient,
-// dw = <dA, A>, so the experts' outputs are never kept: only the pre-activation, or A where that suffices, or both where
-// A comes with the products; and x, or its rows where the products leave them.
+// dw = <dA, A>, so the experts' outputs are never kept: only the pre-activation, or A where that suffices, or both
+// where A comes with the products; and x, or its rows where the products leave them.
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
                const GroupedProducts& products, const MoeFfnOptions& options = {});
 

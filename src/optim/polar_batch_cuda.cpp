@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/device.h"
 #include "kernels/symmetric_product.h"
 #include "ops/launch.h"
 #include "optim/polar_batch.h"
@@ -40,7 +41,7 @@ std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
 
 bool PolarBatch::by_own_products(std::int64_t rows, std::int64_t columns, at::Device device) {
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
-  return kernels::symmetric_product_supported(properties.major, properties.minor) && rows % 8 == 0 && columns % 8 == 0;
+  return kernels::runs_hopper_kernels(properties.major, properties.minor) && rows % 8 == 0 && columns % 8 == 0;
 }
 
 void PolarBatch::run(std::int64_t count, int iterations) {

@@ -64,9 +64,19 @@ void use_deterministic_algorithms() {
 void check_capability(const cudaDeviceProp& gpu, int index) {
   if (has_kernels_for(SWITCHYARD_CUDA_ARCHITECTURES, gpu.major, gpu.minor)) return;
   throw ConfigError(
-      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; use a Hopper GPU (H100, H200), "
-             "for which some of them are written, or --device cpu",
-             index, gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES));
+      format("GPU %d, %s, has capability %d.%d, and this build has kernels for %s only; %s, or --device cpu", index,
+             gpu.name, gpu.major, gpu.minor, SWITCHYARD_CUDA_ARCHITECTURES,
+             gpu.major >= 8 ? "configure it with -DCMAKE_CUDA_ARCHITECTURES=\"90a-real;80-virtual\""
+                            : "use a GPU of capability 8.0 or higher (Ampere and later)"));
+}
+
+void log_kernels(const cudaDeviceProp& gpu) {
+  if (kernels::runs_hopper_kernels(gpu.major, gpu.minor)) return;
+  const char* reason = kernels::portable_kernels_forced() ? "SWITCHYARD_PORTABLE_KERNELS=1 asks for them"
+                       : gpu.major == 9                   ? "this build lacks Hopper's own (no 90a in "
+                                                            "CMAKE_CUDA_ARCHITECTURES)"
+                                                          : "those for Hopper need capability 9.0";
+  log::info(format("the products of experts and of Muon use kernels for any GPU: %s", reason));
 }
 
 ComputeDevice gpu_device(const Config& config, int local_rank) {
@@ -80,6 +90,7 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
   use_side_stream(local_rank);  // from here on, so that every buffer belongs to the stream that is captured
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(local_rank));
   check_capability(properties, local_rank);
+  log_kernels(properties);
   gpu.name = properties.name;
   gpu.has_fp8 = properties.major > 8 || (properties.major == 8 && properties.minor >= 9);
   gpu.peak_tflops = kernels::peak_tflops(gpu.name, kernels::PeakType::kBf16);

@@ -20,18 +20,16 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // What keeps the step out of a CUDA graph; empty: nothing does.
-std::string eager_reason(const Config& config, const ComputeDevice& device) {
+std::string eager_reason(const Config& config) {
   if (config.train.debug == "tensors") return "train.debug = tensors copies them to the host";
   if (!config.moe.use_moe) return "";
   if (config.moe.backend == "reference") return "moe.backend = reference reads counts on the host";
-  if (!ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device())
-    return "expert products other than bf16 on a GPU of capability 9.0 read offsets on the host";
   return "";
 }
 
 bool captures(const Config& config, const ComputeDevice& device) {
   if (!device.device.is_cuda() || config.train.cuda_graph == "false") return false;
-  const std::string reason = eager_reason(config, device);
+  const std::string reason = eager_reason(config);
   if (reason.empty()) return true;
   if (config.train.cuda_graph == "true")
     throw ConfigError("train.cuda_graph = true cannot be kept: " + reason + "; choose auto or false");

@@ -169,6 +169,7 @@ void check_zero_experts(Report&);
 void check_reroute(Report&);
 void check_dispatch(Report&);
 void check_grouped_gemm(Report&);
+void check_portable_gemm(Report&);
 void check_loss_and_optimizers(Report&);
 void check_products(Report&);
 

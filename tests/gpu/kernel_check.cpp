@@ -6,8 +6,6 @@
 
 #include "harness.h"
 #include "kernels/device.h"
-#include "kernels/grouped_gemm.h"
-#include "kernels/symmetric_product.h"
 
 namespace switchyard::gpu_check {
 
@@ -89,9 +87,10 @@ const Part kParts[] = {
     {"zero_experts", gpu_check::check_zero_experts},
     {"reroute", gpu_check::check_reroute},
     {"dispatch", gpu_check::check_dispatch},
-    {"grouped_gemm", gpu_check::check_grouped_gemm, kernels::grouped_gemm_supported},
+    {"grouped_gemm", gpu_check::check_grouped_gemm, kernels::runs_hopper_kernels},
+    {"portable_gemm", gpu_check::check_portable_gemm},
     {"loss_and_optimizers", gpu_check::check_loss_and_optimizers},
-    {"products", gpu_check::check_products, kernels::symmetric_product_supported},
+    {"products", gpu_check::check_products, kernels::runs_hopper_kernels},
 };
 
 bool asked_for(const std::string& name, int count, char** names) {
@@ -116,7 +115,7 @@ int main(int argc, char** argv) {
     if (!part.supported || part.supported(device.capability_major, device.capability_minor))
       part.check(report);
     else
-      std::printf("skipped: %s, which needs capability 9.0\n", part.name);
+      std::printf("skipped: %s, which needs capability 9.0 and a build for 90a\n", part.name);
   }
   return report.finish();
 }

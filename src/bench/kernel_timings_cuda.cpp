@@ -98,12 +98,11 @@ void time_router_logits(Clock& clock, int experts) {
   const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
       d_logits(static_cast<std::size_t>(kT) * experts);
   Buffer<float> logits(static_cast<std::size_t>(kT) * experts),
-      scratch(kernels::router_logits_scratch(kT, kD, experts)), terms(kernels::router_logits_terms<bf16>(kD, experts));
+      scratch(kernels::router_logits_scratch(kT, kD, experts));
   const double logit_bytes = 4.0 * kT * experts;
   const std::string of = " E " + std::to_string(experts);
   clock.time(("router_logits" + of).c_str(), kRow + logit_bytes, [&](Stream s) {
-    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts, terms.get()},
-                           s);
+    kernels::router_logits(kernels::RouterLogits<bf16>{x.get(), w.get(), logits.get(), kT, kD, experts}, s);
   });
   clock.time(("router_logits_backward" + of).c_str(), 3 * kRow + 2 * logit_bytes, [&](Stream s) {
     kernels::router_logits_backward(kernels::RouterLogitsBackward<bf16>{x.get(), w.get(), d_logits.get(), d_x.get(),
@@ -270,14 +269,11 @@ void time_optimizers(Clock& clock) {
   for (int i = 0; i < 30; ++i)
     tensors.push_back({weight.get() + 8 * i, grad.get(), first.get(), second.get(), nullptr, 1, 0, 0.8f, 0});
   const Buffer<kernels::AdamwTensor> device_tensors(tensors);
-  Buffer<int> scratch(kernels::kAdamwBeside);
-  for (const bool beside : {false, true})
-    clock.time(beside ? "adamw, with few threads" : "adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
-      kernels::adamw(
-          {device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
-           one.get(), applied.get(), apply.get(), 0.95f, 1e-10f, beside ? scratch.get() : nullptr},
-          s);
-    });
+  clock.time("adamw, a table and 30 scalars", 30.0 * table, [&](Stream s) {
+    kernels::adamw({device_tensors.get(), static_cast<int>(tensors.size()), static_cast<std::int64_t>(table), one.get(),
+                    one.get(), applied.get(), apply.get(), 0.95f, 1e-10f},
+                   s);
+  });
 
   const auto whole = static_cast<std::int64_t>(table);
   const Buffer<kernels::SquareRange> ranges(std::vector<kernels::SquareRange>{{grad.get(), whole}});
@@ -345,7 +341,7 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
   time_routing(clock, {kT, kD, kN, kE, kK, " E 8 K 2"});
   time_routing(clock, {16384, kD, 384, 64, 8, " E 64 K 8"});
   time_routing(clock, {32768, 2048, 1024, 64, 8, " E 64 K 8 D 2048"});
-  if (kernels::grouped_gemm_supported(device.capability_major, device.capability_minor))
+  if (kernels::runs_hopper_kernels(device.capability_major, device.capability_minor))
     for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},
                                     {"8x2 uneven", kT, kD, kN, 8, 2, 0.5},
                                     {"32x4", kT, kD, 768, 32, 4, 0.3},

@@ -49,7 +49,7 @@ LayerTiming time_moe_layer(const LayerShape& shape, ops::ActivationKind activati
   using From = LayerParts::From;
   const auto& products = ops::GroupedProducts::choose(device.device, device.activation_dtype);
   const LayerParts layer(shape, activation, device, products);
-  const bool record = device.device.is_cuda() && products.on_device();
+  const bool record = device.device.is_cuda();
   const auto time = [&](From from) {
     return time_passes(
         {[&] { return layer.forward(from); }, [&](const Tensor& out_TD) { layer.backward(from, out_TD); }},

@@ -69,8 +69,7 @@ std::vector<std::string> layer_backends(const ComputeDevice& device) {
 
 MoeVsMlp time_moe_vs_mlp(const MoeVsMlpShape& shape, const std::string& activation,
                          const std::vector<std::string>& backends, const ComputeDevice& device, int repeats) {
-  const bool capturable =
-      device.device.is_cuda() && ops::GroupedProducts::choose(device.device, device.activation_dtype).on_device();
+  const bool capturable = device.device.is_cuda();
   const Material material(shape.tokens, shape.width, static_cast<int>(shape.tokens), device);
   const auto time = [&](const TimedLayer& layer, bool record) {
     return layer.time(material, device, record, repeats, kWarmUps);

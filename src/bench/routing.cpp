@@ -24,8 +24,8 @@ PassTimes operator-(const PassTimes& a, const PassTimes& b) {
 // Of each part, what its kernels read and write, each byte once.
 struct LayerBytes {
   double tokens, rows, hidden, logits, values, router;  // [T, D], [R, D], [R, N], [T, E] fp32, [T, K] fp32, [E, D] fp32
-  bool fused;  // gather and relu^2 are inside the products, and so none of ours
-  bool whole;  // all between x and the rows of the output is
+  const ops::FusedActivation* fused;                    // gather and relu^2 inside the products are none of ours
+  bool whole;                                           // all between x and the rows of the output is
 
   LayerBytes(const LayerShape& c, double element, const ops::GroupedProducts& products)
       : tokens(element * static_cast<double>(c.tokens) * c.width),
@@ -34,16 +34,18 @@ struct LayerBytes {
         logits(4.0 * static_cast<double>(c.tokens) * c.experts),
         values(4.0 * static_cast<double>(c.tokens) * c.top_k),
         router(4.0 * c.experts * c.width),
-        fused(products.fused(ops::ActivationKind::kRelu2) != nullptr),
+        fused(products.fused(ops::ActivationKind::kRelu2)),
         whole(products.whole() != nullptr) {}
 
-  // forward: the weighted sum of each token's rows. backward: weights to rows; dy and x gathered for the products with
-  // matrices; the sum of the rows of dx; the weights' gradients back from rows.
+  // forward: weights to rows; the sum of each token's rows. backward: weights to rows; dy and x gathered for the weight
+  // gradients, where products have not left their rows; the sum of the rows of dx; the weights' gradients back from
+  // rows.
   PassBytes gather_sum() const {
     const double gathered = tokens + rows + values;
-    if (whole) return {3 * values + gathered, 3 * values + gathered + 3 * values};
-    PassBytes bytes{gathered + values, 3 * values + 3 * gathered + values + 3 * values};
-    if (!fused) bytes = bytes + PassBytes{gathered + 3 * values + 2 * hidden, 4 * hidden + values};
+    PassBytes bytes{3 * values + gathered, 3 * values + gathered + 3 * values};
+    if (whole || (fused && fused->keeps_rows())) return bytes;
+    bytes = bytes + PassBytes{0, 2 * gathered};
+    if (!fused) bytes = bytes + PassBytes{gathered + 2 * hidden, 4 * hidden + values};
     return bytes;
   }
   PassBytes plan() const { return {3 * values, 0}; }  // choices; rows of assignments, tokens of rows
@@ -142,8 +144,7 @@ class FeatureTimer {
   FeatureTimer(const LayerShape& shape, const ComputeDevice& device, bool record, int repeats)
       : shape_(shape),
         device_(device),
-        own_(ops::GroupedProducts::choose(device.device, device.activation_dtype)),
-        products_(own_),
+        products_(ops::GroupedProducts::choose(device.device, device.activation_dtype)),
         record_(record),
         repeats_(repeats),
         seq_len_(static_cast<int>(std::gcd(shape.tokens, std::int64_t{1024}))),
@@ -155,9 +156,7 @@ class FeatureTimer {
     layer.prepare(device_);
     if (feature.with_products) layer.fill_matrices();
     material_.step.real_T = feature.padding ? material_.step.token_T.remainder(4).ne(3) : Tensor();
-    // Products that read offsets on the host cannot be recorded.
-    const bool record = record_ && (!feature.with_products || own_.on_device());
-    const PassTimes times = layer.time(material_, device_, record, repeats_, kWarmUps, kRunsAGraph);
+    const PassTimes times = layer.time(material_, device_, record_, repeats_, kWarmUps, kRunsAGraph);
     material_.step.real_T = Tensor();
     return times;
   }
@@ -172,7 +171,6 @@ class FeatureTimer {
  private:
   const LayerShape shape_;
   const ComputeDevice device_;
-  const ops::GroupedProducts& own_;
   const StandInProducts products_;
   const bool record_;
   const int repeats_, seq_len_;

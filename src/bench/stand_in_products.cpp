@@ -53,10 +53,16 @@ at::Tensor StandInProducts::gathered_forward(const at::Tensor& x_TD, const Param
                                                  : GroupedProducts::gathered_forward(x_TD, w_END, plan);
 }
 
+bool StandInProducts::Activation::keeps_rows() const { return products_.own_.fused(kind_)->keeps_rows(); }
+
+at::Tensor StandInProducts::Activation::kept_rows(const at::Tensor& x_TD, const ops::DispatchPlan& plan) const {
+  if (!keeps_rows() || !plan.token_of_row_R.defined()) return {};
+  return products_.noise(plan.row_capacity, x_TD.size(1), x_TD.options());
+}
+
 ops::Hidden StandInProducts::Activation::up(const at::Tensor& x_TD, const at::Tensor& /*weight*/, const Parameter& w,
-                                            const ops::DispatchPlan& plan, bool /*keep*/) const {
-  const at::Tensor pre = products_.forward(x_TD, w, plan),
-                   rows = products_.noise(plan.row_capacity, x_TD.size(1), x_TD.options());
+                                            const ops::DispatchPlan& plan, bool keep) const {
+  const at::Tensor pre = products_.forward(x_TD, w, plan), rows = keep ? kept_rows(x_TD, plan) : at::Tensor();
   if (!ops::is_gated(kind_)) return {at::Tensor(), pre, rows};
   return {pre, products_.noise(plan.row_capacity, w.shape[1] / 2, x_TD.options()), rows};
 }
@@ -67,8 +73,7 @@ ops::FusedActivation::Backward StandInProducts::Activation::down_backward(const 
                                                                           const at::Tensor& weight_R,
                                                                           const ops::DispatchPlan& plan) const {
   const at::Tensor& like = hidden.pre.defined() ? hidden.pre : hidden.active_RN;
-  Backward out{products_.noise(plan.row_capacity, like.size(1), dy_TD.options()), at::Tensor(),
-               products_.noise(plan.row_capacity, dy_TD.size(1), dy_TD.options())};
+  Backward out{products_.noise(plan.row_capacity, like.size(1), dy_TD.options()), at::Tensor(), kept_rows(dy_TD, plan)};
   if (weight_R.defined())
     out.dot_PR = products_.noise(dot_parts(dy_TD, w_EDN.shape[2], kind_), plan.row_capacity, weight_R.options());
   return out;

@@ -24,18 +24,20 @@ class StandInProducts : public ops::GroupedProducts {
   }
   const ops::FusedExperts* whole() const override { return own_.whole() ? &whole_ : nullptr; }
   int alignment(std::int64_t assignments, int experts) const override { return own_.alignment(assignments, experts); }
-  bool on_device() const override { return true; }
 
  private:
   class Activation : public ops::FusedActivation {
    public:
     Activation(const StandInProducts& products, ops::ActivationKind kind) : products_(products), kind_(kind) {}
+    bool keeps_rows() const override;
     ops::Hidden up(const at::Tensor& x_TD, const at::Tensor& weight_R, const Parameter& w,
                    const ops::DispatchPlan& plan, bool keep) const override;
     Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const ops::Hidden& hidden,
                            const at::Tensor& weight_R, const ops::DispatchPlan& plan) const override;
 
    private:
+    at::Tensor kept_rows(const at::Tensor& x_TD, const ops::DispatchPlan& plan) const;
+
     const StandInProducts& products_;
     const ops::ActivationKind kind_;
   };

@@ -26,11 +26,7 @@ struct AdamwStep {
   const std::int64_t* applied;  // one (device) value: applied steps, this one included
   const int* apply;             // one (device) value: 0 stores nothing
   float beta2, eps;
-  // Few threads, for a stream beside that of symmetric_product, whose blocks leave room for them on each
-  // multiprocessor: the one waits for memory while the other multiplies. Alone it would take twice as long.
-  int* beside = nullptr;  // then device memory [kAdamwBeside], zeros before and after; else null
 };
-inline constexpr int kAdamwBeside = 2 + 256;
 
 void adamw(const AdamwStep&, Stream);
 void adamw_cpu(const AdamwStep&, int tensor, Range elements);

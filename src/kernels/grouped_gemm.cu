@@ -1,7 +1,6 @@
 #include <type_traits>
 
 #include "kernels/cuda_check.h"
-#include "kernels/device.h"
 #include "kernels/grouped_gemm.cuh"
 #include "kernels/grouped_gemm.h"
 #include "kernels/tensor_map.h"
@@ -129,10 +128,6 @@ bool nothing_to_do(const Description& a) {
 }
 
 }  // namespace
-
-bool grouped_gemm_supported(int capability_major, int capability_minor) {
-  return runs_hopper_kernels(capability_major, capability_minor);
-}
 
 int grouped_alignment(std::int64_t assignments, int experts) { return assignments / experts >= 4096 ? 256 : 128; }
 

@@ -1,6 +1,6 @@
 // kernels/grouped_gemm.h: products of rows in expert order with their expert's matrix, on Hopper (sm_90a), in bf16 with
-// fp32 sums. One expert with null tables is a plain product of `row_capacity` rows. Other GPUs and
-// fp32: the same descriptions, of T, in kernels/portable_gemm.h.
+// fp32 sums. One expert with null tables is a plain product of `row_capacity` rows. Other GPUs and fp32: the
+// same descriptions, of T, in kernels/portable_gemm.h.
 #pragma once
 
 #include "kernels/types.h"
@@ -72,7 +72,6 @@ struct GroupedWgradOf {
 };
 using GroupedWgrad = GroupedWgradOf<bf16>;
 
-bool grouped_gemm_supported(int capability_major, int capability_minor);
 // The alignment that suits T*K assignments to E experts.
 int grouped_alignment(std::int64_t assignments, int experts);
 int grouped_dot_parts(int columns, GroupedActivation);

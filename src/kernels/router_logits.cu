@@ -20,79 +20,73 @@ constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient 
 constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
 
 // A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
-// W's terms lie in shared memory where all of them fit (kStaged). Otherwise each warp reads them from the scratch, as
-// weight_terms_kernel left them: the warps of a block go through the same ones at about the same time, so the first
-// level cache serves all but one, and none waits for another at a barrier.
-template <class T, int kTiles, int kRows, bool kStaged>
+template <class T, int kTiles, int kRows>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
-                                            : kTiles <= 2  ? (kStaged ? 4 : 2)
-                                                          : (kStaged ? 2 : 1)) router_logits_kernel(RouterLogits<T> a) {
-  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>;
-  constexpr int kUnroll = kTiles == 16 ? 1 : (sizeof(T) == 2 ? 4 : 2) / kRows;
+                                            : kTiles <= 2  ? 4
+                                                           : 2) router_logits_kernel(RouterLogits<T> a, int chunk) {
+  constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = (sizeof(T) == 2 ? 4 : 2) / kRows;
   constexpr int kTokens = kWarps * kRows * 16;
-  extern __shared__ uint4 shared[];
+  extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
-  const int blocks = blocks_of(a.width), expert0 = blockIdx.y * kTiles * 8;
-  const uint4* terms =
-      reinterpret_cast<const uint4*>(a.scratch) + static_cast<std::int64_t>(blockIdx.y) * blocks * kTiles * kOf * kWarp;
-  if constexpr (kStaged) {
-    stage_rows<kTiles, kOf>(a.w, a.width, a.experts, expert0, 0, blocks, shared);
-    __syncthreads();
-    terms = shared;
-  }
+  const int all = blocks_of(a.width), expert0 = blockIdx.y * kTiles * 8;
+  bool ready = false;
 
   for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
        first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
     const std::int64_t token = first + threadIdx.x / kWarp * kRows * 16 + g;
     float d[kRows][kTiles][4] = {};
-    Pack<T> x[kUnroll][2 * kRows];
-    const auto load = [&](int b) {
+    for (int block0 = 0; block0 < all; block0 += chunk) {
+      const int blocks = min(chunk, all - block0);
+      if (!ready || chunk < all) {
+        __syncthreads();  // the previous weights are no longer read
+        stage_rows<kTiles, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+        __syncthreads();
+        ready = true;
+      }
+      for (int b = 0; b < blocks; b += kUnroll) {
+        Pack<T> x[kUnroll][2 * kRows];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
+        for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
-        for (int i = 0; i < 2 * kRows; ++i) {
-          const int channel = (b + u) * kBlock + q * kPack;
-          const std::int64_t t = token + 8 * i;
-          x[u][i] = load_pack_if(channel < a.width && t < a.tokens, a.x + t * a.width + channel);
-        }
-    };
-    if (!kStaged) load(0);
-    for (int b = 0; b < blocks; b += kUnroll) {
-      if (kStaged) load(b);
-      unsigned pair[kUnroll][2 * kRows][4][kOwn];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u)
-#pragma unroll
-        for (int i = 0; i < 2 * kRows; ++i) channel_pairs(x[u][i], pair[u][i]);
-      // With few blocks on a multiprocessor the next loads fly during the products; zeros past the last.
-      if (!kStaged) load(b + kUnroll);
-        // The tensor cores cut off what they add; short sums, added up with rounding, keep that far below the bound.
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        float part[kRows][4] = {};
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          if (b + u >= blocks) break;
-#pragma unroll
-          for (int j = 0; j < kOf; ++j) {
-            const uint4 w = terms[(((b + u) * kTiles + n) * kOf + j) * kWarp + lane];
-#pragma unroll
-            for (int r = 0; r < kRows; ++r)
-#pragma unroll
-              for (int i = 0; i < kOwn && i + j < kOf; ++i) {
-                const auto& low = pair[u][2 * r];
-                const auto& high = pair[u][2 * r + 1];
-                const unsigned front[4] = {low[0][i], high[0][i], low[1][i], high[1][i]};
-                const unsigned back[4] = {low[2][i], high[2][i], low[3][i], high[3][i]};
-                mma(part[r], front, w.x, w.y);
-                mma(part[r], back, w.z, w.w);
-              }
+          for (int i = 0; i < 2 * kRows; ++i) {
+            const int channel = (block0 + b + u) * kBlock + q * kPack;
+            const std::int64_t t = token + 8 * i;
+            x[u][i] = load_pack_if(b + u < blocks && channel < a.width && t < a.tokens, a.x + t * a.width + channel);
           }
+        unsigned pair[kUnroll][2 * kRows][4][kOwn];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+          for (int i = 0; i < 2 * kRows; ++i) channel_pairs(x[u][i], pair[u][i]);
+            // The tensor cores cut off what they add; short sums, added up with rounding, keep that far below the
+            // bound.
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          float part[kRows][4] = {};
+#pragma unroll
+          for (int u = 0; u < kUnroll; ++u) {
+            if (b + u >= blocks) break;
+#pragma unroll
+            for (int j = 0; j < kOf; ++j) {
+              const uint4 w = staged[(((b + u) * kTiles + n) * kOf + j) * kWarp + lane];
+#pragma unroll
+              for (int r = 0; r < kRows; ++r)
+#pragma unroll
+                for (int i = 0; i < kOwn && i + j < kOf; ++i) {
+                  const auto& low = pair[u][2 * r];
+                  const auto& high = pair[u][2 * r + 1];
+                  const unsigned front[4] = {low[0][i], high[0][i], low[1][i], high[1][i]};
+                  const unsigned back[4] = {low[2][i], high[2][i], low[3][i], high[3][i]};
+                  mma(part[r], front, w.x, w.y);
+                  mma(part[r], back, w.z, w.w);
+                }
+            }
+          }
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) d[r][n][i] += part[r][i];
         }
-#pragma unroll
-        for (int r = 0; r < kRows; ++r)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) d[r][n][i] += part[r][i];
       }
     }
 #pragma unroll
@@ -108,14 +102,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
   }
 }
 
-// W as terms in the order in which the kernel above reads them, a block of 32 channels and a pass of experts a block.
-template <int kTiles, int kOf>
-__global__ void __launch_bounds__(kThreads) weight_terms_kernel(const float* w, int width, int experts, uint4* terms) {
-  const int block = blockIdx.x;
-  uint4* own = terms + (static_cast<std::int64_t>(blockIdx.y) * gridDim.x + block) * kTiles * kOf * kWarp;
-  stage_rows<kTiles, kOf>(w, width, experts, blockIdx.y * kTiles * 8, block, 1, own);
-}
-
 // d_x += d_logits W for the channels of chunk blockIdx.y; a warp takes 16 tokens, whose d_logits stay in registers.
 template <class T, int kSteps>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 2)
@@ -124,7 +110,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   const int block0 = blockIdx.y * chunk, blocks = min(chunk, blocks_of(a.width) - block0);
-  const bool adds = !a.overwrites || expert0 > 0;
   stage_columns<kSteps, 2, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
   __syncthreads();
 
@@ -155,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 
           const int channel = (block0 + b + u) * kBlock + q * kPack;
           const std::int64_t t = token + 8 * i;
           there[u][i] = b + u < blocks && channel < a.width && t < a.tokens;
-          x[u][i] = load_pack_if(there[u][i] && adds, a.d_x + t * a.width + channel);
+          x[u][i] = load_pack_if(there[u][i], a.d_x + t * a.width + channel);
         }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
@@ -189,56 +174,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 
   }
 }
 
-// The gradients of expert e's logits of four neighbouring tokens, as terms of two tokens each.
-template <int kOf>
-__device__ __forceinline__ void gradient_terms(const float* d_logits, std::int64_t tokens, int experts,
-                                               std::int64_t token, int e, unsigned (&low)[kOf], unsigned (&high)[kOf]) {
-  float v[4];
-#pragma unroll
-  for (int r = 0; r < 4; ++r) v[r] = token + r < tokens && e < experts ? d_logits[(token + r) * experts + e] : 0.0f;
-  split(v[0], v[1], low);
-  split(v[2], v[3], high);
-}
-
-// Those of 8 kTiles experts and kUnroll times 16 tokens in the order in which lanes take them as the second operand:
-// [step of 16][tile][term][lane].
-template <int kTiles, int kUnroll, int kOf>
-__device__ __forceinline__ void stage_gradients(const float* d_logits, std::int64_t tokens, int experts,
-                                                std::int64_t first, int expert0, uint2* staged) {
-  for (int i = threadIdx.x; i < kUnroll * kTiles * kWarp; i += blockDim.x) {
-    const int lane = i % kWarp, tile = i / kWarp % kTiles, step = i / (kWarp * kTiles);
-    const int e = expert0 + 8 * tile + lane / 4;
-    const std::int64_t token = first + step * kTokensAStep + lane % 4 * 4;
-    unsigned low[kOf], high[kOf];
-    gradient_terms(d_logits, tokens, experts, token, e, low, high);
-#pragma unroll
-    for (int j = 0; j < kOf; ++j)
-      staged[((step * kTiles + tile) * kOf + j) * kWarp + lane] = make_uint2(low[j], high[j]);
-  }
-}
-
 // Partial sums of d_w over the tokens 32 (blockIdx.x + i gridDim.x)...: a warp owns 64 channels and up to 64 experts.
-// The summed dimension is the tokens: lane q's four places of an mma are four neighbouring tokens. All warps of a block
-// take the same d_logits: many experts' are split once a step, into the buffer that the step before last has left; few
-// cost less than the barrier.
+// The summed dimension is the tokens: lane q's four places of an mma are four neighbouring tokens.
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kTiles <= 4 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kTiles <= 2 ? 2 : 1)
     weight_gradient_kernel(RouterLogitsBackward<T> a) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = 2, kTokens = kUnroll * kTokensAStep;
-  constexpr bool kShares = kTiles >= 4;
-  __shared__ uint2 staged[2][kShares ? kUnroll * kTiles * kOf * kWarp : 1];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4, warps = blockDim.x / kWarp;
   const int channel = (blockIdx.y * warps + threadIdx.x / kWarp) * kGroup + g * kPack;
   const int expert0 = blockIdx.z * kExpertsAPass;
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kTokens,
-                     stride = static_cast<std::int64_t>(gridDim.x) * kTokens;
   float d[4][kTiles][4] = {};
 
-  if constexpr (kShares)
-    stage_gradients<kTiles, kUnroll, kOf>(a.d_logits, a.tokens, a.experts, begin, expert0, staged[0]);
-  int now = 0;
-  for (std::int64_t first = begin; first < a.tokens; first += stride, now ^= 1) {
-    if constexpr (kShares) __syncthreads();  // this step's gradients are there, and nobody reads the last one's
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
+       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
     Pack<T> x[kUnroll][4];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -247,26 +195,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kTiles <= 4 ? 2 : 
         const std::int64_t t = first + u * kTokensAStep + 4 * q + r;
         x[u][r] = load_pack_if(t < a.tokens && channel < a.width, a.x + t * a.width + channel);
       }
-    if (kShares && first + stride < a.tokens)
-      stage_gradients<kTiles, kUnroll, kOf>(a.d_logits, a.tokens, a.experts, first + stride, expert0, staged[now ^ 1]);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+      const std::int64_t token = first + u * kTokensAStep + 4 * q;
       unsigned front[kPack][kOwn], back[kPack][kOwn];
       row_pairs(x[u][0], x[u][1], front);
       row_pairs(x[u][2], x[u][3], back);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        unsigned low[kOf], high[kOf];
-        if constexpr (kShares) {
+        const int e = expert0 + 8 * n + g;
+        float v[4];
 #pragma unroll
-          for (int j = 0; j < kOf; ++j) {
-            const uint2 both = staged[now][((u * kTiles + n) * kOf + j) * kWarp + lane];
-            low[j] = both.x, high[j] = both.y;
-          }
-        } else {
-          gradient_terms(a.d_logits, a.tokens, a.experts, first + u * kTokensAStep + 4 * q, expert0 + 8 * n + g, low,
-                         high);
-        }
+        for (int r = 0; r < 4; ++r)
+          v[r] = token + r < a.tokens && e < a.experts ? a.d_logits[(token + r) * a.experts + e] : 0.0f;
+        unsigned low[kOf], high[kOf];
+        split(v[0], v[1], low);
+        split(v[2], v[3], high);
 #pragma unroll
         for (int j = 0; j < kOf; ++j)
 #pragma unroll
@@ -329,12 +273,6 @@ unsigned blocks_for(std::int64_t tokens, int a_block, int times) {
       std::max<std::int64_t>(1, std::min<std::int64_t>(ceil_div<std::int64_t>(tokens, a_block), kGrid / times)));
 }
 
-// Of the terms of 32 channels.
-template <class T>
-constexpr int block_bytes(int tiles) {
-  return tiles * kTerms<T> * kWarp * static_cast<int>(sizeof(uint4));
-}
-
 template <class T>
 void check(const T& a) {
   SWITCHYARD_ASSERT(a.width % kPack == 0 && a.width > 0 && a.experts > 0,
@@ -349,8 +287,7 @@ void input_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
     with_pieces<8>(a.experts - expert0, 16, [&](auto steps) {
       constexpr int kSteps = decltype(steps)::value, kBytes = kSteps * kTerms<T> * 2 * kWarp * sizeof(uint4);
       const int chunks = ceil_div(all, kShared / kBytes), chunk = ceil_div(all, chunks);
-      // A block stages its weights once for all of its tokens, so there are no more blocks than fill the GPU.
-      const dim3 grid(blocks_for(a.tokens, kWarps * 16, ceil_div(all, chunk)), ceil_div(all, chunk));
+      const dim3 grid(blocks_for(a.tokens, kWarps * 16, 1), ceil_div(all, chunk));
       input_gradient_kernel<T, kSteps><<<grid, kThreads, chunk * kBytes, stream>>>(a, expert0, chunk);
     });
     SWITCHYARD_CUDA_LAUNCHED();
@@ -363,35 +300,15 @@ template <class T>
 void router_logits(const RouterLogits<T>& a, Stream stream) {
   check(a);
   if (a.tokens == 0) return;
-  const int blocks = blocks_of(a.width);
-  const bool staged = router_logits_terms<T>(a.width, a.experts) == 0;
-  SWITCHYARD_ASSERT(staged || a.scratch, "the router's product needs room for its weight's terms");
+  const int all = blocks_of(a.width);
   with_pieces<16>(a.experts, 8, [&](auto tiles) {
-    constexpr int kTiles = decltype(tiles)::value, kRows = sizeof(T) == 2 && kTiles >= 4 ? 2 : 1, kOf = kTerms<T>;
-    const dim3 grid(blocks_for(a.tokens, kWarps * kRows * 16, 1), ceil_div(a.experts, kTiles * 8));
-    if (staged) {
-      // Of 16 tiles, 48 KiB hold so few channels that the terms would cost more than they save: never staged.
-      if constexpr (kTiles < 16)
-        router_logits_kernel<T, kTiles, kRows, true><<<grid, kThreads, blocks * block_bytes<T>(kTiles), stream>>>(a);
-      return;
-    }
-    weight_terms_kernel<kTiles, kOf>
-        <<<dim3(blocks, grid.y), kThreads, 0, stream>>>(a.w, a.width, a.experts, reinterpret_cast<uint4*>(a.scratch));
-    SWITCHYARD_CUDA_LAUNCHED();
-    router_logits_kernel<T, kTiles, kRows, false><<<grid, kThreads, 0, stream>>>(a);
+    constexpr int kTiles = decltype(tiles)::value, kRows = sizeof(T) == 2 && (kTiles == 4 || kTiles == 8) ? 2 : 1;
+    constexpr int kBytes = kTiles * kTerms<T> * kWarp * sizeof(uint4);
+    const int chunk = std::min(all, kShared / kBytes), passes = ceil_div(a.experts, kTiles * 8);
+    const dim3 grid(blocks_for(a.tokens, kWarps * kRows * 16, 1), passes);
+    router_logits_kernel<T, kTiles, kRows><<<grid, kThreads, chunk * kBytes, stream>>>(a, chunk);
   });
   SWITCHYARD_CUDA_LAUNCHED();
-}
-
-template <class T>
-std::int64_t router_logits_terms(int width, int experts) {
-  std::int64_t floats = 0;
-  with_pieces<16>(experts, 8, [&](auto tiles) {
-    constexpr int kTiles = decltype(tiles)::value;
-    const std::int64_t bytes = static_cast<std::int64_t>(blocks_of(width)) * block_bytes<T>(kTiles);
-    if (kTiles == 16 || bytes > kShared) floats = bytes / 4 * ceil_div(experts, kTiles * 8);
-  });
-  return floats;
 }
 
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts) {
@@ -415,8 +332,6 @@ void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
 
 template void router_logits(const RouterLogits<bf16>&, Stream);
 template void router_logits(const RouterLogits<float>&, Stream);
-template std::int64_t router_logits_terms<bf16>(int, int);
-template std::int64_t router_logits_terms<float>(int, int);
 template void router_logits_backward(const RouterLogitsBackward<bf16>&, Stream);
 template void router_logits_backward(const RouterLogitsBackward<float>&, Stream);
 

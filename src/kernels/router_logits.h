@@ -14,7 +14,6 @@ struct RouterLogits {
   float* logits;   // [T, E] overwritten
   std::int64_t tokens;
   int width, experts;  // width: a multiple of 8
-  float* scratch;      // router_logits_terms<T>(...) floats, contents undefined; null where that is 0
 };
 
 // d_x[t] += sum_e d_logits[t, e] w[e]       in place: the buffer holds the gradient of the other readers of x. Beyond
@@ -30,13 +29,10 @@ struct RouterLogitsBackward {
   float* scratch;         // router_logits_scratch(...) floats, contents undefined
   std::int64_t tokens;
   int width, experts;
-  bool overwrites = false;  // d_x, which then holds nothing
 };
 
 template <class T>
 void router_logits(const RouterLogits<T>&, Stream);  // bf16, float
-template <class T>
-std::int64_t router_logits_terms(int width, int experts);  // of a weight that shared memory does not hold
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>&, Stream);  // bf16, float
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts);

@@ -4,9 +4,6 @@
 //
 // Of a symmetric result's tile on the diagonal, 64 rows need 64, 128, 192 or 256 columns; one block takes the outer
 // rows, the other the inner ones, and both have the same work. 768 x 768 costs 54% of the whole product.
-//
-// 160 registers a thread leave each quarter of a multiprocessor room for a warp of 32, and shared memory for a block
-// that uses little: AdamW, which waits for memory, runs there meanwhile (kernels/adamw.h).
 #include <algorithm>
 
 #include "kernels/cuda_check.h"
@@ -36,8 +33,6 @@ struct Kind {
 };
 using Shared = grouped::Shared<Kind>;
 using Ring = grouped::Ring<Kind::kStages>;
-static_assert(Kind::kDynamic && !Kind::kGather, "tiles are drawn, and operands come in boxes");
-static_assert(Kind::kShared + 2 * 1024 + 256 <= 228 * 1024, "room for AdamW's block; each block costs 1 KiB more");
 
 constexpr int kRegisters = 160, kConsumer = 216, kProducer = 48;
 static_assert(3 * kRegisters == 2 * kConsumer + kProducer);

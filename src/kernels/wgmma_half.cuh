@@ -6,7 +6,7 @@
 
 namespace switchyard::kernels::hopper {
 
-// Overloads on the number of sums; layouts and accumulate as multiply() of kernels/wgmma.cuh.
+// Overloads on the number of sums; layouts as multiply() of kernels/wgmma.cuh; d is always added to.
 #define SWITCHYARD_SUMS_8(d, i)                                                                               \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])

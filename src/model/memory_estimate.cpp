@@ -24,8 +24,8 @@ int experts_of_a_token(const Config& config) {
   return averages_experts(config.moe, 0) ? config.moe.n_experts : config.router.top_k;
 }
 
-// Activations that are part of the products (16-bit, on a GPU) leave the rows that they gathered for backward, and
-// SwiGLU its result beside what it is made of.
+// Activations that are part of the products (16-bit, on a Hopper GPU, which any GPU is taken for here) leave the rows
+// that they gathered for backward, and SwiGLU its result beside what it is made of.
 bool in_products(const Config& config) {
   return (config.model.mlp == "relu2" || config.model.mlp == "swiglu") && config.precision.mode == "bf16" &&
          config.device != "cpu" && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;

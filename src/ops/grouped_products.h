@@ -19,6 +19,7 @@ struct Hidden {
 class FusedActivation {
  public:
   virtual ~FusedActivation() = default;
+  virtual bool keeps_rows() const = 0;  // what it gathers is left in expert order: Hidden::rows_RD, Backward::dy_RD
   struct Backward {
     Tensor d_pre;   // weight * act'(pre) * (dy W), of pre's size
     Tensor dot_PR;  // fp32; the sum over P is <dy W, act(pre)>, the gradient of the row's weight; undefined without
@@ -65,7 +66,6 @@ class GroupedProducts {
   virtual const FusedActivation* fused(ActivationKind) const { return nullptr; }  // null: not part of the products
   virtual const FusedExperts* whole() const { return nullptr; }                   // null: not one operation
   virtual int alignment(std::int64_t /*assignments*/, int /*experts*/) const { return 1; }
-  virtual bool on_device() const { return false; }  // offsets are never read by the host
 
   // Whether a product with one matrix is as fast as the library's.
   virtual bool match_library() const { return false; }

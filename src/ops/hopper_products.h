@@ -14,7 +14,6 @@ class HopperProducts : public GroupedProducts {
   Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override;
   const FusedActivation* fused(ActivationKind kind) const override;
   int alignment(std::int64_t assignments, int experts) const override;
-  bool on_device() const override { return true; }
   bool match_library() const override { return true; }
 };
 

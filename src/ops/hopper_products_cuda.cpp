@@ -1,5 +1,6 @@
 #include <ATen/cuda/CUDAContext.h>
 
+#include "kernels/device.h"
 #include "kernels/grouped_gemm.h"
 #include "ops/hopper_products.h"
 #include "ops/launch.h"
@@ -34,6 +35,7 @@ class HopperActivation : public FusedActivation {
   explicit HopperActivation(GroupedActivation activation)
       : activation_(activation), gated_(activation == GroupedActivation::kSwiglu) {}
 
+  bool keeps_rows() const override { return true; }
   Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
             bool keep) const override {
     const int inner = columns_of(w), columns = rows_of(w) / (gated_ ? 2 : 1);
@@ -105,7 +107,7 @@ int HopperProducts::alignment(std::int64_t assignments, int experts) const {
 bool has_hopper_products(at::Device device, at::ScalarType dtype) {
   if (!device.is_cuda() || dtype != at::kBFloat16) return false;
   const cudaDeviceProp* device_properties = at::cuda::getDeviceProperties(device.index());
-  return kernels::grouped_gemm_supported(device_properties->major, device_properties->minor);
+  return kernels::runs_hopper_kernels(device_properties->major, device_properties->minor);
 }
 
 }  // namespace switchyard::ops

@@ -18,9 +18,9 @@ class PortableProducts : public GroupedProducts, private FusedActivation {
     return kind == ActivationKind::kRelu2 ? this : nullptr;
   }
   int alignment(std::int64_t assignments, int experts) const override;
-  bool on_device() const override { return true; }
 
  private:
+  bool keeps_rows() const override { return false; }
   Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
             bool keep) const override;
   Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,

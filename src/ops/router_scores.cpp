@@ -141,15 +141,13 @@ void logits_on_cuda(const Tensor& x, const Tensor& w, const Tensor& logits) {
   with_type_of(x, [&](auto type) {
     using T = typename decltype(type)::type;
     const int width = static_cast<int>(x.size(1)), experts = static_cast<int>(w.size(0));
-    const std::int64_t terms = kernels::router_logits_terms<T>(width, experts);
-    const Tensor scratch = terms > 0 ? at::empty({terms}, logits.options()) : Tensor();
-    kernels::router_logits(kernels::RouterLogits<T>{pointer<T>(x), pointer<float>(w), pointer<float>(logits), x.size(0),
-                                                    width, experts, pointer<float>(scratch)},
-                           current_stream(x));
+    kernels::router_logits(
+        kernels::RouterLogits<T>{pointer<T>(x), pointer<float>(w), pointer<float>(logits), x.size(0), width, experts},
+        current_stream(x));
   });
 }
 
-void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logits, const Tensor& d_x, bool overwrites) {
+void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logits, const Tensor& d_x) {
   const int width = static_cast<int>(x.size(1)), experts = static_cast<int>(d_logits.size(1));
   const Tensor scratch =
       at::empty({kernels::router_logits_scratch(x.size(0), width, experts)}, x.options().dtype(at::kFloat));
@@ -158,7 +156,7 @@ void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logit
     kernels::router_logits_backward(
         kernels::RouterLogitsBackward<T>{pointer<T>(x), pointer<float>(w.compute), pointer<float>(d_logits),
                                          pointer<T>(d_x), pointer<float>(w.grad), pointer<float>(scratch), x.size(0),
-                                         width, experts, overwrites},
+                                         width, experts},
         current_stream(x));
   });
 }
@@ -187,13 +185,12 @@ class LogitsOp : public torch::autograd::Function<LogitsOp> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto* parameter = reinterpret_cast<const Parameter*>(context->saved_data["parameter"].toInt());
     const Tensor x = context->get_saved_variables()[0];
-    const bool overwrites = x.is_cuda() && grads[0].defined() && !grads[1].defined();
-    Tensor d_x = overwrites ? at::empty_like(x, at::MemoryFormat::Contiguous) : own_gradient(grads[1], x);
+    Tensor d_x = own_gradient(grads[1], x);
     if (grads[0].defined()) {
       const Tensor d_logits = grads[0].contiguous();
       if (x.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
-        backward_on_cuda(x, *parameter, d_logits, d_x, overwrites);
+        backward_on_cuda(x, *parameter, d_logits, d_x);
 #endif
       } else {
         d_x.addmm_(d_logits, parameter->compute.detach().view({-1, x.size(1)}));

@@ -30,10 +30,9 @@ AdamW::AdamW(const std::vector<OwnedSlice>& slices, const std::vector<GroupRule>
   at::Tensor host = at::empty({static_cast<std::int64_t>(tensors_.size() * sizeof(kernels::AdamwTensor))}, at::kByte);
   std::memcpy(host.data_ptr(), tensors_.data(), tensors_.size() * sizeof(kernels::AdamwTensor));
   device_tensors_ = host.to(slices[0].parameter->master.device());
-  beside_ = at::zeros({kernels::kAdamwBeside}, device_tensors_.options().dtype(at::kInt));
 }
 
-void AdamW::step(const StepScalars& scalars, [[maybe_unused]] bool beside) {
+void AdamW::step(const StepScalars& scalars) {
   if (tensors_.empty()) return;
   kernels::AdamwStep work{tensors_.data(),
                           static_cast<int>(tensors_.size()),
@@ -52,7 +51,6 @@ void AdamW::step(const StepScalars& scalars, [[maybe_unused]] bool beside) {
   }
 #ifdef SWITCHYARD_WITH_CUDA
   work.tensors = static_cast<const kernels::AdamwTensor*>(device_tensors_.data_ptr());
-  if (beside) work.beside = beside_.data_ptr<int>();
   kernels::adamw(work, ops::current_stream(scalars.apply));
 #endif
 }

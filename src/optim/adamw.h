@@ -16,9 +16,8 @@ class AdamW {
   // rules: one a slice. All masters on one device, fp32.
   AdamW(const std::vector<OwnedSlice>& slices, const std::vector<GroupRule>& rules, const AdamwConfig& config);
 
-  // One update from gradients times scalars.grad_factor; nothing is stored while scalars.apply is 0. beside: slowly, on
-  // a GPU whose products go on meanwhile (kernels/adamw.h).
-  void step(const StepScalars& scalars, bool beside = false);
+  // One update from gradients times scalars.grad_factor; nothing is stored while scalars.apply is 0.
+  void step(const StepScalars& scalars);
   const std::vector<OptimizerState>& states() const { return states_; }
 
  private:
@@ -26,7 +25,6 @@ class AdamW {
   std::vector<OptimizerState> states_;
   std::vector<kernels::AdamwTensor> tensors_;
   at::Tensor device_tensors_;  // the same list in device memory (GPU)
-  at::Tensor beside_;          // kernels::AdamwStep::beside
   bool on_gpu_ = false;
   std::int64_t largest_ = 0;
 };

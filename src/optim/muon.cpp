@@ -49,8 +49,6 @@ void Muon::use_kernels() {
         }
     kernels_.emplace_back(matrices, shape.first, shape.second, batches[0][0].weight.device());
   }
-  // The largest first: AdamW comes to the multiprocessors when its products fill them all.
-  std::sort(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) { return a.elements() > b.elements(); });
   batches_.clear();
 #endif
 }
@@ -92,14 +90,12 @@ void Muon::add_slice(const OwnedSlice& slice) {
   if (second.values.defined()) states_.push_back(std::move(second));
 }
 
-void Muon::step(const StepScalars& scalars, const std::function<void()>& beside) {
+void Muon::step(const StepScalars& scalars) {
   at::NoGradGuard no_grad;
   for (const auto& [shape, batches] : batches_)
     for (const auto& chunks : batches) update(chunks, shape, scalars);
-  if (kernels_.empty() && beside) beside();
 #ifdef SWITCHYARD_WITH_CUDA
-  for (const MuonKernels& group : kernels_)
-    group.step(scalars, config_, &group == &kernels_.front() ? beside : std::function<void()>());
+  for (const MuonKernels& group : kernels_) group.step(scalars, config_);
 #endif
 }
 

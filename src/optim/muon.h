@@ -2,7 +2,6 @@
 // al. 2025), step scaled by sqrt(max(1, rows / columns)), cautious weight decay, optional variance reduction (NorMuon).
 #pragma once
 
-#include <functional>
 #include <map>
 #include <vector>
 
@@ -21,10 +20,7 @@ class Muon {
        bool reference = false);
 
   // One update of every matrix from gradients times scalars.grad_factor; nothing is stored while scalars.apply is 0.
-  // beside: called once, before products that leave a GPU room for what it launches on another stream.
-  void step(const StepScalars& scalars, const std::function<void()>& beside = {});
-  // Whether there are such products.
-  bool leaves_room() const { return !kernels_.empty() && kernels_.front().leaves_room(); }
+  void step(const StepScalars& scalars);
   const std::vector<OptimizerState>& states() const { return states_; }
 
  private:

@@ -2,7 +2,6 @@
 // Matrices of one shape are read where they lie through a table of pointers.
 #pragma once
 
-#include <functional>
 #include <vector>
 
 #include "config/config.h"
@@ -19,19 +18,14 @@ class MuonKernels {
               at::Device device);
 
   // One update of every matrix; nothing is stored while scalars.apply is 0. Takes its scratch, at most about 1 GiB,
-  // from torch's allocator and may be captured. beside, if any, is called before the first products.
-  void step(const StepScalars& scalars, const MuonConfig& config, const std::function<void()>& beside) const;
-
-  std::int64_t elements() const { return count_ * rows_ * columns_; }
-  // Whether its products leave AdamW room on each multiprocessor (kernels/adamw.h).
-  bool leaves_room() const { return leaves_room_; }
+  // from torch's allocator and may be captured.
+  void step(const StepScalars& scalars, const MuonConfig& config) const;
 
  private:
   void update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts, const StepScalars& scalars,
-              const MuonConfig& config, const std::function<void()>& beside) const;
+              const MuonConfig& config) const;
 
   std::int64_t count_, rows_, columns_;
-  bool leaves_room_;
   std::int64_t at_once_;  // matrices of one batch
   at::Tensor table_;      // kernels::MuonMatrix [count] on the device
   at::Tensor scheduler_;  // of the products: see PolarBatch

@@ -17,10 +17,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::int64_t rows, std::int64_t columns,
                          at::Device device)
-    : count_(static_cast<std::int64_t>(matrices.size())),
-      rows_(rows),
-      columns_(columns),
-      leaves_room_(PolarBatch::by_own_products(rows, columns, device)) {
+    : count_(static_cast<std::int64_t>(matrices.size())), rows_(rows), columns_(columns) {
   const std::int64_t most = std::clamp<std::int64_t>(kScratchBytes / PolarBatch::bytes_of_one(rows, columns), 1, 65535);
   at_once_ = ceil_div(count_, ceil_div(count_, most));  // batches of equal size
   const auto table_bytes = static_cast<std::int64_t>(matrices.size() * sizeof(kernels::MuonMatrix));
@@ -31,19 +28,16 @@ MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::
   progress_ = at::zeros({at_once_}, scheduler_.options());
 }
 
-void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config,
-                       const std::function<void()>& beside) const {
+void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config) const {
   PolarBatch polar(at_once_, rows_, columns_, scheduler_);
   const at::Tensor norms =
       at::empty({at_once_ * kernels::muon_norm_parts(rows_, columns_)}, table_.options().dtype(at::kFloat));
   for (std::int64_t first = 0; first < count_; first += at_once_)
-    update(first, std::min(at_once_, count_ - first), polar, norms.data_ptr<float>(), scalars, config,
-           first == 0 ? beside : std::function<void()>());
+    update(first, std::min(at_once_, count_ - first), polar, norms.data_ptr<float>(), scalars, config);
 }
 
 void MuonKernels::update(std::int64_t first, std::int64_t count, PolarBatch& polar, float* norm_parts,
-                         const StepScalars& scalars, const MuonConfig& config,
-                         const std::function<void()>& beside) const {
+                         const StepScalars& scalars, const MuonConfig& config) const {
   const kernels::Stream stream = ops::current_stream(table_);
   const int n = static_cast<int>(count);
   const kernels::MuonBatch batch{static_cast<const kernels::MuonMatrix*>(table_.data_ptr()) + first, n, rows_,
@@ -53,7 +47,6 @@ void MuonKernels::update(std::int64_t first, std::int64_t count, PolarBatch& pol
        scalars.momentum.data_ptr<float>(), scalars.grad_factor.data_ptr<float>(), scalars.apply.data_ptr<int>(),
        config.nesterov, static_cast<float>(kPolarSafety), static_cast<float>(kPolarEpsilon)},
       stream);
-  if (beside) beside();
   polar.run(count, config.iterations);
   const double shape_factor = std::sqrt(std::max(1.0, static_cast<double>(rows_) / static_cast<double>(columns_)));
   kernels::muon_apply({batch, static_cast<const kernels::fp16*>(polar.data()), scalars.lr_factor.data_ptr<float>(),

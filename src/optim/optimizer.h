@@ -1,12 +1,6 @@
 // The optimizer of a run: Muon for matrices, AdamW for the rest, over the slices this rank owns.
 #pragma once
 
-#include <c10/core/Stream.h>
-
-#include <memory>
-#include <optional>
-#include <vector>
-
 #include "optim/adamw.h"
 #include "optim/muon.h"
 
@@ -20,7 +14,6 @@ class Optimizer {
   Optimizer(const std::vector<OwnedSlice>& slices, const Config& config);
 
   // Updates masters and their compute copies from the gradients. Reads everything that changes from `scalars`.
-  // On a GPU AdamW runs on a stream of its own beside Muon's products, unless it has much more to do than they.
   void step(const StepScalars& scalars);
   // Zeroes what this rank keeps for the parameter.
   void forget(const Parameter& parameter);
@@ -30,7 +23,6 @@ class Optimizer {
  private:
   std::unique_ptr<Muon> muon_;
   std::unique_ptr<AdamW> adamw_;
-  std::optional<c10::Stream> side_;  // AdamW's, where it has one
 };
 
 }  // namespace switchyard

@@ -1,6 +1,6 @@
 // Polar Express on a GPU, over a batch of fp16 matrices of one shape: X <- P X with P = a I + b G + c G^2, G = X X' of
-// the short side. G and P are symmetric, so half of their tiles are computed. fp16 has three bits more than bf16, and
-// after the division by the norm its range suffices.
+// the short side. G and P are symmetric, so only squares on and below the diagonal are computed. fp16 has three bits
+// more than bf16, and after the division by the norm its range suffices.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -12,8 +12,6 @@ class PolarBatch {
   // Scratch for up to `count` matrices, from torch's allocator. scheduler: int [2] on the device, zeros between runs.
   PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler);
   static std::int64_t bytes_of_one(std::int64_t rows, std::int64_t columns);
-  // By kernels/symmetric_product.h; else by torch's products.
-  static bool by_own_products(std::int64_t rows, std::int64_t columns, at::Device device);
 
   // [count, rows, columns] fp16: fill them, each with a norm of at most 1. Ask anew after run(), which may move them.
   void* data() const { return x_.data_ptr(); }
@@ -25,9 +23,9 @@ class PolarBatch {
   void multiply(std::int64_t count, const Product& product);
 
   const bool tall_;
-  const bool own_products_;
-  at::Tensor x_, next_;     // [count, rows, columns]; an iteration writes the other
-  at::Tensor gram_, poly_;  // [count, side, side]: G, P
+  const bool own_products_;  // kernels/symmetric_product.h; else torch's products
+  at::Tensor x_, next_;      // [count, rows, columns]; an iteration writes the other
+  at::Tensor gram_, poly_;   // [count, side, side]: G, P
   at::Tensor scheduler_;
   bool backward_ = true;  // the next product's order: each starts where the one before ended, in what the cache holds
 };

@@ -13,6 +13,11 @@ namespace {
 
 std::int64_t short_side(std::int64_t rows, std::int64_t columns) { return std::min(rows, columns); }
 
+bool own_products(std::int64_t rows, std::int64_t columns, at::Device device) {
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
+  return kernels::runs_hopper_kernels(properties.major, properties.minor) && rows % 8 == 0 && columns % 8 == 0;
+}
+
 }  // namespace
 
 // out = scale A B + add C + identity I
@@ -25,7 +30,7 @@ struct PolarBatch::Product {
 };
 
 PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler)
-    : tall_(rows > columns), own_products_(by_own_products(rows, columns, scheduler.device())), scheduler_(scheduler) {
+    : tall_(rows > columns), own_products_(own_products(rows, columns, scheduler.device())), scheduler_(scheduler) {
   const auto options = scheduler.options().dtype(at::kHalf);
   const std::int64_t side = short_side(rows, columns);
   x_ = at::empty({count, rows, columns}, options);
@@ -37,11 +42,6 @@ PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t colum
 std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
   const std::int64_t side = short_side(rows, columns);
   return 2 * (2 * rows * columns + 2 * side * side);
-}
-
-bool PolarBatch::by_own_products(std::int64_t rows, std::int64_t columns, at::Device device) {
-  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(device.index());
-  return kernels::runs_hopper_kernels(properties.major, properties.minor) && rows % 8 == 0 && columns % 8 == 0;
 }
 
 void PolarBatch::run(std::int64_t count, int iterations) {

@@ -11,9 +11,8 @@ struct LogitsCase {
   int tokens, width, experts;
 };
 const std::vector<LogitsCase> kLogitsCases = {
-    {1, 8, 1},       {77, 72, 8},     {130, 768, 8},  {33, 40, 13},    {257, 768, 16},  {300, 1280, 33},
-    {129, 768, 64},  {100, 520, 128}, {65, 96, 200},  {50, 2048, 6},   {20000, 768, 8}, {70001, 40, 8},
-    {257, 2048, 64}, {531, 1000, 24}, {31, 264, 100}, {600, 136, 300}, {4100, 256, 64}, {9000, 72, 128},
+    {1, 8, 1},      {77, 72, 8},     {130, 768, 8}, {33, 40, 13},  {257, 768, 16},  {300, 1280, 33},
+    {129, 768, 64}, {100, 520, 128}, {65, 96, 200}, {50, 2048, 6}, {20000, 768, 8}, {70001, 40, 8},
 };
 
 // Each value against the error it may have.
@@ -52,11 +51,10 @@ void check_logits(Report& report, const LogitsCase& c, bool one_sign) {
   const Input<T> x(values(T_ * D)), start(values(T_ * D));
   const Input<float> w(values(E * D)), d_logits(values(T_ * E)), d_w(values(E * D)), again(d_w.host);
   const Input<T> d_x(start.host), d_x_again(start.host);
-  Buffer<float> logits(T_ * E), scratch(kernels::router_logits_scratch(T_, D, E)),
-      terms(kernels::router_logits_terms<T>(D, E));
+  Buffer<float> logits(T_ * E), scratch(kernels::router_logits_scratch(T_, D, E));
   const double split = sizeof(T) == 2 ? 1e-5 : 2e-6;
   run_captured([&](Stream s) {
-    kernels::router_logits(kernels::RouterLogits<T>{x.get(), w.get(), logits.get(), T_, D, E, terms.get()}, s);
+    kernels::router_logits(kernels::RouterLogits<T>{x.get(), w.get(), logits.get(), T_, D, E}, s);
     kernels::router_logits_backward(kernels::RouterLogitsBackward<T>{x.get(), w.get(), d_logits.get(), d_x.get(),
                                                                      d_w.get(), scratch.get(), T_, D, E},
                                     s);
@@ -99,17 +97,7 @@ void check_logits(Report& report, const LogitsCase& c, bool one_sign) {
   report.compare(backward, name + ": d_w repeats bit for bit", values_of(again.device), values_of(d_w.device), kExact);
   report.compare(backward, name + ": d_x repeats bit for bit", values_of(d_x_again.device), values_of(d_x.device),
                  kExact);
-  const Input<T> onto_zeros(Values(static_cast<std::size_t>(T_) * D));
-  Buffer<T> overwritten(onto_zeros.host.size());
-  kernels::RouterLogitsBackward<T> alone{
-      x.get(), w.get(), d_logits.get(), onto_zeros.get(), again.get(), scratch.get(), T_, D, E};
-  run_captured([&](Stream s) {
-    kernels::router_logits_backward(alone, s);
-    alone.d_x = overwritten.get(), alone.overwrites = true;
-    kernels::router_logits_backward(alone, s);
-  });
-  report.compare(backward, name + ": d_x overwritten", values_of(overwritten), values_of(onto_zeros.device), kExact);
-  report.expect(forward, name + ": writes stay inside", logits.guard_intact() && terms.guard_intact());
+  report.expect(forward, name + ": writes stay inside", logits.guard_intact());
   report.expect(backward, name + ": writes stay inside",
                 d_x.device.guard_intact() && d_w.device.guard_intact() && scratch.guard_intact());
 }

@@ -1,5 +1,5 @@
-// Muon's kernel path against its plain ATen path on a GPU, AdamW beside Muon against AdamW after it, then the time of a
-// whole optimizer step of configs/moe_8x2.json.
+// Muon's kernel path against its plain ATen path on a GPU, then the time of a whole optimizer step of
+// configs/moe_8x2.json.
 //   optimizer_check          comparisons and timings;   optimizer_check --no-timings   comparisons alone
 // Exit status: 0 all passed, 1 some failed, 77 no GPU (the test is skipped).
 #include <ATen/cuda/CUDAEvent.h>
@@ -9,7 +9,8 @@
 #include <string>
 
 #include "kernels/device.h"
-#include "optim/optimizer.h"
+#include "optim/adamw.h"
+#include "optim/muon.h"
 #include "parallel/data_parallel.h"
 #include "train/replay.h"
 
@@ -115,51 +116,6 @@ void compare(const Case& c) {
              at::equal(momentum, kernels.muon->states()[0].values));
 }
 
-// ---- AdamW beside Muon's products ----
-
-// A model in small: three steps, the last of them replays of a graph, by both optimizers at once and one after the
-// other.
-void compare_streams() {
-  at::NoGradGuard no_grad;
-  Config config;
-  std::vector<at::Tensor> masters;
-  for (const bool together : {false, true}) {
-    ParameterStore store;
-    const Init init{Init::Kind::kUniform, 0.03};
-    store.add("embed", ParameterKind::kTokenEmbedding, {3001, 768}, init);
-    store.add("up", ParameterKind::kExpert, {4, 1536, 768}, init);
-    store.add("down", ParameterKind::kExpert, {4, 768, 1536}, init);
-    store.add("keep", ParameterKind::kKeepScalar, {12}, init);
-    store.allocate(kGpu, at::kBFloat16, store.contiguous());
-    store.initialize(7);
-    std::vector<OwnedSlice> matrices, elements;
-    std::vector<GroupRule> rules;
-    for (const OwnedSlice& slice : whole_parameters(store)) {
-      const GroupRule rule = group_rule(*slice.parameter, config);
-      (rule.muon ? matrices : elements).push_back(slice);
-      if (!rule.muon) rules.push_back(rule);
-    }
-    Optimizer both(whole_parameters(store), config);
-    Muon muon(matrices, config.optim.muon, at::kBFloat16);
-    AdamW adamw(elements, rules, config.optim.adamw);
-    StepScalars scalars(kGpu);
-    scalars.set_schedule(1, 0.7, 0.9, 0.5);
-    scalars.applied.fill_(1);
-    at::manual_seed(11);
-    const at::Tensor noise = at::randn_like(store.flat_grad) * 1e-3;
-    store.flat_grad.copy_(noise);
-    const auto step = [&] {
-      if (together) return both.step(scalars);
-      muon.step(scalars);
-      adamw.step(scalars);
-    };
-    Replay replay(step, /*capture=*/true);
-    for (int i = 0; i < 5; ++i) replay.run();
-    masters.push_back(at::cat({store.flat_master.cpu(), store.flat_compute.to(at::kFloat).cpu()}));
-  }
-  expect("AdamW beside Muon's products: bitwise as one after the other", at::equal(masters[0], masters[1]));
-}
-
 // ---- the time of a step ----
 
 // The parameters of configs/moe_8x2.json.
@@ -216,7 +172,6 @@ void time_step() {
   }
   Muon muon(matrices, config.optim.muon, at::kBFloat16);
   AdamW adamw(elements, rules, config.optim.adamw);
-  Optimizer both(parallel.owned(), config);
   StepScalars scalars(kGpu);
   scalars.set_schedule(1, 1e-3, 0.9, 0.5);
   const at::Tensor loss = at::ones({1}, store.flat_grad.options());
@@ -236,20 +191,14 @@ void time_step() {
   print("muon (GB/s of its elementwise parts)", milliseconds([&] { muon.step(scalars); }), 30 * muon_elements);
   print("adamw", milliseconds([&] { adamw.step(scalars); }), 30 * adamw_elements);
   print("gradients to zero", milliseconds([&] { store.zero_grad(); }), 4 * (muon_elements + adamw_elements));
-  print("adamw with few threads", milliseconds([&] { adamw.step(scalars, /*beside=*/true); }), 30 * adamw_elements);
   fill();
-  print("muon, then adamw", milliseconds([&] { muon.step(scalars), adamw.step(scalars); }),
-        30 * (muon_elements + adamw_elements));
-  print("adamw beside muon's products", milliseconds([&] { both.step(scalars); }),
-        30 * (muon_elements + adamw_elements));
-  fill();
-  print("whole step but for the zeros", milliseconds([&] { guard(), both.step(scalars); }),
+  print("whole step but for the zeros", milliseconds([&] { guard(), muon.step(scalars), adamw.step(scalars); }),
         34 * (muon_elements + adamw_elements));
-  print("whole step", milliseconds([&] { guard(), both.step(scalars), store.zero_grad(); }),
+  print("whole step", milliseconds([&] { guard(), muon.step(scalars), adamw.step(scalars), store.zero_grad(); }),
         38 * (muon_elements + adamw_elements));
   std::printf("reserved %.2f GiB, of which parameters and states %.2f\n",
               static_cast<double>(peak_memory_bytes(0)) / (1 << 30),
-              (18 * muon_elements + 26 * adamw_elements) / (1 << 30));
+              (14 * muon_elements + 18 * adamw_elements) / (1 << 30));
 }
 
 }  // namespace
@@ -261,7 +210,6 @@ int main(int argc, char** argv) {
   }
   use_side_stream(0);
   for (const Case& c : kCases) compare(c);
-  compare_streams();
   std::printf("%d failed\n", failures);
   if (argc < 2 || std::string(argv[1]) != "--no-timings") time_step();
   return failures == 0 ? 0 : 1;

@@ -116,9 +116,8 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
   Buffer<bf16> out(static_cast<std::size_t>(r.T) * r.D);
   const double bytes = 2.0 * r.R * r.D * (1 + 1.0 / r.K);
   const kernels::PermuteRows<bf16> g{
-      x.get(), r.weight.get(), r.row_of.get(), r.token_of_row.get(), r.offset.get() + r.E, rows.get(), r.T, r.K,
-      r.D,     r.capacity};
-  const kernels::Combine<bf16> c{rows.get(), r.weight.get(), r.row_of.get(), out.get(), r.T, r.K, r.D};
+      x.get(), r.row_of.get(), r.token_of_row.get(), r.offset.get() + r.E, rows.get(), r.T, r.K, r.D, r.capacity};
+  const kernels::Combine<bf16> c{rows.get(), r.row_of.get(), out.get(), r.T, r.K, r.D};
   clock.time("permute_rows" + of, bytes, [&](Stream s) { kernels::permute_rows(g, s); });
   clock.time("combine" + of, bytes, [&](Stream s) { kernels::combine(c, s); });
 }

@@ -29,12 +29,11 @@ void dispatch(const Dispatch&, Stream);
 void dispatch_cpu(const Dispatch&);
 std::int64_t dispatch_scratch(std::int64_t tokens, int top_k, int experts);
 
-// out[row_of[t,k]] = weight[t,k] * rows[t]: a token is read once and written to each of its rows. Padding (rows before
+// out[row_of[t,k]] = rows[t]: a token is read once and written to each of its rows. Padding (rows before
 // *row_count whose token is -1) becomes zeros; rows from *row_count on are left as they are.
 template <class T>
 struct PermuteRows {
   const T* rows;            // [T, D]
-  const float* weight;      // [T, K] or null: 1
   const int* row_of;        // [T, K]
   const int* token_of_row;  // [R]
   const int* row_count;     // one device value
@@ -46,14 +45,13 @@ struct PermuteRows {
   std::int64_t items() const { return tokens > row_capacity ? tokens : row_capacity; }
 };
 
-// out[t] = sum_k weight[t,k] * rows[row_of[t,k]]      accumulated in fp32, in order of k; weight null: 1
+// out[t] = sum_k rows[row_of[t,k]]      accumulated in fp32, in order of k
 // A row index of -1 adds nothing.
 template <class T>
 struct Combine {
-  const T* rows;        // [R, D]
-  const float* weight;  // [T, K] or null
-  const int* row_of;    // [T, K]
-  T* out;               // [T, D] overwritten
+  const T* rows;      // [R, D]
+  const int* row_of;  // [T, K]
+  T* out;             // [T, D] overwritten
   std::int64_t tokens;
   int top_k, width;  // width: a multiple of 8 on CUDA
 };

@@ -48,11 +48,7 @@ void permute_rows_cpu(const PermuteRows<T>& p, Range items) {
     if (p.row_of[i] < 0) continue;
     const T* in = p.rows + i / p.top_k * p.width;
     T* out = p.out + static_cast<std::int64_t>(p.row_of[i]) * p.width;
-    if (p.weight) {
-      each<T>(p.width, [&](auto at) { at.write(out, at.all(static_cast<T>(p.weight[i])) * at(in)); });
-    } else {
-      std::memcpy(out, in, bytes);
-    }
+    std::memcpy(out, in, bytes);
   }
   for (std::int64_t r = items.begin; r < std::min<std::int64_t>(items.end, *p.row_count); ++r) {
     if (p.token_of_row[r] < 0) std::memset(p.out + r * p.width, 0, bytes);
@@ -68,12 +64,10 @@ void combine_cpu(const Combine<T>& p, Range tokens) {
       const std::int64_t row = p.row_of[t * p.top_k + k];
       if (row < 0) continue;
       const T* in = p.rows + row * p.width;
-      const T weight = p.weight ? static_cast<T>(p.weight[t * p.top_k + k]) : T(1);
-      if (empty) {
-        each<T>(p.width, [&](auto at) { at.write(out, at.all(weight) * at(in)); });
-      } else {
-        each<T>(p.width, [&](auto at) { at.write(out, at(out) + at.all(weight) * at(in)); });
-      }
+      if (empty)
+        std::memcpy(out, in, sizeof(T) * static_cast<std::size_t>(p.width));
+      else
+        each<T>(p.width, [&](auto at) { at.write(out, at(out) + at(in)); });
       empty = false;
     }
     if (empty) std::memset(out, 0, sizeof(T) * static_cast<std::size_t>(p.width));

@@ -1,6 +1,7 @@
 // Of the product kernel (kernels/grouped_gemm.cuh): what a consumer warpgroup does with the sums of its 64 rows.
 #pragma once
 
+#include "kernels/grouped_gemm.h"
 #include "kernels/grouped_tiles.cuh"
 
 namespace switchyard::kernels::grouped {
@@ -36,10 +37,10 @@ struct RowWeights {
   float of[2] = {1.0f, 1.0f};
   // With zero as a weight too small to be seen, for relu^2's backward divides by it.
   __device__ RowWeights never_zero() const {
-    constexpr float kLeast = 1e-20f;
     RowWeights weight;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) weight.of[i] = fabsf(of[i]) < kLeast ? copysignf(kLeast, of[i]) : of[i];
+    for (int i = 0; i < 2; ++i)
+      weight.of[i] = fabsf(of[i]) < kLeastRowWeight ? copysignf(kLeastRowWeight, of[i]) : of[i];
     return weight;
   }
 };

@@ -22,9 +22,12 @@ struct RowGroups {
 // What becomes of a product's sums h before they are stored: nothing, relu(h)^2, or silu(gate) * value.
 enum class GroupedActivation { kNone, kRelu2, kSwiglu };
 
-// out[r] = rows[r] W_e^T, or row_weight[r] act(.) of it, where |row_weight| counts as 1e-20 at least; SwiGLU's W_e has
-// N rows of gates, then N of values. Rows of padding become zeros (rows must hold zeros there, or index -1). All widths
-// are multiples of 8.
+// A row weight of less counts as this: backward of relu^2 divides by it.
+inline constexpr float kLeastRowWeight = 1e-20f;
+
+// out[r] = rows[r] W_e^T, or row_weight[r] act(.) of it, where |row_weight| is kLeastRowWeight or more; SwiGLU's W_e
+// has N rows of gates, then N of values. Rows of padding become zeros (rows must hold zeros there, or index -1). All
+// widths are multiples of 8.
 template <class T>
 struct GroupedForwardOf {
   RowGroups groups;

@@ -2,6 +2,7 @@
 // from registers. 48 KB and at most 128 registers a thread: two blocks a multiprocessor on every GPU from Ampere on.
 #pragma once
 
+#include "kernels/grouped_gemm.h"
 #include "kernels/portable_operands.cuh"
 
 namespace switchyard::kernels::portable {
@@ -55,11 +56,10 @@ __device__ __forceinline__ void multiply(const Operand<T>& left, const Operand<T
   }
 }
 
-// Weights below 1e-20 count as that: the activation of such a row can still be told from its weight.
+// Weights below kLeastRowWeight count as that: the activation of such a row can still be told from its weight.
 __device__ __forceinline__ float weight_of(const float* row_weight, int row) {
-  constexpr float kLeast = 1e-20f;
   const float weight = row_weight ? row_weight[row] : 1.0f;
-  return fabsf(weight) < kLeast ? copysignf(kLeast, weight) : weight;
+  return fabsf(weight) < kLeastRowWeight ? copysignf(kLeastRowWeight, weight) : weight;
 }
 
 __device__ __forceinline__ float root(float x, const float*) { return sqrtf(x); }

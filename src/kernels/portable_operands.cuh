@@ -13,7 +13,7 @@
 
 namespace switchyard::kernels::portable {
 
-constexpr int kTile = 128, kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kTile = 128, kThreads = 256;
 constexpr int kOperandBytes = 128 * 64, kStageBytes = 2 * kOperandBytes;
 
 template <class T>

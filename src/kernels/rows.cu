@@ -13,17 +13,6 @@ constexpr int kThreads = kRows * kWarp;
 constexpr int kBatch = 3;  // packs in flight a lane and row: a width of 768 in one go
 
 template <class T>
-__device__ __forceinline__ Pack<T> scaled(const Pack<T>& v, float factor) {
-  float f[kPack];
-  unpack(v, f);
-#pragma unroll
-  for (int c = 0; c < kPack; ++c) f[c] *= factor;
-  Pack<T> out;
-  pack(f, out);
-  return out;
-}
-
-template <class T>
 __global__ void __launch_bounds__(kThreads) permute_rows_kernel(PermuteRows<T> a) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
   const int packs = a.width / kPack, lane = threadIdx.x % kWarp;
@@ -44,11 +33,10 @@ __global__ void __launch_bounds__(kThreads) permute_rows_kernel(PermuteRows<T> a
       const int row = a.row_of[i * a.top_k + k];
       if (row < 0) continue;
       T* to = a.out + static_cast<std::int64_t>(row) * a.width;
-      const float weight = a.weight ? a.weight[i * a.top_k + k] : 1.0f;
 #pragma unroll
       for (int j = 0; j < kBatch; ++j) {
         const int p = base + j * kWarp;
-        if (p < packs) store_pack(to + p * kPack, a.weight ? scaled(v[j], weight) : v[j]);
+        if (p < packs) store_pack(to + p * kPack, v[j]);
       }
     }
   }
@@ -64,13 +52,8 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
     float sum[kBatch][kPack] = {};
     for (int k = 0; k < a.top_k; k += kTogether) {
       int row[kTogether];
-      float weight[kTogether];
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
-        const bool there = k + j < a.top_k;
-        row[j] = there ? a.row_of[t * a.top_k + k + j] : -1;
-        weight[j] = there && a.weight ? a.weight[t * a.top_k + k + j] : 1.0f;
-      }
+      for (int j = 0; j < kTogether; ++j) row[j] = k + j < a.top_k ? a.row_of[t * a.top_k + k + j] : -1;
       Pack<T> v[kTogether][kBatch];
 #pragma unroll
       for (int j = 0; j < kTogether; ++j)
@@ -82,13 +65,13 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
         }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        if (row[j] < 0) continue;  // a weight of NaN must not reach the sum of a dropped assignment
+        if (row[j] < 0) continue;
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
           float f[kPack];
           unpack(v[j][i], f);
 #pragma unroll
-          for (int c = 0; c < kPack; ++c) sum[i][c] = fmaf(weight[j], f[c], sum[i][c]);
+          for (int c = 0; c < kPack; ++c) sum[i][c] += f[c];
         }
       }
     }

@@ -30,7 +30,6 @@ Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan) {
       [&](auto type) {
         using T = typename decltype(type)::type;
         return kernels::PermuteRows<T>{pointer<T>(x_TD),
-                                       nullptr,
                                        plan.row_of_TK.data_ptr<int>(),
                                        plan.token_of_row_R.data_ptr<int>(),
                                        in_use.data_ptr<int>(),

@@ -18,8 +18,8 @@ Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
       rows_RD,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::Combine<T>{pointer<T>(rows_RD), nullptr,    plan.row_of_TK.data_ptr<int>(),   pointer<T>(out),
-                                   plan.tokens,         plan.top_k, static_cast<int>(rows_RD.size(1))};
+        return kernels::Combine<T>{pointer<T>(rows_RD), plan.row_of_TK.data_ptr<int>(),   pointer<T>(out), plan.tokens,
+                                   plan.top_k,          static_cast<int>(rows_RD.size(1))};
       },
       [](const auto& work, kernels::Stream stream) { kernels::combine(work, stream); },
       [](const auto& work) {

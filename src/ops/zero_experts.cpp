@@ -5,9 +5,11 @@
 namespace switchyard::ops {
 namespace {
 
-kernels::ZeroExpertChoice choice_of(const ZeroExperts& e) {
+kernels::ZeroExpertChoice choice_of(const ZeroExperts& e, const Tensor& x_TD, const Tensor& weight_TK) {
   SWITCHYARD_ASSERT(e.expert_TK.is_contiguous() && (!e.dropped_TK.defined() || e.dropped_TK.is_contiguous()),
                     "choices of experts are contiguous");
+  SWITCHYARD_ASSERT((weight_TK.scalar_type() == at::kDouble) == (x_TD.scalar_type() == at::kDouble),
+                    "zero experts take fp64 weights with fp64 tokens, else fp32 weights");
   return {pointer<int>(e.expert_TK), pointer<bool>(e.dropped_TK), e.first_copy, e.first_constant, e.end, e.of_dropped};
 }
 
@@ -26,7 +28,7 @@ void add_zero_experts_(const Tensor& out_TD, const Tensor& x_TD, const Tensor& w
       [&](auto type) {
         using T = typename decltype(type)::type;
         using Value = kernels::ZeroExpertValue<T>;
-        return kernels::ZeroExperts<T>{choice_of(experts),
+        return kernels::ZeroExperts<T>{choice_of(experts, x_TD, weight_TK),
                                        pointer<T>(x_TD),
                                        pointer<Value>(weight_TK),
                                        pointer<Value>(map),
@@ -63,7 +65,7 @@ std::pair<Tensor, Tensor> zero_experts_backward_(const Tensor& d_x_TD, const Ten
       [&](auto type) {
         using T = typename decltype(type)::type;
         using Value = kernels::ZeroExpertValue<T>;
-        return kernels::ZeroExpertsBackward<T>{choice_of(experts),
+        return kernels::ZeroExpertsBackward<T>{choice_of(experts, x_TD, weight_TK),
                                                pointer<T>(x_TD),
                                                pointer<T>(d_out_TD),
                                                pointer<Value>(weight_TK),

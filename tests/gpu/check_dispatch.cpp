@@ -70,49 +70,36 @@ void check_moves(Report& report, const DispatchCase& c, const Plan& plan) {
       y(random.normal(static_cast<std::size_t>(R) * D));
   const Input<float> weight(random.normal(assignments)), per_row(random.normal(R));
   const Buffer<int> token_of_row(plan.token_of_row), row_of(plan.row_of), row_count(std::vector<int>{used});
-  Buffer<T> permuted(y.host.size()), weighted(y.host.size()), combined(x.host.size()), unweighted(x.host.size());
+  Buffer<T> permuted(y.host.size()), combined(x.host.size());
   Buffer<float> to_rows(R), from_rows(assignments);
   run_captured([&](Stream s) {
-    kernels::PermuteRows<T> p{
-        x.get(), nullptr, row_of.get(), token_of_row.get(), row_count.get(), permuted.get(), c.tokens, c.top_k, D, R};
-    kernels::permute_rows(p, s);
-    p.weight = weight.get(), p.out = weighted.get();
-    kernels::permute_rows(p, s);
-    kernels::Combine<T> a{y.get(), weight.get(), row_of.get(), combined.get(), c.tokens, c.top_k, D};
-    kernels::combine(a, s);
-    a.weight = nullptr, a.out = unweighted.get();
-    kernels::combine(a, s);
+    kernels::permute_rows(kernels::PermuteRows<T>{x.get(), row_of.get(), token_of_row.get(), row_count.get(),
+                                                  permuted.get(), c.tokens, c.top_k, D, R},
+                          s);
+    kernels::combine(kernels::Combine<T>{y.get(), row_of.get(), combined.get(), c.tokens, c.top_k, D}, s);
     const auto count = static_cast<std::int64_t>(assignments);
     kernels::values_to_rows({weight.get(), row_of.get(), token_of_row.get(), to_rows.get(), count, R}, s);
     kernels::values_from_rows({per_row.get(), row_of.get(), token_of_row.get(), from_rows.get(), count, R}, s);
   });
 
-  Values want_rows(static_cast<std::size_t>(used) * D), want_weighted(want_rows.size()), want(x.host.size()),
-      want_plain(x.host.size()), want_to(R), want_from(assignments);
+  Values want_rows(static_cast<std::size_t>(used) * D), want(x.host.size()), want_to(R), want_from(assignments);
   for (int r = 0; r < used; ++r)
     for (int j = 0; j < D && plan.token_of_row[r] >= 0; ++j) want_rows[r * D + j] = x[plan.token_of_row[r] * D + j];
   for (std::size_t i = 0; i < assignments; ++i) {
     const int row = plan.row_of[i];
     if (row < 0) continue;
     want_to[row] = weight[i], want_from[i] = per_row[row];
-    for (int j = 0; j < D; ++j) {
-      want_weighted[row * D + j] = weight[i] * x[i / c.top_k * D + j];
-      want[i / c.top_k * D + j] += weight[i] * y[row * D + j];
-      want_plain[i / c.top_k * D + j] += y[row * D + j];
-    }
+    for (int j = 0; j < D; ++j) want[i / c.top_k * D + j] += y[row * D + j];
   }
-  Values got = values_of(permuted), got_weighted = values_of(weighted);
-  got_weighted.resize(want_rows.size());
+  Values got = values_of(permuted);
   const bool rest_untouched =
       std::all_of(got.begin() + want_rows.size(), got.end(), [](double v) { return std::isnan(v); });
   got.resize(want_rows.size());
   const std::string name = std::string(c.name) + " E " + std::to_string(c.experts) + " K " + std::to_string(c.top_k);
   report.compare("permute_rows " + type_name<T>(), name, got, want_rows, kExact);
-  report.compare("permute_rows " + type_name<T>(), name + ", weighted", got_weighted, want_weighted, bound_of<T>());
   report.expect("permute_rows " + type_name<T>(), name + ": rows past the last untouched",
                 rest_untouched && permuted.guard_intact());
   report.compare("combine " + type_name<T>(), name, values_of(combined), want, bound_of<T>());
-  report.compare("combine " + type_name<T>(), name + ", no weight", values_of(unweighted), want_plain, bound_of<T>());
   report.compare("values_to_rows", name, values_of(to_rows), want_to, kExact);
   report.compare("values_from_rows", name, values_of(from_rows), want_from, kExact);
 }

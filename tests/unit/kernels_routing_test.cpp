@@ -298,18 +298,10 @@ void check_moves(const DispatchCase& c, int width) {
   const std::vector<T> x = normal<T>(c.tokens * width, 1);
   for (const bool split : {false, true}) {
     std::vector<T> rows = unwritten<T>(plan.row_capacity * width), out = unwritten<T>(c.tokens * width);
-    std::vector<T> weighted = rows;
-    const std::vector<float> weight = normal<float>(plan.assignments, 2);
-    PermuteRows<T> permute{x.data(), nullptr,          plan.row_of.data(), plan.token_of_row.data(),
-                           &used,    rows.data(),      c.tokens,           c.top_k,
-                           width,    plan.row_capacity};
+    const PermuteRows<T> permute{
+        x.data(), plan.row_of.data(), plan.token_of_row.data(), &used, rows.data(), c.tokens, c.top_k,
+        width,    plan.row_capacity};
     in_pieces(permute.items(), split, [&](Range r) { permute_rows_cpu(permute, r); });
-    permute.weight = weight.data(), permute.out = weighted.data();
-    in_pieces(permute.items(), split, [&](Range r) { permute_rows_cpu(permute, r); });
-    for (std::int64_t i = 0; i < plan.assignments; ++i) {
-      for (int j = 0; j < width && plan.row_of[i] >= 0; ++j)
-        ASSERT_EQ(weighted[plan.row_of[i] * width + j], static_cast<T>(weight[i]) * x[i / c.top_k * width + j]);
-    }
     for (std::int64_t i = 0; i < plan.row_capacity * width; ++i) {
       const std::int64_t token = plan.token_of_row[i / width];
       if (i >= static_cast<std::int64_t>(used) * width) {
@@ -318,19 +310,16 @@ void check_moves(const DispatchCase& c, int width) {
         ASSERT_EQ(rows[i], token < 0 ? T(0) : x[token * width + i % width]);
       }
     }
-    for (const float* w : {weight.data(), static_cast<const float*>(nullptr)}) {
-      in_pieces(c.tokens, split, [&](Range r) {
-        combine_cpu(Combine<T>{rows.data(), w, plan.row_of.data(), out.data(), c.tokens, c.top_k, width}, r);
-      });
-      std::vector<double> expected(out.size());
-      for (std::int64_t i = 0; i < plan.assignments; ++i) {
-        if (plan.row_of[i] < 0) continue;
-        for (int j = 0; j < width; ++j) {
-          expected[i / c.top_k * width + j] += (w ? w[i] : 1) * static_cast<double>(x[i / c.top_k * width + j]);
-        }
-      }
-      EXPECT_CLOSE(out, expected, sizeof(T) == 8 ? 1e-14 : 1e-6);
+    const std::vector<T> results = normal<T>(plan.row_capacity * width, 2);
+    in_pieces(c.tokens, split, [&](Range r) {
+      combine_cpu(Combine<T>{results.data(), plan.row_of.data(), out.data(), c.tokens, c.top_k, width}, r);
+    });
+    std::vector<double> expected(out.size());
+    for (std::int64_t i = 0; i < plan.assignments; ++i) {
+      for (int j = 0; j < width && plan.row_of[i] >= 0; ++j)
+        expected[i / c.top_k * width + j] += static_cast<double>(results[plan.row_of[i] * width + j]);
     }
+    EXPECT_CLOSE(out, expected, sizeof(T) == 8 ? 1e-14 : 1e-6);
   }
 }
 

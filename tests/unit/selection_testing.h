@@ -33,7 +33,8 @@ inline RoutingRule rule_of(int top_k, int seq_len, Score score = Score::kSoftmax
   return rule;
 }
 
-inline DropoutKey key_of(std::vector<std::int64_t> windows, int seq_len, std::int64_t step = 3, at::Device device = at::kCPU) {
+inline DropoutKey key_of(std::vector<std::int64_t> windows, int seq_len, std::int64_t step = 3,
+                         at::Device device = at::kCPU) {
   return {7, at::full({1}, step, at::kLong).to(device), at::tensor(windows, at::kLong).to(device), seq_len};
 }
 

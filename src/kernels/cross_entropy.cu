@@ -18,17 +18,6 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kSafeCap = 40.0f;  // e^(-2 cap) is a normal float: z - cap needs no maximum
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float reciprocal_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // What the exponent is linear in: u of the cap, or the logit itself. exponent() is log2 of e^(z - shift).
 template <bool kCapped>
 struct Curve {

@@ -88,12 +88,6 @@ __device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const 
   }
 }
 
-__device__ __forceinline__ float approximate_sqrt(float x) {  // 2 ulp; the exact one takes as long as the products
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // The tile's hidden units, in pieces, into the buffers that the result will leave from.
 template <class K>
 __device__ __forceinline__ void load_hidden(const Maps& maps, const Tile& tile, const Place& place,
@@ -133,14 +127,14 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {  // i % 2: which of the two rows
+      for (int i = 0; i < 4; ++i) {  // i % 2: which of the two rows; the exact root would take as long as the products
         const int first = (8 * piece + 2 * q) * 4 + 2 * i;
         float low, high;
         unpack_two(r[q][i], low, high);
         dots[i % 2][0] = fmaf(d[first], low, dots[i % 2][0]);
         dots[i % 2][1] = fmaf(d[first + 1], high, dots[i % 2][1]);
-        r[q][i] = pack_two(factor[i % 2] * approximate_sqrt(fabsf(low)) * d[first],
-                           factor[i % 2] * approximate_sqrt(fabsf(high)) * d[first + 1]);
+        r[q][i] = pack_two(factor[i % 2] * sqrt_fast(fabsf(low)) * d[first],
+                           factor[i % 2] * sqrt_fast(fabsf(high)) * d[first + 1]);
       }
     }
 #pragma unroll

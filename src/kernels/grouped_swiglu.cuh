@@ -6,17 +6,6 @@
 
 namespace switchyard::kernels::grouped {
 
-__device__ __forceinline__ float exp2_approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float reciprocal_approximate(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 struct Two {
   float low, high;
 };
@@ -25,9 +14,9 @@ struct Two {
 // 2^-60, so that the product of both denominators stays finite.
 __device__ __forceinline__ Two sigmoids(float low, float high) {
   constexpr float kLog2E = 1.44269504f;
-  const float a = 1.0f + exp2_approximate(fminf(-kLog2E * low, 60.0f));
-  const float b = 1.0f + exp2_approximate(fminf(-kLog2E * high, 60.0f));
-  const float r = reciprocal_approximate(a * b);
+  const float a = 1.0f + exp2_fast(fminf(-kLog2E * low, 60.0f));
+  const float b = 1.0f + exp2_fast(fminf(-kLog2E * high, 60.0f));
+  const float r = reciprocal_fast(a * b);
   return {r * b, r * a};
 }
 

@@ -63,11 +63,7 @@ __device__ __forceinline__ float weight_of(const float* row_weight, int row) {
 }
 
 __device__ __forceinline__ float root(float x, const float*) { return sqrtf(x); }
-__device__ __forceinline__ float root(float x, const bf16*) {  // 2 ulp of fp32, before rounding to bf16
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+__device__ __forceinline__ float root(float x, const bf16*) { return sqrt_fast(x); }  // before rounding to bf16
 
 // kCount neighbouring values, in memory as T.
 template <int kCount>

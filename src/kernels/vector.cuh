@@ -114,6 +114,23 @@ __device__ __forceinline__ void from_float(float f, bf16& v) { v.bits = __bfloat
 __device__ __forceinline__ void from_float(float f, fp16& v) { v.bits = __half_as_ushort(__float2half_rn(f)); }
 __device__ __forceinline__ void from_float(float f, float& v) { v = f; }
 
+// By the special function unit alone, within 2 ulp; denormals count as zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float sqrt_fast(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Sum over groups of kLanes neighbouring lanes (a power of two), the same in each of them; all 32 lanes call it.
 template <int kLanes = kWarp>
 __device__ __forceinline__ float lane_sum(float v) {

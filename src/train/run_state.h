@@ -23,7 +23,7 @@ struct RunState {
   double first_bits_per_byte = 0;  // before the first step, for the final table
   std::int64_t world_size = 1;     // of the run that wrote it
   double elapsed_s = 0;
-  CollapseState collapse;  // as it is saved
+  CollapseState collapse;  // what has been warned of
 
   std::string to_json() const;
   static RunState from_json(const std::string& text);  // RunError names the missing field

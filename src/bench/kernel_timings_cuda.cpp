@@ -216,6 +216,12 @@ void time_grouped(Clock& clock, const LayerShape& c) {
     kernels::grouped_dgrad({groups, wide.get(), nullptr, up.get(), narrow.get(), nullptr, nullptr, nullptr, N, D}, s);
   });
   time("up wgrad", [&](Stream s) { kernels::grouped_wgrad({groups, wide.get(), narrow.get(), grad.get(), N, D}, s); });
+  time("up wgrad, gathered", [&](Stream s) {
+    kernels::grouped_wgrad({groups, wide.get(), x.get(), grad.get(), N, D, nullptr, index}, s);
+  });
+  time("down wgrad, gathered", [&](Stream s) {
+    kernels::grouped_wgrad({groups, x.get(), active.get(), grad.get(), D, N, index}, s);
+  });
   time("down wgrad", [&](Stream s) {
     kernels::grouped_wgrad({groups, narrow.get(), active.get(), grad.get(), D, N}, s);
   });

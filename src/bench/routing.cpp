@@ -38,12 +38,12 @@ struct LayerBytes {
         whole(products.whole() != nullptr) {}
 
   // forward: weights to rows; the sum of each token's rows. backward: weights to rows; dy and x gathered for the weight
-  // gradients, where products have not left their rows; the sum of the rows of dx; the weights' gradients back from
+  // gradients, where products do not gather; the sum of the rows of dx; the weights' gradients back from
   // rows.
   PassBytes gather_sum() const {
     const double gathered = tokens + rows + values;
     PassBytes bytes{3 * values + gathered, 3 * values + gathered + 3 * values};
-    if (whole || (fused && fused->keeps_rows())) return bytes;
+    if (whole || (fused && fused->gathers())) return bytes;
     bytes = bytes + PassBytes{0, 2 * gathered};
     if (!fused) bytes = bytes + PassBytes{gathered + 2 * hidden, 4 * hidden + values};
     return bytes;

@@ -53,10 +53,14 @@ at::Tensor StandInProducts::gathered_forward(const at::Tensor& x_TD, const Param
                                                  : GroupedProducts::gathered_forward(x_TD, w_END, plan);
 }
 
-bool StandInProducts::Activation::keeps_rows() const { return products_.own_.fused(kind_)->keeps_rows(); }
+void StandInProducts::gathered_wgrad(const at::Tensor& d, const at::Tensor& rows, Side by_tokens,
+                                     const Parameter& w_END, const ops::DispatchPlan& plan) const {
+  const ops::FusedActivation* fused = own_.fused(ops::ActivationKind::kRelu2);
+  if (!fused || !fused->gathers()) GroupedProducts::gathered_wgrad(d, rows, by_tokens, w_END, plan);
+}
 
 at::Tensor StandInProducts::Activation::kept_rows(const at::Tensor& x_TD, const ops::DispatchPlan& plan) const {
-  if (!keeps_rows() || !plan.token_of_row_R.defined()) return {};
+  if (!gathers() || !plan.token_of_row_R.defined()) return {};
   return products_.noise(plan.row_capacity, x_TD.size(1), x_TD.options());
 }
 

@@ -17,6 +17,8 @@ class StandInProducts : public ops::GroupedProducts {
   at::Tensor forward(const at::Tensor& rows_RD, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
   at::Tensor dgrad(const at::Tensor& d_RN, const Parameter& w_END, const ops::DispatchPlan& plan) const override;
   void wgrad(const at::Tensor&, const at::Tensor&, const Parameter&, const ops::DispatchPlan&) const override {}
+  void gathered_wgrad(const at::Tensor& d, const at::Tensor& rows, Side by_tokens, const Parameter& w_END,
+                      const ops::DispatchPlan& plan) const override;
   at::Tensor gathered_forward(const at::Tensor& x_TD, const Parameter& w_END,
                               const ops::DispatchPlan& plan) const override;
   const ops::FusedActivation* fused(ops::ActivationKind kind) const override {
@@ -29,7 +31,7 @@ class StandInProducts : public ops::GroupedProducts {
   class Activation : public ops::FusedActivation {
    public:
     Activation(const StandInProducts& products, ops::ActivationKind kind) : products_(products), kind_(kind) {}
-    bool keeps_rows() const override;
+    bool gathers() const override { return products_.own_.fused(kind_)->gathers(); }
     ops::Hidden up(const at::Tensor& x_TD, const at::Tensor& weight_R, const Parameter& w,
                    const ops::DispatchPlan& plan, bool keep) const override;
     Backward down_backward(const at::Tensor& dy_TD, const Parameter& w_EDN, const ops::Hidden& hidden,

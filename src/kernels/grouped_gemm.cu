@@ -10,6 +10,7 @@ namespace {
 
 using grouped::Epilogue;
 using grouped::Form;
+using grouped::Gather;
 using grouped::Kind;
 using grouped::Maps;
 using grouped::Problem;
@@ -96,8 +97,7 @@ CUtensorMap matrix_map(const bf16* weight, int inner, int columns, int experts) 
 template <Form F, Epilogue E, class Description>
 void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
   const RowGroups& g = a.groups;
-  p.rows = a.rows, p.row_index = a.row_index, p.row_weight = a.row_weight;
-  p.inner = a.inner;
+  p.gathered = a.rows, p.gathered_width = a.inner, p.row_index = a.row_index, p.row_weight = a.row_weight;
   p.depth_steps = ceil_div(a.inner, grouped::kDepth);
   SWITCHYARD_ASSERT(a.row_index || !a.gathered, "only rows that are gathered can be kept");
   p.keep_rows = a.gathered != nullptr;
@@ -114,9 +114,9 @@ void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
   with_blocks(g, [&](auto blocks) {
     with_columns<E>(a.columns, [&](auto columns) {
       if (a.row_index)
-        launch_kind(Kind<F, true, blocks(), E, columns()>());
+        launch_kind(Kind<F, Gather::kRows, blocks(), E, columns()>());
       else
-        launch_kind(Kind<F, false, blocks(), E, columns()>());
+        launch_kind(Kind<F, Gather::kNone, blocks(), E, columns()>());
     });
   });
 }
@@ -176,16 +176,30 @@ void grouped_wgrad(const GroupedWgrad& a, Stream stream) {
   const RowGroups& g = a.groups;
   SWITCHYARD_ASSERT(a.rows % 8 == 0 && a.columns % 8 == 0, "grouped products need widths that are multiples of 8");
   if (g.row_capacity == 0) return;
+  SWITCHYARD_ASSERT(!a.a_index || !a.b_index, "a weight gradient gathers one of its operands");
   Maps maps{};
-  maps.rows = tensor_map(a.a, a.rows, g.row_capacity, 1, 64);
-  maps.columns = tensor_map(a.b, a.columns, g.row_capacity, 1, 64);
+  if (!a.a_index) maps.rows = tensor_map(a.a, a.rows, g.row_capacity, 1, 64);
+  if (!a.b_index) maps.columns = tensor_map(a.b, a.columns, g.row_capacity, 1, 64);
   maps.out = tensor_map(a.grad, a.columns, a.rows, g.experts, 64);
   Problem p = problem_of(g);
+  p.row_index = a.a_index ? a.a_index : a.b_index;
+  p.gathered = a.a_index ? a.a : a.b;
+  p.gathered_width = a.a_index ? a.rows : a.columns;
+  const auto launch_kind = [&](auto kind) {
+    using K = decltype(kind);
+    constexpr int kRowTiles = K::kSharesRows ? 1 : K::kBlocks, kColumnTiles = K::kSharesRows ? K::kBlocks : 1;
+    p.row_tiles = ceil_div(a.rows, grouped::kTileRows * kRowTiles);
+    p.column_tiles = ceil_div(a.columns, K::kColumns * kColumnTiles);
+    launch<K>(maps, p, stream);
+  };
   with_blocks(g, [&](auto blocks) {
     with_columns<Epilogue::kAdd>(a.columns, [&](auto columns) {
-      p.row_tiles = ceil_div(a.rows, grouped::kTileRows * blocks());
-      p.column_tiles = ceil_div(a.columns, columns());
-      launch<Kind<Form::kWgrad, false, blocks(), Epilogue::kAdd, columns()>>(maps, p, stream);
+      if (a.a_index)
+        launch_kind(Kind<Form::kWgrad, Gather::kRows, blocks(), Epilogue::kAdd, columns()>());
+      else if (a.b_index)
+        launch_kind(Kind<Form::kWgrad, Gather::kColumns, blocks(), Epilogue::kAdd, columns()>());
+      else
+        launch_kind(Kind<Form::kWgrad, Gather::kNone, blocks(), Epilogue::kAdd, columns()>());
     });
   });
 }

@@ -15,9 +15,11 @@ namespace switchyard::kernels::grouped {
 template <class K>
 __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int depth, std::uint32_t rows,
                                            std::uint32_t columns, std::uint32_t full, int block) {
-  hopper::barrier_expect(full, (K::kGather ? 0 : kRowBytes) + K::kColumnBytes);
+  constexpr bool kRows = K::kGather != Gather::kRows, kColumns = K::kGather != Gather::kColumns;
+  hopper::barrier_expect(full, (kRows ? kRowBytes : 0) + (kColumns ? K::kColumnBytes : 0));
   const int column = t.column_tile * K::kUnits;
-  if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
+  if constexpr (!kColumns) {
+  } else if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
     for (int half = block; half < 2; half += K::kBlocks)
       hopper::load_box<K::kBlocks>(columns + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
                                    2 * t.expert + half);
@@ -30,69 +32,95 @@ __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int 
       hopper::load_box<K::kBlocks>(columns + piece * kBox, &maps.columns, full, column + piece * 64, depth,
                                    K::kForm == Form::kDgrad ? t.expert : 0);
   }
-  if constexpr (K::kForm == Form::kWgrad) {
-    hopper::load_box<1>(rows, &maps.rows, full, t.row, depth, 0);
-    hopper::load_box<1>(rows + kBox, &maps.rows, full, t.row + 64, depth, 0);
-  } else if constexpr (!K::kGather) {
+  if constexpr (!kRows) {
+  } else if constexpr (K::kForm == Form::kWgrad) {
+    constexpr int kSharing = K::kSharesRows ? K::kBlocks : 1;
+    for (int piece = kSharing > 1 ? block : 0; piece < 2; piece += kSharing)
+      hopper::load_box<kSharing>(rows + piece * kBox, &maps.rows, full, t.row + piece * 64, depth, 0);
+  } else {
     hopper::load_box<1>(rows, &maps.rows, full, depth, t.row, 0);
   }
 }
+
+// How a producer's threads copy an operand that is gathered: 16 bytes of every 16th row each; those rows share their
+// place in the swizzle. (Boxes of one row by the copy engine take twice as long.)
+template <class K>
+struct Gathering {
+  // Forward and dgrad gather a tile's rows once, wgrad those of a stage's depth.
+  static constexpr bool kDepthwise = K::kForm == Form::kWgrad;
+  static constexpr int kRows = (kDepthwise ? kDepth : kTileRows) / 16;
+  static constexpr int kBoxes = K::kGather == Gather::kColumns ? K::kPieces : kDepthwise ? kTileRows / 64 : 1;
+  int chunk = threadIdx.x % 8, row = threadIdx.x % 128 / 8, source[kRows];
+
+  __device__ __forceinline__ void look_up(const Problem& p, int first_row) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) source[i] = p.row_index[first_row + row + 16 * i];
+  }
+  // Columns from `first` of the rows looked up.
+  __device__ __forceinline__ void copy(const Problem& p, std::uint32_t to, int first) const {
+    to += ((chunk ^ (row & 7)) << 4) + row * 128;
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      const int column = first + box * 64 + chunk * 8;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const bool there = source[i] >= 0 && column < p.gathered_width;
+        const bf16* from = p.gathered + static_cast<std::int64_t>(source[i]) * p.gathered_width + column;
+        hopper::copy_16(to + box * kBox + i * 2048, there ? from : p.gathered, there);
+      }
+    }
+  }
+};
 
 template <class K>
 __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, int total, int block) {
   const int t = threadIdx.x % 128;
   Ring<K::kStages> ring(1);
-  // Gathering, a thread copies 16 bytes of every 16th row; those rows share their place in the swizzle.
-  const int chunk = t % 8, row = t / 8;
+  Gathering<K> gathering;
   for (int index = first, n = 0; index < total; ++n) {
     const Tile tile = tile_at<K>(p, index, block);
-    int source[8], drawn = 0;
+    int drawn = 0;
     // Late, so that who is free first gets the longest tile that is left; early enough to hide the way to memory.
     const int draw_at = max(0, tile.steps - 8);
     const auto draw = [&] {
-      if (K::kDynamic && block == 0) drawn = atomicAdd(p.scheduler, 1) + clusters;
+      if (K::kDynamic && block == 0 && t == 0) drawn = atomicAdd(p.scheduler, 1) + clusters;
     };
     if (tile.steps == 0) draw();
-    if constexpr (K::kGather) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) source[i] = p.row_index[tile.row + row + 16 * i];
-    }
+    const int first_column = K::kGather == Gather::kColumns ? tile.column_tile * K::kColumns : tile.row;
+    if constexpr (K::kGathers)
+      if (tile.steps > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? tile.first_step * kDepth : tile.row);
     for (int step = 0; step < tile.steps; ++step) {
       const int depth = (tile.first_step + step) * kDepth;
       const std::uint32_t full = shared.full + 8 * ring.stage, rows = shared.rows + ring.stage * kRowBytes;
+      const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
       if (step == draw_at) draw();
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
-      if (!K::kGather || t == 0)
-        load_stage<K>(maps, tile, depth, rows, shared.columns + ring.stage * K::kColumnBytes, full, block);
-      if constexpr (K::kGather) {
-        const int at = depth + chunk * 8;
-        const std::uint32_t to = rows + ((chunk ^ (row & 7)) << 4) + row * 128;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const bool there = source[i] >= 0 && at < p.inner;
-          hopper::copy_16(to + i * 2048, there ? p.rows + static_cast<std::int64_t>(source[i]) * p.inner + at : p.rows,
-                          there);
-        }
+      if (!K::kGathers || t == 0) load_stage<K>(maps, tile, depth, rows, columns, full, block);
+      if constexpr (K::kGathers) {
+        gathering.copy(p, K::kGather == Gather::kColumns ? columns : rows,
+                       Gathering<K>::kDepthwise ? first_column : depth);
         hopper::copies_arrive(full);
+        if (Gathering<K>::kDepthwise && step + 1 < tile.steps) gathering.look_up(p, depth + kDepth);
       }
       ring.advance();
     }
-    if (K::kDynamic) publish_tile<K>(shared, n, drawn, block);
-    index = next_tile<K>(shared, index, clusters, n, false);
+    if (K::kDynamic && t == 0) publish_tile<K>(shared, n, drawn, block);
+    index = next_tile<K>(shared, index, clusters, n, K::kGathers);
   }
   // The last cluster to finish leaves the scheduler as it found it.
-  if (K::kDynamic && block == 0 &&
+  if (K::kDynamic && block == 0 && t == 0 &&
       atomicInc(reinterpret_cast<unsigned*>(p.scheduler) + 1, clusters - 1) == clusters - 1)
     *static_cast<volatile int*>(p.scheduler) = 0;
-  if (K::kGather) hopper::wait_copies();
+  if (K::kGathers) hopper::wait_copies();
 }
 
 // Whether it is this tile that lets its gathered rows go out: one of those that read them, which one by turns, since a
 // block often has tiles of the same columns alone.
 template <class K>
 __device__ __forceinline__ bool sends_rows(const Problem& p, const Tile& tile) {
-  return K::kGather && p.keep_rows && tile.column_tile == tile.row / (kTileRows * K::kBlocks) % p.column_tiles;
+  return K::kForm != Form::kWgrad && K::kGathers && p.keep_rows &&
+         tile.column_tile == tile.row / (kTileRows * K::kBlocks) % p.column_tiles;
 }
 
 // The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
@@ -121,7 +149,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
   int previous = 0;
   for (int step = 0; step < tile.steps; ++step) {
     hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
-    if (K::kGather) hopper::async_proxy_fence();
+    if (K::kGathers) hopper::async_proxy_fence();
     const std::uint32_t rows = shared.rows + ring.stage * kRowBytes + group * (kRowBytes / 2);
     const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
     if (sends) hopper::store_box(&maps.rows, rows, step * kDepth, tile.row + group * 64, 0);
@@ -196,11 +224,11 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_cons
     __syncthreads();
   const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks, total = tile_count<K>(p);
   if (threadIdx.x < 128) {
-    hopper::give_up_registers<K::kGather ? 56 : 40>();
-    if (K::kGather || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, total, block);
+    hopper::give_up_registers<K::kGathers ? 56 : 40>();
+    if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, total, block);
     __syncwarp();
   } else {
-    hopper::take_registers<K::kGather ? 224 : 232>();
+    hopper::take_registers<K::kGathers ? 224 : 232>();
     consume<K>(maps, p, shared, clusters, first, total, block);
     __syncwarp();
   }

@@ -63,17 +63,24 @@ struct GroupedDgradOf {
 };
 using GroupedDgrad = GroupedDgradOf<bf16>;
 
-// grad[e] += a_e^T b_e, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding
+// grad[e] += a_e^T b_e over the expert's rows, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding
 // of a and b is zero. Repeatable: the order of every sum is fixed.
 template <class T>
 struct GroupedWgradOf {
   RowGroups groups;
-  const T* a;         // [R, M]
-  const T* b;         // [R, N]
+  const T* a;         // [R, M], or with an index [T, M]
+  const T* b;         // [R, N], or with an index [T, N]
   float* grad;        // [E, M, N]
   int rows, columns;  // M, N: multiples of 8
+  // [R] a's, or b's, row r is the one of this number, zeros for -1; null: r. At most one of both.
+  const int* a_index = nullptr;
+  const int* b_index = nullptr;
 };
 using GroupedWgrad = GroupedWgradOf<bf16>;
+
+// The most hidden units of an expert, gates counted, for which a weight gradient should gather tokens itself: with more
+// it reads each too often, and the rows that forward and dgrad leave in expert order are faster.
+inline constexpr int kMostUnitsToGather = 512;
 
 // The alignment that suits T*K assignments to E experts.
 int grouped_alignment(std::int64_t assignments, int experts);

@@ -7,6 +7,7 @@
 namespace switchyard::kernels::grouped {
 
 enum class Form { kForward, kDgrad, kWgrad };  // rows W^T, rows W, a^T b
+enum class Gather { kNone, kRows, kColumns };  // which operand's rows come through an index; columns: wgrad's alone
 enum class Epilogue { kStore, kRelu2, kRelu2Backward, kSwiglu, kSwigluBackward, kAdd };
 
 constexpr int kTileRows = 128, kDepth = 64;        // depth: of K, a stage
@@ -15,12 +16,16 @@ constexpr int kBox = 64 * 64 * 2;                  // bytes of a finished piece:
 constexpr int kThreads = 384;
 constexpr int kSharedLimit = 227 * 1024, kSharedRest = 1024 + 256;  // rest: alignment, barriers
 
-template <Form F, bool Gather, int Blocks, Epilogue E, int Columns>
+template <Form F, Gather G, int Blocks, Epilogue E, int Columns>
 struct Kind {
   static constexpr Form kForm = F;
   static constexpr Epilogue kEpilogue = E;
-  static constexpr bool kGather = Gather;  // the left operand comes row by row through an index
-  static constexpr int kBlocks = Blocks;   // of a cluster
+  static constexpr Gather kGather = G;
+  static constexpr bool kGathers = G != Gather::kNone;
+  static constexpr int kBlocks = Blocks;  // of a cluster
+  // They take neighbouring tiles of rows and share the columns that both multiply; or the other way round, for what is
+  // gathered reaches one block alone.
+  static constexpr bool kSharesRows = G == Gather::kColumns;
   static constexpr int kColumns = Columns;
   static constexpr bool kGated = E == Epilogue::kSwiglu;  // half of a tile's columns are gates, half their values
   static constexpr int kUnits = kGated ? Columns / 2 : Columns;  // columns of the result
@@ -37,7 +42,7 @@ struct Kind {
 };
 
 struct Problem {
-  const bf16* rows;
+  const bf16* gathered;  // [T, gathered_width]
   const int* row_index;
   const int *offset, *count, *tile_expert, *longest_first;
   int* scheduler;
@@ -46,7 +51,8 @@ struct Problem {
   bool keep;       // SwiGLU: the pre-activation is wanted too
   bool keep_rows;  // the gathered rows are wanted too
   std::int64_t row_capacity;
-  int experts, row_tiles, column_tiles, depth_steps, inner;  // row_tiles: of one expert's gradient (wgrad)
+  int experts, depth_steps, gathered_width;
+  int row_tiles, column_tiles;  // of one expert's gradient (wgrad), those that a cluster shares counted once; of all
 };
 
 struct Tile {
@@ -65,9 +71,9 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, int index, int block) 
   Tile t;
   if constexpr (K::kForm == Form::kWgrad) {
     const int per = p.row_tiles * p.column_tiles, place = index / per, r = index - place * per;
-    const int row_tile = r / p.column_tiles;
-    t.column_tile = r - row_tile * p.column_tiles;
-    t.row = (row_tile * K::kBlocks + block) * kTileRows;
+    const int row_tile = r / p.column_tiles, column_tile = r - row_tile * p.column_tiles;
+    t.column_tile = K::kSharesRows ? column_tile * K::kBlocks + block : column_tile;
+    t.row = (K::kSharesRows ? row_tile : row_tile * K::kBlocks + block) * kTileRows;
     t.expert = p.longest_first ? p.longest_first[place] : place;
     t.first_step = p.offset ? p.offset[t.expert] / kDepth : 0;
     const int rows = p.count ? p.count[t.expert] : static_cast<int>(p.row_capacity);
@@ -100,13 +106,14 @@ struct Shared {
   }
   __device__ void init() const {
     for (int i = 0; i < K::kStages; ++i) {
-      hopper::barrier_init(full + 8 * i, K::kGather ? 129 : 1);
+      hopper::barrier_init(full + 8 * i, K::kGathers ? 129 : 1);
       hopper::barrier_init(empty + 8 * i, 2 * K::kBlocks);
     }
     for (int i = 0; i < 2; ++i) {
       hopper::barrier_init(loaded + 8 * i, 1);
       hopper::barrier_init(next_full + 8 * i, 1);
-      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + 1));  // consumer warps and producer of every block
+      // Of every block the consumers' warps and the producer's thread, or warps.
+      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + (K::kGathers ? 4 : 1)));
     }
     hopper::barrier_init_fence();
   }

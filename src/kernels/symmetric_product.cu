@@ -26,7 +26,7 @@ constexpr int kPiece = kProductSquare, kPieces = 4;  // columns of a piece, piec
 
 // What the parts shared with the grouped products ask of a kind.
 struct Kind {
-  static constexpr bool kGather = false, kDynamic = true;
+  static constexpr bool kGathers = false, kDynamic = true;
   static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2;
   static constexpr int kColumnBytes = kTile * kDepth * 2;
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;

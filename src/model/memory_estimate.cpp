@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/text.h"
+#include "kernels/grouped_gemm.h"
 #include "model/accounting.h"
 #include "model/layer_rules.h"
 #include "model/linear_layers.h"
@@ -25,10 +26,14 @@ int experts_of_a_token(const Config& config) {
 }
 
 // Activations that are part of the products (16-bit, on a Hopper GPU, which any GPU is taken for here) leave the rows
-// that they gathered for backward, and SwiGLU its result beside what it is made of.
+// that they gathered for backward, where experts are wide, and SwiGLU its result beside what it is made of.
 bool in_products(const Config& config) {
   return (config.model.mlp == "relu2" || config.model.mlp == "swiglu") && config.precision.mode == "bf16" &&
          config.device != "cpu" && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
+}
+bool keeps_rows(const Config& config) {
+  const std::int64_t units = (is_gated(config.model.mlp) ? 2 : 1) * std::int64_t{expert_width(config)};
+  return in_products(config) && units > kernels::kMostUnitsToGather;
 }
 bool keeps_activation(const Config& config) { return config.model.mlp == "swiglu" && in_products(config); }
 
@@ -148,7 +153,7 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (config.train.recompute != "moe") {
     const int rows = experts_of_a_token(config);
     elements += rows * (inputs + keeps_activation(config)) * expert_width(config);
-    if (in_products(config)) elements += (rows - 1) * width;
+    if (keeps_rows(config)) elements += (rows - 1) * width;
   }
   elements += (inputs + 1) * shared_width(config);
   elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;

@@ -22,6 +22,14 @@ Tensor GroupedProducts::gathered_forward(const Tensor& x_TD, const Parameter& w_
   return forward(permute_rows(x_TD, plan), w_END, plan);
 }
 
+void GroupedProducts::gathered_wgrad(const Tensor& d, const Tensor& rows, Side by_tokens, const Parameter& w_END,
+                                     const DispatchPlan& plan) const {
+  if (by_tokens == Side::kD)
+    wgrad(permute_rows(d, plan), rows, w_END, plan);
+  else
+    wgrad(d, permute_rows(rows, plan), w_END, plan);
+}
+
 Tensor permute_rows(const Tensor& x_TD, const DispatchPlan& plan) {
   Tensor rows = at::empty({plan.row_capacity, x_TD.size(1)}, x_TD.options());
   const Tensor in_use = plan.rows_in_use();

@@ -19,7 +19,9 @@ struct Hidden {
 class FusedActivation {
  public:
   virtual ~FusedActivation() = default;
-  virtual bool keeps_rows() const = 0;  // what it gathers is left in expert order: Hidden::rows_RD, Backward::dy_RD
+  // No backward takes a pass to bring rows into expert order: they are left by what gathered them (Hidden::rows_RD,
+  // Backward::dy_RD), or gathered again by gathered_wgrad.
+  virtual bool gathers() const = 0;
   struct Backward {
     Tensor d_pre;   // weight * act'(pre) * (dy W), of pre's size
     Tensor dot_PR;  // fp32; the sum over P is <dy W, act(pre)>, the gradient of the row's weight; undefined without
@@ -61,6 +63,10 @@ class GroupedProducts {
   // w.grad[e] += d_e^T rows_e; an expert without rows leaves its slice bitwise as it was.
   virtual void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
                      const DispatchPlan& plan) const = 0;
+  // The same where one side is in the tokens' order, of which the plan gathers the rows: d [T, N] or rows [T, D].
+  enum class Side { kD, kRows };
+  virtual void gathered_wgrad(const Tensor& d, const Tensor& rows, Side by_tokens, const Parameter& w_END,
+                              const DispatchPlan& plan) const;
   // forward of the rows that the plan gathers from x [T, D].
   virtual Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const;
   virtual const FusedActivation* fused(ActivationKind) const { return nullptr; }  // null: not part of the products

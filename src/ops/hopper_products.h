@@ -11,6 +11,8 @@ class HopperProducts : public GroupedProducts {
   Tensor dgrad(const Tensor& d_RN, const Parameter& w_END, const DispatchPlan& plan) const override;
   void wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Parameter& w_END,
              const DispatchPlan& plan) const override;
+  void gathered_wgrad(const Tensor& d, const Tensor& rows, Side by_tokens, const Parameter& w_END,
+                      const DispatchPlan& plan) const override;
   Tensor gathered_forward(const Tensor& x_TD, const Parameter& w_END, const DispatchPlan& plan) const override;
   const FusedActivation* fused(ActivationKind kind) const override;
   int alignment(std::int64_t assignments, int experts) const override;

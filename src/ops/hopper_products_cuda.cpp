@@ -16,9 +16,10 @@ Tensor empty_rows(const Tensor& like, const DispatchPlan& plan, int columns) {
   return at::empty({plan.row_capacity, columns}, like.options());
 }
 
-// Room for the rows that the plan names, where it names them.
-Tensor gathered_rows(const Tensor& x_TD, const DispatchPlan& plan) {
-  return plan.token_of_row_R.defined() ? empty_rows(x_TD, plan, static_cast<int>(x_TD.size(1))) : Tensor();
+// Room for the rows that the plan names, where it names them and a weight gradient will not gather them again.
+Tensor gathered_rows(const Tensor& x_TD, int hidden, const DispatchPlan& plan) {
+  const bool wanted = plan.token_of_row_R.defined() && hidden > kernels::kMostUnitsToGather;
+  return wanted ? empty_rows(x_TD, plan, static_cast<int>(x_TD.size(1))) : Tensor();
 }
 
 Tensor run_forward(const Tensor& rows, const int* index, const Parameter& w, const DispatchPlan& plan) {
@@ -35,12 +36,12 @@ class HopperActivation : public FusedActivation {
   explicit HopperActivation(GroupedActivation activation)
       : activation_(activation), gated_(activation == GroupedActivation::kSwiglu) {}
 
-  bool keeps_rows() const override { return true; }
+  bool gathers() const override { return true; }
   Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
             bool keep) const override {
     const int inner = columns_of(w), columns = rows_of(w) / (gated_ ? 2 : 1);
     const Hidden hidden{keep && gated_ ? empty_rows(x_TD, plan, 2 * columns) : Tensor(),
-                        empty_rows(x_TD, plan, columns), keep ? gathered_rows(x_TD, plan) : Tensor()};
+                        empty_rows(x_TD, plan, columns), keep ? gathered_rows(x_TD, rows_of(w), plan) : Tensor()};
     kernels::grouped_forward({groups_of(plan), pointer<bf16>(x_TD), pointer<int>(plan.token_of_row_R),
                               pointer<bf16>(w.compute), pointer<bf16>(hidden.active_RN), inner, columns, activation_,
                               pointer<float>(weight_R), pointer<bf16>(hidden.pre), pointer<bf16>(hidden.rows_RD)},
@@ -52,7 +53,7 @@ class HopperActivation : public FusedActivation {
                          const DispatchPlan& plan) const override {
     const int inner = rows_of(w_EDN), columns = columns_of(w_EDN);
     const Tensor& read = gated_ ? hidden.pre : hidden.active_RN;
-    Backward out{at::empty_like(read), Tensor(), gathered_rows(dy_TD, plan)};
+    Backward out{at::empty_like(read), Tensor(), gathered_rows(dy_TD, columns, plan)};
     if (weight_R.defined())
       out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation_), plan.row_capacity}, weight_R.options());
     kernels::grouped_dgrad(
@@ -92,6 +93,17 @@ void HopperProducts::wgrad(const Tensor& d_RN, const Tensor& rows_RD, const Para
   kernels::grouped_wgrad({groups_of(plan), pointer<bf16>(d_RN), pointer<bf16>(rows_RD), pointer<float>(w_END.grad),
                           rows_of(w_END), columns_of(w_END)},
                          current_stream(d_RN));
+}
+
+void HopperProducts::gathered_wgrad(const Tensor& d, const Tensor& rows, Side by_tokens, const Parameter& w_END,
+                                    const DispatchPlan& plan) const {
+  const bool of_d = by_tokens == Side::kD;
+  if ((of_d ? columns_of(w_END) : rows_of(w_END)) > kernels::kMostUnitsToGather)
+    return GroupedProducts::gathered_wgrad(d, rows, by_tokens, w_END, plan);
+  const int* index = plan.token_of_row_R.data_ptr<int>();
+  kernels::grouped_wgrad({groups_of(plan), pointer<bf16>(d), pointer<bf16>(rows), pointer<float>(w_END.grad),
+                          rows_of(w_END), columns_of(w_END), of_d ? index : nullptr, of_d ? nullptr : index},
+                         current_stream(d));
 }
 
 const FusedActivation* HopperProducts::fused(ActivationKind kind) const {

@@ -158,8 +158,10 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const Tensor weight_R = move_values(weight_TK, call.plan, Direction::kToRows);
     const FusedActivation::Backward d =
         call.fused()->down_backward(dy_TD, *call.experts.down, hidden, weight_R, call.plan);
-    const Tensor dy_RD = d.dy_RD.defined() ? d.dy_RD : permute_rows(dy_TD, call.plan);
-    call.products->wgrad(dy_RD, hidden.active_RN, *call.experts.down, call.plan);
+    if (d.dy_RD.defined())
+      call.products->wgrad(d.dy_RD, hidden.active_RN, *call.experts.down, call.plan);
+    else
+      call.products->gathered_wgrad(dy_TD, hidden.active_RN, GroupedProducts::Side::kD, *call.experts.down, call.plan);
     call.experts.down->grad_added();
     return {through_up(call, x, hidden, d.d_pre), d.dot_PR};
   }
@@ -182,8 +184,10 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
   }
 
   static Tensor through_up(const Call& call, const Tensor& x, const Hidden& hidden, const Tensor& d_pre) {
-    const Tensor x_RD = hidden.rows_RD.defined() ? hidden.rows_RD : permute_rows(x, call.plan);
-    call.products->wgrad(d_pre, x_RD, *call.experts.up, call.plan);
+    if (hidden.rows_RD.defined())
+      call.products->wgrad(d_pre, hidden.rows_RD, *call.experts.up, call.plan);
+    else
+      call.products->gathered_wgrad(d_pre, x, GroupedProducts::Side::kRows, *call.experts.up, call.plan);
     return call.products->dgrad(d_pre, *call.experts.up, call.plan);
   }
 };

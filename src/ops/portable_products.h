@@ -20,7 +20,7 @@ class PortableProducts : public GroupedProducts, private FusedActivation {
   int alignment(std::int64_t assignments, int experts) const override;
 
  private:
-  bool keeps_rows() const override { return false; }
+  bool gathers() const override { return false; }
   Hidden up(const Tensor& x_TD, const Tensor& weight_R, const Parameter& w, const DispatchPlan& plan,
             bool keep) const override;
   Backward down_backward(const Tensor& dy_TD, const Parameter& w_EDN, const Hidden& hidden, const Tensor& weight_R,

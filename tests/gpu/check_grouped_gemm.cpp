@@ -244,6 +244,44 @@ struct Check {
   }
 };
 
+// One operand of a weight gradient through the index: bit for bit what rows in expert order give.
+void check_gathered_wgrad(Report& report, const GroupedCase& c) {
+  Check check(report, c);
+  const Plan& plan = check.plan;
+  const int M = c.hidden, N = c.width;
+  const auto rows_of = [&](const Input<bf16>& tokens, int width) {
+    Values rows(static_cast<std::size_t>(plan.capacity) * width);
+    each_row(plan, [&](int, int row) {
+      for (int i = 0; i < width && plan.host_token[row] >= 0; ++i)
+        rows[row * static_cast<std::size_t>(width) + i] =
+            tokens[plan.host_token[row] * static_cast<std::size_t>(width) + i];
+    });
+    return Input<bf16>(rows);
+  };
+  const Values before = check.random.normal(static_cast<std::size_t>(c.experts) * M * N);
+  for (const bool first : {true, false}) {
+    const int width = first ? M : N;
+    const Input<bf16> tokens(check.random.normal(static_cast<std::size_t>(c.tokens) * width)),
+        gathered = rows_of(tokens, width), other(row_values(check.random, plan, first ? N : M));
+    const Input<float> grad(before), again(before), want(before);
+    const int* index = plan.token_of_row.get();
+    const auto product = [&](float* to, const bf16* moved, const int* through) {
+      run_captured([&](Stream s) {
+        kernels::grouped_wgrad({plan.groups, first ? moved : other.get(), first ? other.get() : moved, to, M, N,
+                                first ? through : nullptr, first ? nullptr : through},
+                               s);
+      });
+    };
+    product(want.get(), gathered.get(), nullptr);
+    product(grad.get(), tokens.get(), index), product(again.get(), tokens.get(), index);
+    const std::string kernel = std::string("grouped_wgrad gather ") + (first ? "a" : "b");
+    const Values got = values_of(grad.device);
+    report.compare(kernel, check.name, got, values_of(want.device), kExact);
+    report.compare(kernel, check.name + ": again", values_of(again.device), got, kExact);
+    report.expect(kernel, check.name + ": the scheduler is left at rest", plan.scheduler_at_rest());
+  }
+}
+
 void check_plain(Report& report) {  // null tables: one expert, all rows
   const int R = 384, K = 192, N = 520;
   Random random(3);
@@ -278,6 +316,7 @@ void check_grouped_gemm(Report& report) {
       for (const bool relu2 : {false, true}) check.forward(gather, relu2), check.dgrad(gather, relu2);
     for (const bool gather : {false, true}) check.swiglu_forward(gather), check.swiglu_dgrad(gather);
     check.wgrad();
+    check_gathered_wgrad(report, c);
   }
   check_plain(report);
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bench moe, moe-vs-mlp and routing give their figures on a CPU and a run the parts of its steps; wrong arguments are named.
+# bench moe, moe-vs-mlp and routing give their figures on a CPU, bench text its text, a run the parts of its steps; wrong
+# arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -90,6 +91,21 @@ for row in rows:
 EOF
 passed "a training line tells of forward and backward, and of the optimizer"
 
+"$bin/bench" text --out text.safetensors --micro-batches 3 --config tiny_dense --train.micro_batch 2 "${text[@]}" \
+  >output 2>&1 || fail "bench text ended with code $?" output
+python3 - text.safetensors <<'EOF' || fail "bench text writes not what it should" output
+import json, struct, sys
+held = open(sys.argv[1], "rb").read()
+start = 8 + struct.unpack("<Q", held[:8])[0]
+entry = json.loads(held[8:start])["text"]
+m, b, s1 = entry["shape"]
+assert (m, b) == (3, 2) and entry["dtype"] == "I32" and s1 % 2 == 1, entry
+tokens = struct.unpack(f"<{m * b * s1}i", held[start:])
+windows = [tokens[i * s1:(i + 1) * s1] for i in range(m * b)]
+assert len(set(windows)) == m * b and 0 <= min(tokens) and max(tokens) < 512, windows
+EOF
+passed "bench text: so many micro-batches of different windows"
+
 bad() {
   local expected=$1
   shift
@@ -111,6 +127,8 @@ bad '--experts 0 is not from 1' moe-vs-mlp --experts 0
 bad 'every --top-k exceeds every --experts' moe-vs-mlp --experts 2 --top-k 4
 bad '3 numbers instead of 5' routing --shape 64,32,24
 bad 'repeats' routing --repeats 0
+bad '--out is required' text
+bad 'did you mean moe.n_experts' text --out text --moe.n_expert 3
 bad '--backend tpu is not one of CPU' moe-vs-mlp --device cpu --backend tpu
 [[ -e /dev/nvidia0 ]] || bad 'GPU' ops
 passed "bench: wrong arguments are named"

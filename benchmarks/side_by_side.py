@@ -42,6 +42,7 @@ FROM_WEIGHTS = {"model": {"value_gate_channels"}, "router": {"balance_coef"}, "p
                 "optim": {"muon", "adamw", "schedule", "matrix_lr", "router_optimizer"}}    # rates cost no time
 OURS_ALONE = {"data", "parallel"}       # groups of no meaning for the peer
 OURS_ENVIRONMENT = os.environ | {"SWITCHYARD_ROOT": str(ROOT)}
+EQUAL_SHARES = 1e-6     # as a spread: not 0, so that equal and unequal shares are chosen by the same kernels
 PEER_WARM_UP = 3
 LOG_EVERY = 4       # steps; the first interval holds recording and is left out
 
@@ -144,11 +145,11 @@ COLUMNS = (("tokens_per_s", "tokens/s", "{:,.0f}", 1), ("mfu", "MFU", "{:.1f}%",
 
 
 def print_row(*cells):
-    print(f"{cells[0]:<12} {cells[1]:<6}" + "".join(f"{cell:>14}" for cell in cells[2:]), flush=True)
+    print(f"{cells[0]:<12} {cells[1]:<7}" + "".join(f"{cell:>14}" for cell in cells[2:]), flush=True)
 
 
-def print_figures(name, who, figures):
-    print_row(name, who, *(text.format(figures[key] * scale) for key, _, text, scale in COLUMNS))
+def print_figures(name, who, figures, *more):
+    print_row(name, who, *(text.format(figures[key] * scale) for key, _, text, scale in COLUMNS), *more)
 
 
 def medians(runs):
@@ -250,6 +251,29 @@ def compare_trained(options):
     return result
 
 
+def compare_shares(options):
+    """Whole steps of ours with forced choices, experts' shares of tokens equal and unequal."""
+    read = {file.stem: (file, config) for file, config in map(read_config, options.config or ["moe_8x2"])}
+    spread_of = {"equal": EQUAL_SHARES, "unequal": options.imbalance}
+    runs = {name: {kind: [] for kind in spread_of} for name in read}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_text(*next(iter(read.values())), options, folder)
+        print_row("round", "", *(title for _, title, *_ in COLUMNS), "fullest/mean")
+        for turn in range(options.rounds):
+            for name, (file, config) in read.items():
+                for kind, spread in list(spread_of.items())[::-1 if turn % 2 else 1]:     # a card warms up
+                    told = run_ours(options.bin / "train", file, config, micro_batch_of(config, options), options, folder,
+                                    "--router.force_balanced", "true", "--router.force_spread", spread)
+                    runs[name][kind].append(told)
+                    print_figures(f"{turn + 1} {name}", kind, told, f"{told['load']:.3f}")
+    result = {"imbalance": options.imbalance, "runs": runs, "medians": {}}
+    for name, both in runs.items():
+        middle = result["medians"][name] = {kind: medians(rounds) for kind, rounds in both.items()}
+        print(f"{name}: tokens/s with shares of a softmax of {options.imbalance:g}-sigma logits over those with equal shares: "
+              f"{middle['unequal']['tokens_per_s'] / middle['equal']['tokens_per_s']:.4f}, medians of {options.rounds} rounds")
+    return result
+
+
 def layer_rows(rounds, shapes):
     """rounds: {"ours": [what `bench moe --json` tells a round], "peer": […]}"""
     rows = []
@@ -303,6 +327,7 @@ def main():
     parser.add_argument("--peer-steps", type=int, default=10, help=f"of the peer, a run, after {PEER_WARM_UP} that warm up")
     parser.add_argument("--micro-batch", type=int, help="sequences; default: 65536 tokens at width 768, else 32768")
     parser.add_argument("--checkpoint", metavar="RUN", help="start both from this run's last checkpoint, on real text")
+    parser.add_argument("--imbalance", type=float, metavar="SIGMA", help="ours alone, experts' shares unequal against equal")
     parser.add_argument("--ours", default="", metavar="OPTIONS", help="more options of ours, as one word")
     parser.add_argument("--peer", default="", metavar="OPTIONS", help="more options of the peer, as one word")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "bin", help="folder of the built programs")
@@ -313,7 +338,10 @@ def main():
         parser.error(f"--rounds and --peer-steps are at least 1, --steps at least {2 * LOG_EVERY}")
     if options.checkpoint and (layer or len(options.config) > 1):
         parser.error("--checkpoint goes with one config, or none")
-    compare = compare_layers if layer else compare_trained if options.checkpoint else compare_training
+    if options.imbalance is not None and (layer or options.checkpoint or not 0 < options.imbalance <= 10):
+        parser.error("--imbalance is above 0 and at most 10, and goes with configs alone")
+    compare = compare_layers if layer else compare_trained if options.checkpoint else \
+        compare_shares if options.imbalance else compare_training
     result = compare(options)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bench moe, moe-vs-mlp and routing give their figures on a CPU, bench text its text, a run the parts of its steps; wrong
-# arguments are named.
+# bench moe, moe-vs-mlp and routing give their figures on a CPU, bench text its text, a run the parts of its steps, forced
+# imbalance its ratio; wrong arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -79,6 +79,19 @@ EOF
 "$bin/bench" routing --device cpu --repeats 1 --shape 64,32,24,8,2 --only noise >output 2>&1 || fail "--only noise ended with code $?" output
 [[ $(grep -cE '^(Gumbel|Gaussian|groups, Gumbel) noise' output) -eq 3 ]] || fail "--only noise gives other features" output
 passed "bench routing: every part with its floor, every feature with what it adds"
+
+python3 "$here/../benchmarks/side_by_side.py" --imbalance 0.5 --bin "$bin" --rounds 2 --steps 8 --micro-batch 4 \
+  --ours "$(printf '%q ' "${text[@]}")" --json result.json tiny_moe >output 2>&1 || fail "--imbalance ended with code $?" output
+python3 - result.json output <<'EOF' || fail "--imbalance gives not what it should" output
+import json, sys
+runs = json.load(open(sys.argv[1]))["runs"]["tiny_moe"]
+for kind, load in (("equal", 1), ("unequal", 1.617)):       # 4 experts: e^(sigma z) over its mean, z = 1.1503 at 7/8
+    assert len(runs[kind]) == 2 and all(abs(run[key] - load) < 0.01 for run in runs[kind] for key in ("load", "load_worst")), runs
+ratio = float(open(sys.argv[2]).read().split("with equal shares: ")[1].split(",")[0])
+middle = json.load(open(sys.argv[1]))["medians"]["tiny_moe"]
+assert abs(ratio - middle["unequal"]["tokens_per_s"] / middle["equal"]["tokens_per_s"]) < 1e-3, ratio
+EOF
+passed "side_by_side.py --imbalance: experts have the shares that were asked for, in whole steps"
 
 must_train timed --config tiny_dense --train.steps 3 --train.log_every 1
 python3 - timed/metrics.jsonl <<'EOF' || fail "the parts of a step do not add up" timed/metrics.jsonl

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -29,6 +30,7 @@ using Json = nlohmann::ordered_json;
 
 struct MoeArguments {
   std::vector<std::string> shapes;
+  std::optional<double> spread;
   std::string activation = "swiglu", device = "auto", json;
   int repeats = 20;
 };
@@ -79,6 +81,9 @@ void declare_shapes(CLI::App& app, std::vector<std::string>& shapes) {
 void declare(CLI::App& app, MoeArguments& arguments) {
   declare_shapes(app, arguments.shapes);
   declare_activation(app, arguments.activation);
+  app.add_option("--spread", arguments.spread,
+                 "force experts' shares of rows to those of a softmax of normal logits of this deviation; 0: equal")
+      ->check(CLI::Range(0.0, 10.0));
   declare_run(app, arguments);
 }
 
@@ -165,6 +170,7 @@ int run_moe(const MoeArguments& arguments) {
   const ComputeDevice device = choose(arguments.device);
   const bool gpu = device.device.is_cuda();
   if (shapes.empty()) shapes = bench::default_layer_shapes(gpu);
+  for (bench::LayerShape& shape : shapes) shape.spread = arguments.spread;
 
   const char* precision = gpu ? "bf16" : "fp32";
   std::printf("the MoE layer alone, %s, %s, on %s: TFLOP/s, median of %d runs\n", arguments.activation.c_str(),

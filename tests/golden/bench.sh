@@ -23,6 +23,12 @@ for shape in result["shapes"]:
         assert abs(p["bwd_tflops"] * p["bwd_ms"] * 1e9 / flops - 2) < 1e-6, p
 EOF
 done
+for spread in 0=1.0 0.5=1.939; do
+  "$bin/bench" moe --device cpu --repeats 1 --shape 1024,32,24,8,2 --spread ${spread%=*} --json result.json >output 2>&1 ||
+    fail "bench moe --spread ended with code $?" output
+  python3 -c 'import json, sys; assert abs(json.load(open("result.json"))["shapes"][0]["largest_over_mean_load"] - float(sys.argv[1])) < 0.02' \
+    ${spread#*=} || fail "--spread ${spread%=*} gives other shares" result.json
+done
 passed "bench moe: a row and positive figures for every shape"
 
 "$bin/bench" moe-vs-mlp --device cpu --tokens 33 64 --experts 1 4 --top-k 1 2 --width 32 --active 64 --repeats 3 \
@@ -142,6 +148,7 @@ bad '3 numbers instead of 5' routing --shape 64,32,24
 bad 'repeats' routing --repeats 0
 bad '--out is required' text
 bad 'did you mean moe.n_experts' text --out text --moe.n_expert 3
+bad 'Value 11 not in range' moe --spread 11
 bad '--backend tpu is not one of CPU' moe-vs-mlp --device cpu --backend tpu
 [[ -e /dev/nvidia0 ]] || bad 'GPU' ops
 passed "bench: wrong arguments are named"

@@ -15,8 +15,9 @@ Ours trains on real text (the default corpus), the peer on random tokens, both w
 same micro-batch. tokens/s, MFU and milliseconds are steady-state medians. Memory is the peak that ours reserved from the
 GPU and the peak that the peer's tensors took, which favours the peer. Start-up is from launching the process to the end
 of its first training step, text prepared; the peer's first round compiles, later ones find its cache. With --checkpoint
-the peer reads the text of ours and both learn on from the same weights, optimizers anew; before, each tells loss and
-load of the first step, which must agree, and after, of its last.
+the peer reads the text of ours and both start from the same weights, at a thousandth of their learning rates, so that
+all steps route as the checkpoint does; before, each tells loss and load of the first step, which must agree, and after,
+of its last.
 """
 import argparse
 import json
@@ -230,7 +231,7 @@ def compare_trained(options):
         lines_of([options.bin / "bench", "text", "--out", text, "--micro-batches",
                   steps * config["train"]["batch_tokens"] // (micro_batch * config["model"]["seq_len"]), "--config", file,
                   "--train.micro_batch", micro_batch, *shlex.split(options.ours)], cwd=ROOT, env=OURS_ENVIRONMENT)
-        start = "--train.init_from", checkpoint
+        start = "--train.init_from", checkpoint, *trained_run.slow_rates(ROOT / "configs" / "schema.json")
         first = trained_run.found(train_ours(train, file, micro_batch, options, folder, "--train.steps", 1,
                                              "--train.log_every", 1, *start)[1])
         runs, name = {"ours": [], "peer": []}, file.stem
@@ -239,7 +240,8 @@ def compare_trained(options):
             runs["ours"].append(run_ours(train, file, config, micro_batch, options, folder, *start))
             print_figures(f"{turn + 1} {name}", "ours", runs["ours"][-1])
             runs["peer"].append(run_peer(config, micro_batch, options, f"{folder}/inductor",
-                                         "--weights", checkpoint / "weights.safetensors", "--text", text))
+                                         "--weights", checkpoint / "weights.safetensors", "--text", text,
+                                         "--rate", trained_run.RATE))
             print_figures(f"{turn + 1} {name}", "peer", runs["peer"][-1])
     ours, peer = runs["ours"][0], runs["peer"][0]
     result = {"checkpoint": str(checkpoint), "first": {"ours": first, "peer": peer["first"]}} | \

@@ -2,6 +2,8 @@
 
 Ours starts from it by train.init_from, the peer by --weights; both read the text that ours takes from its first
 micro-batch on. So the routers are those of a trained model on real text, whose experts are not equally loaded.
+Optimizers start anew, and at their usual rates their first steps would throw the model far from the checkpoint (Adam's
+first is a sign): rates are a thousandth of them, which changes nothing of the work.
 """
 import json
 import pathlib
@@ -10,6 +12,14 @@ import sys
 
 KEPT_OF_TRAIN = ("batch_tokens", "micro_batch", "seed", "recompute")
 LARGEST_DIFFERENCE = 0.02       # of the losses of the first step: bf16 in two programs differs by a tenth of it
+RATE = 1e-3                     # of the usual learning rates, of both
+
+
+def slow_rates(schema):
+    """Options of ours that give every learning rate as RATE times its default."""
+    optim = json.loads(schema.read_text())["properties"]["optim"]["properties"]
+    return [word for group in ("muon", "adamw") for key, field in optim[group]["properties"].items()
+            if key == "lr" or key.endswith("_lr") for word in (f"--optim.{group}.{key}", RATE * field["default"])]
 
 
 def last_checkpoint(path):

@@ -256,6 +256,9 @@ def compare_trained(options):
 def compare_shares(options):
     """Whole steps of ours with forced choices, experts' shares of tokens equal and unequal."""
     read = {file.stem: (file, config) for file, config in map(read_config, options.config or ["moe_8x2"])}
+    for file, config in read.values():
+        if not config.get("moe", {}).get("use_moe"):
+            sys.exit(f"{file}: --imbalance needs experts, and moe.use_moe is not true")
     spread_of = {"equal": EQUAL_SHARES, "unequal": options.imbalance}
     runs = {name: {kind: [] for kind in spread_of} for name in read}
     with tempfile.TemporaryDirectory() as folder:

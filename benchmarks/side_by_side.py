@@ -54,7 +54,7 @@ def read_config(name):
     if file is None:
         sys.exit(f"there is no config {name}; configs/ has " +
                  ", ".join(sorted(f.stem for f in (ROOT / "configs").glob("*.json") if f.stem != "schema")))
-    return file, json.loads(file.read_text())
+    return file.resolve(), json.loads(file.read_text())
 
 
 def check_peer_has(file, config, more={}):

@@ -2,6 +2,8 @@
 # This program and the PyTorch peer (benchmarks/peer_torch.py) alternately on this machine's GPU, as one table.
 #   runs/bench.sh [CONFIG…]    whole steps: tokens/s, MFU, milliseconds, memory, start-up; default: moe_8x2
 #   runs/bench.sh layer        the sparse layer alone in TFLOP/s; the shapes are those of `bench moe`
+#   runs/bench.sh --checkpoint RUN [CONFIG]    whole steps from a run's last checkpoint, both on its real text
+#   runs/bench.sh --imbalance 0.5 [CONFIG…]    whole steps of ours: experts unequally loaded against equally
 # Options (--help): --rounds N (default 3), --json FILE, --bin FOLDER of built programs (default: build/bin, built where
 # missing), …    SWITCHYARD_PYTHON: a Python with torch 2.11, default: that of the build, else python3.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -3,10 +3,13 @@
 //   bench moe-vs-mlp   the sparse layer beside a dense MLP of equal active width, on every backend
 //   bench routing      the sparse layer without its experts' products, part by part and feature by feature
 //   bench ops          every CUDA kernel against its floor
+//   bench text         times nothing: writes the text of a run, for another program to be timed on
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -16,7 +19,9 @@
 #include "bench/moe_layer.h"
 #include "bench/moe_vs_mlp.h"
 #include "bench/routing.h"
+#include "bench/run_text.h"
 #include "bench/stopwatch.h"
+#include "config/command_line.h"
 
 namespace {
 
@@ -25,6 +30,7 @@ using Json = nlohmann::ordered_json;
 
 struct MoeArguments {
   std::vector<std::string> shapes;
+  std::optional<double> spread;
   std::string activation = "swiglu", device = "auto", json;
   int repeats = 20;
 };
@@ -43,6 +49,10 @@ struct RoutingArguments {
 };
 struct OpsArguments {
   std::string only, json;
+};
+struct TextArguments {
+  std::string out;
+  std::int64_t micro_batches = 1;
 };
 
 // What every layer benchmark can be told.
@@ -71,6 +81,9 @@ void declare_shapes(CLI::App& app, std::vector<std::string>& shapes) {
 void declare(CLI::App& app, MoeArguments& arguments) {
   declare_shapes(app, arguments.shapes);
   declare_activation(app, arguments.activation);
+  app.add_option("--spread", arguments.spread,
+                 "force experts' shares of rows to those of a softmax of normal logits of this deviation; 0: equal")
+      ->check(CLI::Range(0.0, 10.0));
   declare_run(app, arguments);
 }
 
@@ -95,6 +108,17 @@ void declare(CLI::App& app, RoutingArguments& arguments) {
 void declare(CLI::App& app, OpsArguments& arguments) {
   app.add_option("--only", arguments.only, "kernels whose name contains this");
   app.add_option("--json", arguments.json, "file for the same figures as JSON");
+}
+
+void declare(CLI::App& app, TextArguments& arguments) {
+  app.add_option("--out", arguments.out,
+                 "file to write: safetensors, text int32 [micro-batches, sequences, tokens + 1]")
+      ->required();
+  app.add_option("--micro-batches", arguments.micro_batches, "how many, from the run's first")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 24));
+  app.footer("--config and --any.key value, as train takes them, say which run");
+  app.allow_extras();
 }
 
 ComputeDevice choose(const std::string& name) {
@@ -146,6 +170,7 @@ int run_moe(const MoeArguments& arguments) {
   const ComputeDevice device = choose(arguments.device);
   const bool gpu = device.device.is_cuda();
   if (shapes.empty()) shapes = bench::default_layer_shapes(gpu);
+  for (bench::LayerShape& shape : shapes) shape.spread = arguments.spread;
 
   const char* precision = gpu ? "bf16" : "fp32";
   std::printf("the MoE layer alone, %s, %s, on %s: TFLOP/s, median of %d runs\n", arguments.activation.c_str(),
@@ -325,6 +350,17 @@ int run_ops(const OpsArguments& arguments) {
   return kExitOk;
 }
 
+// options: those of a run.
+int run_text(const TextArguments& arguments, const std::vector<std::string>& options) {
+  std::vector<const char*> words{"bench text"};
+  for (const std::string& option : options) words.push_back(option.c_str());
+  const CommandLine line = parse_command_line(static_cast<int>(words.size()), words.data(), "bench text");
+  const char* root = std::getenv("SWITCHYARD_ROOT");
+  const Config config = load_config(line.config, line.overrides, root ? root : ".").config;
+  bench::write_run_text(config, arguments.micro_batches, arguments.out);
+  return kExitOk;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -344,12 +380,17 @@ int main(int argc, char** argv) {
   declare(*routing_command, routing);
   declare(*app.add_subcommand("ops", "every CUDA kernel against its floor, at the sizes of a d12 8x2 micro-batch"),
           ops);
+  TextArguments text;
+  CLI::App* text_command =
+      app.add_subcommand("text", "writes the text of a run's micro-batches, for another program to train on");
+  declare(*text_command, text);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) { return app.exit(error) == 0 ? kExitOk : kExitConfigError; }
   return run_app([&] {
     if (moe_command->parsed()) return run_moe(moe);
     if (moe_vs_mlp_command->parsed()) return run_moe_vs_mlp(moe_vs_mlp);
+    if (text_command->parsed()) return run_text(text, text_command->remaining());
     return routing_command->parsed() ? run_routing(routing) : run_ops(ops);
   });
 }

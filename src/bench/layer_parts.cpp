@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "ops/selection.h"
+
 namespace switchyard::bench {
 
 LayerParts::LayerParts(const LayerShape& shape, ops::ActivationKind activation, const ComputeDevice& device,
@@ -21,6 +23,10 @@ LayerParts::LayerParts(const LayerShape& shape, ops::ActivationKind activation, 
   draw_values(device);
   const at::NoGradGuard no_grad;
   const Tensor logits = ops::router_logits(x_TD_, router_).logits_TE;
+  if (shape.spread) {
+    const Tensor border = ops::share_borders(shape.experts, shape.top_k, *shape.spread).to(device.device);
+    q_TE_ = ops::forced_shares(shape.tokens, border, shape.experts, logits.options().requires_grad(false));
+  }
   const ops::RouterScores scores = scores_of(logits);
   logits_TE_ = logits.detach().clone().requires_grad_(true);
   weight_TK_ = scores.weight_TK.detach().clone().requires_grad_(true);

@@ -1,6 +1,8 @@
 // bench/layer_parts.h: the sparse layer as a composition of ops, which can also start in the middle.
 #pragma once
 
+#include <optional>
+
 #include "ops/moe_ffn.h"
 #include "ops/router_scores.h"
 #include "train/device.h"
@@ -12,6 +14,7 @@ using at::Tensor;
 struct LayerShape {
   std::int64_t tokens;
   int width, hidden, experts, top_k;
+  std::optional<double> spread = {};  // of experts' shares of rows (ops/selection.h); none: those that logits give
 };
 
 // Softmax scores, normalised weights. x is N(0, 1), the router's logits too, all drawn from seed 0 as
@@ -32,7 +35,9 @@ class LayerParts {
 
  private:
   void draw_values(const ComputeDevice& device);
-  ops::RouterScores scores_of(const Tensor& logits_TE) const { return ops::router_scores(logits_TE, {}, rule_); }
+  ops::RouterScores scores_of(const Tensor& logits_TE) const {
+    return ops::router_scores(logits_TE, {Tensor(), q_TE_, Tensor()}, rule_);
+  }
   ops::DispatchPlan plan_of(const Tensor& expert_TK) const;
   Tensor experts(const Tensor& x_TD, const Tensor& weight_TK, const ops::DispatchPlan& plan) const {
     return ops::moe_ffn(x_TD, weight_TK, weights_, plan, products_);
@@ -44,6 +49,7 @@ class LayerParts {
   Parameter &up_, &down_, &router_;
   const ops::ExpertWeights weights_;
   ops::RoutingRule rule_;
+  Tensor q_TE_;  // of forced choices
   Tensor x_TD_, dy_TD_, logits_TE_, weight_TK_, expert_TK_;
   ops::DispatchPlan plan_;
 };

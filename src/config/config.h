@@ -133,6 +133,7 @@ struct RouterConfig {
   int semantic_dim = 0;  // 0: the smaller of 256 and n_embd
   double semantic_scale_init = 2.0;
   bool force_balanced = false;
+  double force_spread = 0;
   std::string balance_loss = "switch";  // switch, cv_squared, cv_squared_topk, none
   double balance_coef = 0.01;
   bool balance_topk_normalize = false;

@@ -103,6 +103,12 @@ void describe_selection(V& v, RouterConfig& c) {
       "For benchmarks: every expert gets the same number of tokens, whatever the scores. Weights still come from the "
       "scores. Such a run saves no checkpoint.",
       "R15");
+  v.field(
+      "force_spread", c.force_spread, between(0, 10),
+      "For benchmarks, with force_balanced: how unequal the experts' numbers of tokens are. They have the proportions "
+      "of a softmax of normal logits with this standard deviation, the same in every layer and step; 0.5 is a load "
+      "of 1.9 times the mean on the fullest of 8 experts. 0: equal.",
+      "R15");
 }
 
 template <class V>

@@ -160,6 +160,7 @@ void check_schedules(Rules& rules) {
 void check_forced(Rules& rules) {
   const Config& c = rules.config();
   const RouterConfig& r = c.router;
+  rules.warn_if_inert("router.force_spread", r.force_balanced, "router.force_balanced");
   if (!r.force_balanced) return;
   const bool capacity = c.moe.capacity_factor > 0 || c.moe.expert_capacity > 0;
   if (r.noise != "none" || r.bias_balancing || capacity)

@@ -132,6 +132,29 @@ Tensor forced_balance(std::int64_t tokens, int experts, int columns, int top_k, 
   return at::constant_pad_nd(place.neg().to(like.dtype()), {0, columns - experts}, kNever);
 }
 
+Tensor share_borders(int experts, int top_k, double spread) {
+  const Tensor place = (at::arange(experts, at::kDouble) + 0.5) / experts;
+  Tensor share = at::softmax(spread * at::special_ndtri(place), 0) * top_k;
+  for (int full = 0; full < experts && share.max().item<double>() > 1; ++full) {
+    const Tensor rest = share < 1;
+    const Tensor left = top_k - rest.logical_not().sum();
+    share = at::where(rest, share * left / share.masked_fill(~rest, 0).sum(), 1.0);
+  }
+  Tensor border = at::constant_pad_nd(share.cumsum(0), {1, 0}).clamp_max(top_k);
+  border[experts] = top_k;
+  return border.to(at::kFloat);
+}
+
+Tensor forced_shares(std::int64_t tokens, const Tensor& border, int columns, const at::TensorOptions& like) {
+  constexpr std::int64_t kGolden = 2654435769;  // 2^32 times the golden ratio's fractional part: exact for any t
+  const Tensor turn = (at::arange(tokens, like.dtype(at::kLong)) * kGolden).bitwise_and(0xFFFFFFFF);
+  const Tensor points =
+      (border - turn.to(at::kFloat).mul(0x1p-32).unsqueeze(1)).ceil();  // of the token, below a border
+  const std::int64_t experts = border.size(0) - 1;
+  const Tensor q = points.narrow(1, 1, experts) - points.narrow(1, 0, experts);
+  return at::constant_pad_nd(q.to(like.dtype()), {0, columns - experts}, kNever);
+}
+
 Tensor experts_of_ids(const Tensor& id_T, int experts, int top_k) {
   const Tensor apart = at::arange(top_k, integers(id_T)) * (experts / top_k);
   return (id_T.to(at::kLong).unsqueeze(1) + apart).remainder(experts).to(at::kInt);

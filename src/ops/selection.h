@@ -55,6 +55,15 @@ Tensor without_experts(const Tensor& q_TE, const Tensor& dropped_E);
 // q [T, columns] whose K largest are e_tk = (t K + k) mod E, best first, t the token's row (moe_spec R15; torchtitan).
 Tensor forced_balance(std::int64_t tokens, int experts, int columns, int top_k, const at::TensorOptions& like);
 
+// The borders of experts' shares of a token's K choices, fp32 [E + 1] from 0 to K on the CPU: proportional to a softmax
+// of the normal distribution's quantiles at (e + 1/2) / E times `spread`, ascending. An expert's share is at most 1,
+// since a token takes it once; what exceeds that goes to the others in proportion.
+Tensor share_borders(int experts, int top_k, double spread);
+// q [T, columns], 1 for K experts of each token and 0 for the others, so that expert e gets (border[e+1] - border[e]) T
+// tokens but for a few. Token t takes the experts in whose shares the points u_t, u_t + 1, … lie (systematic sampling,
+// Madow 1949), u_t the fractional part of t times the golden ratio. border [E + 1] on the device of `like`.
+Tensor forced_shares(std::int64_t tokens, const Tensor& border, int columns, const at::TensorOptions& like);
+
 // e_tk = (id_t + k floor(E / K)) mod E, int32 [T, K]: K distinct experts for every E and K <= E (moe_spec R1; Hash
 // Layers, Roller et al. 2021). id [T] of any integer type, not negative.
 Tensor experts_of_ids(const Tensor& id_T, int experts, int top_k);

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bench moe, moe-vs-mlp and routing give their figures on a CPU and a run the parts of its steps; wrong arguments are named.
+# bench moe, moe-vs-mlp and routing give their figures on a CPU, bench text its text, a run the parts of its steps, forced
+# imbalance its ratio; wrong arguments are named.
 source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
 
 for activation in swiglu relu2; do
@@ -21,6 +22,12 @@ for shape in result["shapes"]:
         assert abs(p["fwd_tflops"] * p["fwd_ms"] * 1e9 / flops - 1) < 1e-6, p
         assert abs(p["bwd_tflops"] * p["bwd_ms"] * 1e9 / flops - 2) < 1e-6, p
 EOF
+done
+for spread in 0=1.0 0.5=1.939; do
+  "$bin/bench" moe --device cpu --repeats 1 --shape 1024,32,24,8,2 --spread ${spread%=*} --json result.json >output 2>&1 ||
+    fail "bench moe --spread ended with code $?" output
+  python3 -c 'import json, sys; assert abs(json.load(open("result.json"))["shapes"][0]["largest_over_mean_load"] - float(sys.argv[1])) < 0.02' \
+    ${spread#*=} || fail "--spread ${spread%=*} gives other shares" result.json
 done
 passed "bench moe: a row and positive figures for every shape"
 
@@ -79,6 +86,19 @@ EOF
 [[ $(grep -cE '^(Gumbel|Gaussian|groups, Gumbel) noise' output) -eq 3 ]] || fail "--only noise gives other features" output
 passed "bench routing: every part with its floor, every feature with what it adds"
 
+python3 "$here/../benchmarks/side_by_side.py" --imbalance 0.5 --bin "$bin" --rounds 2 --steps 8 --micro-batch 4 \
+  --ours "$(printf '%q ' "${text[@]}")" --json result.json tiny_moe >output 2>&1 || fail "--imbalance ended with code $?" output
+python3 - result.json output <<'EOF' || fail "--imbalance gives not what it should" output
+import json, sys
+runs = json.load(open(sys.argv[1]))["runs"]["tiny_moe"]
+for kind, load in (("equal", 1), ("unequal", 1.617)):       # 4 experts: e^(sigma z) over its mean, z = 1.1503 at 7/8
+    assert len(runs[kind]) == 2 and all(abs(run[key] - load) < 0.01 for run in runs[kind] for key in ("load", "load_worst")), runs
+ratio = float(open(sys.argv[2]).read().split("with equal shares: ")[1].split(",")[0])
+middle = json.load(open(sys.argv[1]))["medians"]["tiny_moe"]
+assert abs(ratio - middle["unequal"]["tokens_per_s"] / middle["equal"]["tokens_per_s"]) < 1e-3, ratio
+EOF
+passed "side_by_side.py --imbalance: experts have the shares that were asked for, in whole steps"
+
 must_train timed --config tiny_dense --train.steps 3 --train.log_every 1
 python3 - timed/metrics.jsonl <<'EOF' || fail "the parts of a step do not add up" timed/metrics.jsonl
 import json, sys
@@ -89,6 +109,21 @@ for row in rows:
     assert min(parts) > 0 and sum(parts) <= 1e3 * row["seconds_per_step"], row
 EOF
 passed "a training line tells of forward and backward, and of the optimizer"
+
+"$bin/bench" text --out text.safetensors --micro-batches 3 --config tiny_dense --train.micro_batch 2 "${text[@]}" \
+  >output 2>&1 || fail "bench text ended with code $?" output
+python3 - text.safetensors <<'EOF' || fail "bench text writes not what it should" output
+import json, struct, sys
+held = open(sys.argv[1], "rb").read()
+start = 8 + struct.unpack("<Q", held[:8])[0]
+entry = json.loads(held[8:start])["text"]
+m, b, s1 = entry["shape"]
+assert (m, b) == (3, 2) and entry["dtype"] == "I32" and s1 % 2 == 1, entry
+tokens = struct.unpack(f"<{m * b * s1}i", held[start:])
+windows = [tokens[i * s1:(i + 1) * s1] for i in range(m * b)]
+assert len(set(windows)) == m * b and 0 <= min(tokens) and max(tokens) < 512, windows
+EOF
+passed "bench text: so many micro-batches of different windows"
 
 bad() {
   local expected=$1
@@ -111,6 +146,9 @@ bad '--experts 0 is not from 1' moe-vs-mlp --experts 0
 bad 'every --top-k exceeds every --experts' moe-vs-mlp --experts 2 --top-k 4
 bad '3 numbers instead of 5' routing --shape 64,32,24
 bad 'repeats' routing --repeats 0
+bad '--out is required' text
+bad 'did you mean moe.n_experts' text --out text --moe.n_expert 3
+bad 'Value 11 not in range' moe --spread 11
 bad '--backend tpu is not one of CPU' moe-vs-mlp --device cpu --backend tpu
 [[ -e /dev/nvidia0 ]] || bad 'GPU' ops
 passed "bench: wrong arguments are named"

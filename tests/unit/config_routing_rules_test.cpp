@@ -303,6 +303,9 @@ TEST(RoutingRules, WhatIsAllowedButTold) {
         {"router.balance_coef", "0"},
         {"router.score", "sigmoid"}},
        {"router.score is set but has no effect without router.type = topk"}},
+      {"15",
+       {{"router.force_spread", "0.5"}},
+       {"router.force_spread is set but has no effect without router.force_balanced"}},
   });
 }
 

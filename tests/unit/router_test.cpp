@@ -260,6 +260,20 @@ TEST(TopkRouter, ForcedBalanceSpreadsEvenlyAndStillLearns) {
   }
 }
 
+TEST(TopkRouter, ForcedSpreadGivesEveryLayerTheSharesOfTheConfig) {
+  Config config = config_of(8, 2);
+  config.router.force_balanced = true;
+  config.router.force_spread = 0.5;
+  Bench bench(config);
+  bench.state.allocate(config, 2, at::kCPU);
+  const Tensor want = ops::share_borders(8, 2, 0.5).diff() * kTokens;
+  for (const bool training : {false, true}) {
+    const ops::RouterScores got = bench.route(step_of(training)).scores;
+    EXPECT_LT((got.count_GE.view({-1}) - want).abs().max().item<double>(), 4);
+    EXPECT_GT(gradient_of(got.weight_TK.square().sum(), bench.x).abs().sum().item<double>(), 0);
+  }
+}
+
 // ---- the cosine router ----
 
 Config semantic_config() {

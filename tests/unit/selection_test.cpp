@@ -256,6 +256,32 @@ TEST(ForcedBalance, GivesEveryExpertTheSame) {
     }
 }
 
+TEST(ForcedShares, AreProportionalToASoftmaxOfQuantilesAndAtMostOneOfAToken) {
+  struct Case {
+    int experts, zero_experts, top_k;
+    double spread, largest_over_mean;
+  };
+  // By hand: e^(spread z) over its mean, z the normal quantiles at (e + 1/2) / E; a share of at most 1 is E / K.
+  for (const at::Device device : devices())
+    for (const Case& c :
+         {Case{8, 0, 2, 1e-6, 1}, Case{8, 1, 2, 0.5, 1.9391}, Case{64, 0, 8, 0.5, 2.9648}, Case{5, 0, 1, 0.5, 1.7273},
+          Case{4, 0, 2, 4, 2}, Case{8, 0, 7, 1, 8.0 / 7}, Case{3, 2, 3, 0.5, 1}, Case{1, 0, 1, 0.5, 1}}) {
+      const std::string name = std::to_string(c.experts) + " of " + std::to_string(c.top_k);
+      const int tokens = 8192, columns = c.experts + c.zero_experts;
+      const Tensor border = share_borders(c.experts, c.top_k, c.spread).to(device);
+      const Tensor logits = random({tokens, columns}, 3).to(device);
+      const Tensor q = forced_shares(tokens, border, columns, logits.options());
+      EXPECT_TRUE(q.narrow(1, 0, c.experts).sum(1).eq(c.top_k).all().item<bool>()) << name;
+      const RouterScores scores = router_scores(logits, {Tensor(), q, Tensor()}, rule_of(c.top_k, 64));
+      const Tensor count = scores.count_GE.view({-1}).narrow(0, 0, c.experts).to(at::kFloat).cpu();
+      const Tensor want = border.cpu().diff() * tokens;
+      EXPECT_EQ(count.sum().item<float>(), tokens * c.top_k) << name;
+      EXPECT_LT((count - want).abs().max().item<double>(), 4) << name;
+      EXPECT_LE(want.max().item<double>(), tokens * (1 + 1e-6)) << name;
+      EXPECT_NEAR(want.max().item<double>() * c.experts / (tokens * c.top_k), c.largest_over_mean, 1e-3) << name;
+    }
+}
+
 TEST(TokenIds, ChooseDistinctExpertsByFormula) {
   for (const int experts : {1, 2, 5, 8, 13, 64})
     for (int top_k = 1; top_k <= experts; ++top_k) {

@@ -1,5 +1,7 @@
 #include "model/moe/routing_state.h"
 
+#include "ops/selection.h"
+
 namespace switchyard {
 namespace {
 
@@ -23,6 +25,8 @@ void RoutingState::allocate(const Config& config, int layers, at::Device device)
     bias_LE = at::zeros({layers, columns}, longs.dtype(at::kFloat));
     bias_count_LE = at::zeros({layers, columns}, longs);
   }
+  if (config.router.force_balanced && config.router.force_spread > 0)
+    share_border = ops::share_borders(config.moe.n_experts, config.router.top_k, config.router.force_spread).to(device);
   if (config.log.routing == "layer") last_step_LE = at::full({layers, columns}, -1, longs);
   if (config.moe.capacity_factor == 0 && config.moe.expert_capacity == 0) return;
   (config.moe.overflow == "null_expert" ? to_null_L : dropped_L) = at::zeros({layers}, longs);

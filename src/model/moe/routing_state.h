@@ -18,6 +18,8 @@ struct RoutingState {
                              // log.routing = layer
   at::Tensor dropped_L, to_null_L, rerouted_L;  // int64: diverted since the run began, of this rank; with capacities
 
+  at::Tensor share_border;  // fp32 [E + 1], with router.force_spread: which experts a token is forced to (R15)
+
   at::Tensor bias_E(int row) const { return bias_LE.defined() ? bias_LE[row] : at::Tensor(); }
 
   void allocate(const Config& config, int layers, at::Device device);

@@ -18,9 +18,11 @@ ops::Selection ExpertSelection::select(const at::Tensor& logits_TE, const ops::R
   ops::Selection selection;
   selection.real_T = step.real_T;
   const bool random = step.training && (noise_scale_ > 0 || dropout_ > 0);
-  if (forced_)
-    selection.q_TE = ops::forced_balance(logits_TE.size(0), experts_, static_cast<int>(logits_TE.size(1)), rule.top_k,
-                                         logits_TE.options());
+  const int columns = static_cast<int>(logits_TE.size(1));
+  if (forced_ && place_.state->share_border.defined())
+    selection.q_TE = ops::forced_shares(logits_TE.size(0), place_.state->share_border, columns, logits_TE.options());
+  else if (forced_)
+    selection.q_TE = ops::forced_balance(logits_TE.size(0), experts_, columns, rule.top_k, logits_TE.options());
   else if (random || groups_.kept < groups_.groups)
     selection.q_TE = scores(logits_TE, rule, step);
   else

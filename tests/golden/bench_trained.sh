@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# benchmarks/side_by_side.py --checkpoint: the PyTorch peer takes the weights of a checkpoint and the text of ours, and
+# finds the same loss and routing. Needs a Python with torch, SWITCHYARD_PYTHON.
+source "$(dirname "${BASH_SOURCE[0]}")/../testing.sh"
+python=${SWITCHYARD_PYTHON:-}
+[[ -n $python ]] && "$python" -c 'import torch; torch._grouped_mm' 2>/dev/null ||
+  skip "the peer needs a Python with torch 2.11, and '${python:-none given}' is none"
+[[ -x $bin/bench ]] || skip "there is no bench beside train"
+side=("$python" "$here/../benchmarks/side_by_side.py" --bin "$bin" --rounds 1 --steps 8 --peer-steps 1 --micro-batch 4)
+cpu="--device cpu --precision fp32 --no-compile"
+
+must_train run --config tiny_moe --train.steps 20 --router.balance_coef 0
+"${side[@]}" --checkpoint run --peer "$cpu" --json result.json >output 2>&1 || fail "--checkpoint ended with code $?" output
+"$python" - <<'CHECK' || fail "the peer finds not what ours finds" output
+import json
+result = json.load(open("result.json"))
+ours, peer = result["first"]["ours"], result["first"]["peer"]
+assert abs(ours["loss"] / peer["loss"] - 1) < 1e-5 and ours["loss"] < 5, result["first"]
+for key in ("load", "load_worst"):       # in fp32 a token of two thousand may tie within rounding
+    assert ours[key] > 1.02 and abs(ours[key] / peer[key] - 1) < 0.01, result["first"]
+for told in (result["runs"]["tiny_moe"]["ours"][0], result["runs"]["tiny_moe"]["peer"][0]["last"]):
+    assert abs(told["loss"] / ours["loss"] - 1) < 0.1, told      # other text, the same model: it was 20% off at usual rates
+both = result["medians"]["tiny_moe"]
+assert min(both[who]["tokens_per_s"] for who in both) > 0 and not result["failure"], result
+CHECK
+passed "--checkpoint: the same loss and the same load of experts from the same weights and text"
+
+"${side[@]}" --checkpoint run --peer "$cpu --n-kv-head 2" >output 2>&1 && fail "another model was taken" output
+grep -q 'values: \[512, 64\] is not \[512, 32\]' output || fail "nothing says which weights are another model's" output
+must_train other --config tiny_moe --train.steps 2 --model.logit_softcap 7
+"${side[@]}" --checkpoint other --peer "$cpu" >output 2>&1 && fail "a cap that the peer has not was taken" output
+grep -q 'no counterpart of model.logit_softcap' output || fail "nothing says what the peer has not" output
+"${side[@]}" --checkpoint nothing >output 2>&1 && fail "no checkpoint was taken" output
+grep -q 'there is no checkpoint' output || fail "nothing says that there is no checkpoint" output
+passed "--checkpoint: what the peer cannot be compared with is named"

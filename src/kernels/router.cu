@@ -1,6 +1,7 @@
-// A token is spread over L lanes, the power of two at or above E (at most 32): E = 8 puts four tokens in a warp. Every
-// lane keeps the sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds the
-// blocks': no atomics, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
+// A lane holds eight of a token's experts (16 beyond 256), so that E = 64 takes 8 lanes, four tokens share a warp and a
+// reduction over a token has three steps; what is bound here is the integer units, not memory. Every lane keeps the
+// sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds the blocks': no
+// atomics, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
 #include <algorithm>
 #include <climits>
 
@@ -13,167 +14,226 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kBlocksEach = 3;            // of a multiprocessor, as registers allow
+constexpr int kGrid = 132 * kBlocksEach;  // blocks that are there at once on an H100
 constexpr float kTiny = 1e-20f;
 
 // Per block: probabilities [E], counts [E] (as ints), importance [E], and one z sum.
 __host__ __device__ constexpr int partial_width(int experts) { return 3 * experts + 1; }
 
-std::int64_t blocks_a_group(std::int64_t tokens, std::int64_t group_size) {
-  const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
-  return std::max<std::int64_t>(1,
-                                std::min(ceil_div<std::int64_t>(group_size, 64), ceil_div<std::int64_t>(512, groups)));
-}
-
+// Lanes that share a token, and the experts each of them holds.
+int experts_a_lane(int experts) { return experts <= 256 ? 8 : 16; }
 int lanes_for(int experts) {
   int lanes = 1;
-  while (lanes < experts && lanes < kWarp) lanes *= 2;
+  while (lanes * experts_a_lane(experts) < experts) lanes *= 2;
   return lanes;
 }
 
-// Reductions over the `lanes` neighbouring lanes that share a token; all 32 lanes call them.
-template <class Value, class Combine>
-__device__ __forceinline__ Value over_lanes(int lanes, Value v, Combine combine) {
-  for (int step = lanes / 2; step > 0; step /= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, step));
+std::int64_t blocks_a_group(std::int64_t tokens, std::int64_t group_size, int experts) {
+  const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
+  const std::int64_t at_once = std::max(64, kThreads / lanes_for(experts));
+  return std::max<std::int64_t>(1, std::min(ceil_div(group_size, at_once), kGrid / groups));
+}
+
+// Reductions over the kLanes neighbouring lanes that share a token; all 32 lanes call them.
+template <int kLanes, class Value, class Combine>
+__device__ __forceinline__ Value over_lanes(Value v, Combine combine) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, step));
   return v;
 }
-__device__ __forceinline__ float token_sum(int lanes, float v) {
-  return over_lanes(lanes, v, [](float a, float b) { return a + b; });
-}
-__device__ __forceinline__ float token_max(int lanes, float v) {
-  return over_lanes(lanes, v, [](float a, float b) { return fmaxf(a, b); });
+template <int kLanes>
+__device__ __forceinline__ float token_max(float v) {
+  return over_lanes<kLanes>(v, [](float a, float b) { return fmaxf(a, b); });
 }
 
-// One token's experts as this lane holds them: expert v * lanes + sub is element v.
-template <int kPer>
-struct Row {
-  float logit[kPer], score[kPer], prob[kPer];  // prob: p of the balance losses
-  float softmax_max, softmax_sum, score_sum;
+// A lane's part of a token: element v is expert first + offset(v), in packs of four neighbours.
+template <int kLanes, int kPer>
+struct Part {
+  int experts, first;
 
-  __device__ __forceinline__ void load(const float* logits, int experts, int lanes, int sub, bool active) {
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      const int e = v * lanes + sub;
-      logit[v] = active && e < experts ? logits[e] : -INFINITY;
-    }
+  __device__ __forceinline__ Part(int experts, int lane) : experts(experts), first(lane % kLanes * 4) {}
+  __device__ static constexpr int offset(int v) { return v / 4 * 4 * kLanes + v % 4; }
+  __device__ __forceinline__ int expert(int v) const { return first + offset(v); }
+  __device__ __forceinline__ bool has(int v) const { return expert(v) < experts; }
+  // The element that is expert e, kPer or more if another lane has it.
+  __device__ __forceinline__ int element(int e) const {
+    return (e & 4 * (kLanes - 1)) == first ? e / (4 * kLanes) * 4 + e % 4 : kPer;
   }
 
-  __device__ __forceinline__ void evaluate(Score kind, int experts, int lanes, int sub) {
-    float most = -INFINITY, sum = 0, scores = 0;
+  // This lane's part of row [E]; `rest` beyond E.
+  __device__ __forceinline__ void load(bool there, const float* row, float rest, float (&f)[kPer]) const {
+    if (experts % 4 == 0) {
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) most = fmaxf(most, logit[v]);
-    softmax_max = token_max(lanes, most);
+      for (int v = 0; v < kPer; v += 4) {
+        float4 pack = make_float4(rest, rest, rest, rest);
+        if (there && has(v)) pack = *reinterpret_cast<const float4*>(row + expert(v));
+        f[v] = pack.x, f[v + 1] = pack.y, f[v + 2] = pack.z, f[v + 3] = pack.w;
+      }
+    } else {
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      prob[v] = v * lanes + sub < experts ? expf(logit[v] - softmax_max) : 0.0f;
-      sum += prob[v];
+      for (int v = 0; v < kPer; ++v) f[v] = there && has(v) ? row[expert(v)] : rest;
     }
-    softmax_sum = token_sum(lanes, sum);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      prob[v] /= softmax_sum;
-      score[v] = kind == Score::kSoftmax   ? prob[v]
-                 : kind == Score::kSigmoid ? 1.0f / (1.0f + expf(-logit[v]))
-                                           : logit[v];
-      if (v * lanes + sub >= experts) score[v] = 0;
-      scores += score[v];
-    }
-    if (kind != Score::kSigmoid) return;
-    score_sum = token_sum(lanes, scores) + kTiny;
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) prob[v] = score[v] / score_sum;
   }
-  __device__ __forceinline__ float softmax(int v) const { return expf(logit[v] - softmax_max) / softmax_sum; }
-  __device__ __forceinline__ float log_sum() const { return softmax_max + logf(softmax_sum); }
-
-  // The score of any of the token's experts, to all of its lanes.
-  __device__ __forceinline__ float score_of(int e, int lanes, int sub) const {
-    float mine = 0;
+  __device__ __forceinline__ void store(const float (&f)[kPer], float* row) const {
+    if (experts % 4 == 0) {
 #pragma unroll
-    for (int v = 0; v < kPer; ++v)
-      if (v * lanes + sub == e) mine = score[v];
-    return __shfl_sync(kAllLanes, mine, e & (lanes - 1), lanes);
+      for (int v = 0; v < kPer; v += 4)
+        if (has(v)) *reinterpret_cast<float4*>(row + expert(v)) = make_float4(f[v], f[v + 1], f[v + 2], f[v + 3]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v)
+        if (has(v)) row[expert(v)] = f[v];
+    }
   }
 };
 
-// Larger keys are chosen first: the score's bits in an order that integers keep, then the smaller place in the tie
-// order. NaN counts as -inf and -0 as 0; a key of 0 is never chosen.
-__device__ __forceinline__ unsigned long long choice_key(float q, int order) {
-  q = isnan(q) ? -INFINITY : q + 0.0f;
-  const unsigned bits = __float_as_uint(q);
-  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(order));
+// A lane's part of a token's scores. Logits beyond E are -inf, so that they add nothing.
+template <int kLanes, int kPer>
+struct Row {
+  float logit[kPer], score[kPer], prob[kPer];  // prob: p of the balance losses
+  float softmax_max, softmax_inverse, score_inverse, log_sum;
+
+  __device__ __forceinline__ void evaluate(Score kind) {
+    float most = logit[0], sum = 0;
+#pragma unroll
+    for (int v = 1; v < kPer; ++v) most = fmaxf(most, logit[v]);
+    softmax_max = token_max<kLanes>(most);
+#pragma unroll
+    for (int v = 0; v < kPer; ++v) sum += prob[v] = expf(logit[v] - softmax_max);
+    sum = lane_sum<kLanes>(sum);
+    softmax_inverse = 1.0f / sum;
+    log_sum = softmax_max + logf(sum);
+    if (kind == Score::kSigmoid) {
+      float scores = 0;
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) scores += score[v] = reciprocal_fast(1.0f + expf(-logit[v]));
+      score_inverse = 1.0f / (lane_sum<kLanes>(scores) + kTiny);
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) prob[v] = score[v] * score_inverse;
+    } else {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) {
+        prob[v] *= softmax_inverse;
+        score[v] = kind == Score::kSoftmax ? prob[v] : logit[v];
+      }
+    }
+  }
+};
+
+// Larger keys are chosen first: the score's bits in an order that integers keep. NaN counts as -inf and -0 as 0. Keys
+// up to kMaxTopK are no scores: the rank of an expert that is chosen, or kMaxTopK, what is no expert.
+__device__ __forceinline__ unsigned choice_key(float q) {
+  const int bits = __float_as_int(fmaxf(q, -INFINITY) + 0.0f);
+  return static_cast<unsigned>(bits ^ (bits >> 31 | INT_MIN));
 }
 
-template <int kPer>
-__global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a, int lanes) {
+// Gives the top_k largest keys of a token their ranks. Without kTies all keys that equal the largest get its rank;
+// true: there were such. With it the smallest order(v) goes first.
+template <int kLanes, bool kTies, int kPer, class Order>
+__device__ __forceinline__ bool choose(int top_k, unsigned (&key)[kPer], Order order) {
+  unsigned best = 0;
+  for (int k = 0; k < top_k; ++k) {
+    best = key[0];
+#pragma unroll
+    for (int v = 1; v < kPer; ++v) best = max(best, key[v]);
+    best = over_lanes<kLanes>(best, [](unsigned a, unsigned b) { return max(a, b); });
+    int first = INT_MAX;
+    if constexpr (kTies) {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v)
+        if (key[v] == best) first = min(first, order(v));
+      first = over_lanes<kLanes>(first, [](int a, int b) { return min(a, b); });
+    }
+#pragma unroll
+    for (int v = 0; v < kPer; ++v)
+      if (key[v] == best && (!kTies || order(v) == first)) key[v] = k;
+  }
+  // More ranks than rounds, or a round that found no score left.
+  int ranks = 0;
+#pragma unroll
+  for (int v = 0; v < kPer; ++v) ranks += key[v] < kMaxTopK;
+  ranks = over_lanes<kLanes>(ranks, [](int a, int b) { return a + b; });
+  return ranks != top_k || best <= kMaxTopK;
+}
+
+// The chosen experts' ranks of one token, kMaxTopK or more for the others.
+template <int kLanes, int kPer>
+__device__ __forceinline__ void rank_experts(const RouterScores<float>& a, const Part<kLanes, kPer>& part,
+                                             const float (&score)[kPer], std::int64_t t, bool real,
+                                             unsigned (&rank)[kPer]) {
+  const auto set_keys = [&] {
+    float q[kPer];
+    if (a.selection) {
+      part.load(real, a.selection + t * a.experts, 0, q);
+    } else if (a.selection_bias) {
+      part.load(true, a.selection_bias, 0, q);
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) q[v] += score[v];
+    } else {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) q[v] = score[v];
+    }
+#pragma unroll
+    for (int v = 0; v < kPer; ++v) rank[v] = part.has(v) ? choice_key(q[v]) : kMaxTopK;
+  };
+  set_keys();
+  const bool ties = choose<kLanes, false>(a.top_k, rank, [](int) { return 0; });
+  if (!__any_sync(kAllLanes, ties && real)) return;
+
+  // Scores that are equal are rare: only then the order of ties is worked out.
+  int turn = 0;  // the order starts at this expert
+  if (a.rotate_ties) {
+    const unsigned position = a.first_position + static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len);
+    turn = static_cast<int>(position * a.top_k % a.experts);
+  }
+  set_keys();
+  choose<kLanes, true>(a.top_k, rank, [&](int v) {
+    const int e = part.expert(v);
+    return e >= turn ? e - turn : e - turn + a.experts;
+  });
+}
+
+template <int kLanes, int kPer>
+__global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_kernel(RouterScores<float> a) {
   extern __shared__ float shared[];  // [warp][E]
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, sub = lane & (lanes - 1);
-  const int slot = (warp * kWarp + lane) / lanes, slots = kThreads / lanes, experts = a.experts;
+  constexpr int kSlots = kThreads / kLanes;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, experts = a.experts;
+  const Part<kLanes, kPer> part(experts, lane);
   const std::int64_t group = blockIdx.y, begin = group * a.group_size;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * slots;
   float prob_sum[kPer] = {}, importance[kPer] = {}, z_sum = 0;
   int count[kPer] = {};
 
-  for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * slots; base < a.group_size; base += stride) {
-    const bool active = base + slot < a.group_size;
-    const std::int64_t t = begin + base + slot;
-    const bool real = active && (!a.real || a.real[t]);
-    Row<kPer> row;
-    row.load(a.logits + t * experts, experts, lanes, sub, real);
-    row.evaluate(a.score, experts, lanes, sub);
+  for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * kSlots; base < a.group_size;
+       base += static_cast<std::int64_t>(gridDim.x) * kSlots) {
+    const std::int64_t in_group = base + threadIdx.x / kLanes, t = begin + in_group;
+    const bool active = in_group < a.group_size, real = active && (!a.real || a.real[t]);
+    Row<kLanes, kPer> row;
+    part.load(real, a.logits + t * experts, -INFINITY, row.logit);
+    row.evaluate(a.score);
+    unsigned rank[kPer];
+    rank_experts(a, part, row.score, t, real, rank);
 
-    unsigned long long key[kPer];
-    unsigned turn = 0;  // the tie order starts at this expert
-    if (a.rotate_ties) {
-      const unsigned position = a.first_position + static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len);
-      turn = position * a.top_k % experts;
-    }
+    float sum = 0;
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      const int e = v * lanes + sub;
-      const int order = e >= static_cast<int>(turn) ? e - turn : e - turn + experts;
-      float q;
-      if (a.selection)
-        q = real && e < experts ? a.selection[t * experts + e] : 0.0f;
-      else
-        q = row.score[v] + (a.selection_bias && e < experts ? a.selection_bias[e] : 0.0f);
-      key[v] = e < experts ? choice_key(q, order) : 0;
-    }
-
-    // Lane k of the token keeps its k-th choice.
-    int chosen = 0;
-    float weight = 0, sum = 0;
-    for (int k = 0; k < a.top_k; ++k) {
-      unsigned long long best = 0;
+    for (int v = 0; v < kPer; ++v) sum += rank[v] < kMaxTopK ? row.score[v] : 0.0f;
+    const float inverse = a.normalize ? 1.0f / (lane_sum<kLanes>(sum) + kTiny) : 1.0f;
+    int* to_expert = a.expert + t * a.top_k;
+    float* to_weight = a.weight + t * a.top_k;
+    if (real) {
 #pragma unroll
-      for (int v = 0; v < kPer; ++v) best = max(best, key[v]);
-      best = over_lanes(lanes, best, [](unsigned long long x, unsigned long long y) { return max(x, y); });
-      int e = static_cast<int>(0xffffffffu - static_cast<unsigned>(best)) + static_cast<int>(turn);
-      if (e >= experts) e -= experts;
-      const float s = row.score_of(e, lanes, sub);
-      sum += s;
-      if (sub == k) chosen = e, weight = s;
-#pragma unroll
-      for (int v = 0; v < kPer; ++v)
-        if (v * lanes + sub == e) key[v] = 0;
+      for (int v = 0; v < kPer; ++v) {
+        prob_sum[v] += row.prob[v];
+        if (rank[v] >= kMaxTopK) continue;
+        const float weight = row.score[v] * inverse;
+        importance[v] += weight, ++count[v];
+        to_expert[rank[v]] = part.expert(v);
+        to_weight[rank[v]] = weight * a.scale;
+      }
+      if (lane % kLanes == 0) z_sum = fmaf(row.log_sum, row.log_sum, z_sum);
+    } else if (active) {
+      for (int k = lane % kLanes; k < a.top_k; k += kLanes) to_expert[k] = -1, to_weight[k] = 0;
     }
-    if (a.normalize) weight /= sum + kTiny;
-    if (active && sub < a.top_k) {
-      a.expert[t * a.top_k + sub] = real ? chosen : -1;
-      a.weight[t * a.top_k + sub] = real ? weight * a.scale : 0.0f;
-    }
-    for (int k = 0; k < a.top_k; ++k) {
-      const int e = __shfl_sync(kAllLanes, chosen, k, lanes);
-      const float w = __shfl_sync(kAllLanes, weight, k, lanes);
-#pragma unroll
-      for (int v = 0; v < kPer; ++v)
-        if (real && v * lanes + sub == e) importance[v] += w, ++count[v];
-    }
-    if (!real) continue;
-    const float z = row.log_sum();
-    if (sub == 0) z_sum = fmaf(z, z, z_sum);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) prob_sum[v] += row.prob[v];
   }
 
   // Tokens of a warp, then warps of the block, in order.
@@ -182,9 +242,9 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
 #pragma unroll
     for (int v = 0; v < kPer; ++v) {
       float sum = own(v);
-      for (int step = lanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-      const int e = v * lanes + sub;
-      if (lane < lanes && e < experts) shared[warp * experts + e] = sum;
+#pragma unroll
+      for (int step = kLanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+      if (lane < kLanes && part.has(v)) shared[warp * experts + part.expert(v)] = sum;
     }
     __syncthreads();
     for (int e = threadIdx.x; e < experts; e += kThreads) {
@@ -239,87 +299,115 @@ __global__ void __launch_bounds__(kThreads) add_router_partials_kernel(RouterSco
     a.importance[job] = sum;
 }
 
-template <int kPer>
-__global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresBackward<float> a, int lanes) {
-  const int lane = threadIdx.x % kWarp, sub = lane & (lanes - 1), experts = a.experts;
-  const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
-  const bool active = t < a.tokens, real = active && a.expert[t * a.top_k] >= 0;
-  Row<kPer> row;
-  row.load(a.logits + t * experts, experts, lanes, sub, real);
-  row.evaluate(a.score, experts, lanes, sub);
-
-  // Lane k holds the gradient of the token's k-th weight (before scale), then of its score.
-  const bool chooses = real && sub < a.top_k;
-  const int chosen = chooses ? a.expert[t * a.top_k + sub] : 0;
-  float d_weight = 0;
-  if (chooses && a.d_weight) d_weight = a.scale * a.d_weight[t * a.top_k + sub];
-  if (chooses && a.d_importance) d_weight += a.d_importance[chosen];
-  if (a.normalize) {
-    float sum = 0, own = 0;
-    for (int k = 0; k < a.top_k; ++k) {
-      const float s = row.score_of(__shfl_sync(kAllLanes, chosen, k, lanes), lanes, sub);
-      sum += s;
-      if (sub == k) own = s;
-    }
-    const float inverse = 1.0f / (sum + kTiny);
-    d_weight = inverse * (d_weight - token_sum(lanes, chooses ? d_weight * own * inverse : 0.0f));
-  }
-
-  float d_score[kPer] = {}, d_prob[kPer];
+// d_score[v] and whether element v was chosen, from what the token's K assignments get.
+template <int kLanes, int kPer>
+__device__ __forceinline__ void score_gradient(const RouterScoresBackward<float>& a, const Part<kLanes, kPer>& part,
+                                               const float (&score)[kPer], std::int64_t t, bool real,
+                                               float (&d_score)[kPer]) {
+  unsigned chosen = 0;  // bit v
+#pragma unroll 4
   for (int k = 0; k < a.top_k; ++k) {
-    const int e = __shfl_sync(kAllLanes, chosen, k, lanes);
-    const float d = __shfl_sync(kAllLanes, d_weight, k, lanes);
+    const int own = real ? part.element(a.expert[t * a.top_k + k]) : kPer;
+    const float d = real && a.d_weight ? a.scale * a.d_weight[t * a.top_k + k] : 0.0f;
+    chosen |= 1u << own;
 #pragma unroll
     for (int v = 0; v < kPer; ++v)
-      if (v * lanes + sub == e) d_score[v] += d;
+      if (own == v) d_score[v] = d;
   }
-  const float* d_prob_sum =
-      a.d_prob_sum && real ? a.d_prob_sum + static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size) * experts
-                           : nullptr;
+  if (a.d_importance) {
+    float d[kPer];
+    part.load(true, a.d_importance, 0, d);
+#pragma unroll
+    for (int v = 0; v < kPer; ++v)
+      if (chosen >> v & 1) d_score[v] += d[v];
+  }
+  if (!a.normalize) return;
+  // Of the chosen: n = s / Z with Z the sum over them, so d s_k = (d n_k - sum_i n_i d n_i) / Z.
+  float sum = 0, share = 0;
+#pragma unroll
+  for (int v = 0; v < kPer; ++v)
+    if (chosen >> v & 1) sum += score[v], share = fmaf(d_score[v], score[v], share);
+  const float inverse = 1.0f / (lane_sum<kLanes>(sum) + kTiny);
+  share = lane_sum<kLanes>(share) * inverse;
+#pragma unroll
+  for (int v = 0; v < kPer; ++v)
+    if (chosen >> v & 1) d_score[v] = inverse * (d_score[v] - share);
+}
+
+template <int kLanes, int kPer>
+__global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresBackward<float> a) {
+  const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const bool active = t < a.tokens, real = active && a.expert[t * a.top_k] >= 0;
+  const Part<kLanes, kPer> part(a.experts, threadIdx.x);
+  Row<kLanes, kPer> row;
+  part.load(real, a.logits + t * a.experts, -INFINITY, row.logit);
+  row.evaluate(a.score);
+  float d_score[kPer] = {}, d_prob[kPer] = {};
+  score_gradient(a, part, row.score, t, real, d_score);
+
+  if (a.d_prob_sum) {
+    const unsigned group = static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size);
+    part.load(real, a.d_prob_sum + static_cast<std::int64_t>(group) * a.experts, 0, d_prob);
+  }
   float along = 0;
 #pragma unroll
   for (int v = 0; v < kPer; ++v) {
-    const int e = v * lanes + sub;
-    d_prob[v] = d_prob_sum && e < experts ? d_prob_sum[e] : 0.0f;
     if (a.score == Score::kSoftmax) d_prob[v] += d_score[v];
     along = fmaf(d_prob[v], row.prob[v], along);
   }
-  along = token_sum(lanes, along);
-  const float z = a.d_z_sum ? 2.0f * *a.d_z_sum * row.log_sum() : 0.0f;
+  along = lane_sum<kLanes>(along);
+  const float z = a.d_z_sum ? 2.0f * *a.d_z_sum * row.log_sum : 0.0f;
 
+  float d[kPer];
+  if (a.score == Score::kSigmoid) {
 #pragma unroll
-  for (int v = 0; v < kPer; ++v) {
-    const int e = v * lanes + sub;
-    if (!active || e >= experts) continue;
-    float d;
-    if (a.score == Score::kSigmoid) {
+    for (int v = 0; v < kPer; ++v) {
       const float s = row.score[v];
-      d = (d_score[v] + (d_prob[v] - along) / row.score_sum) * s * (1.0f - s);
-    } else {
-      d = row.prob[v] * (d_prob[v] - along) + (a.score == Score::kIdentity ? d_score[v] : 0.0f);
+      d[v] = (d_score[v] + (d_prob[v] - along) * row.score_inverse) * s * (1.0f - s);
+      if (a.d_z_sum) d[v] = fmaf(z, expf(row.logit[v] - row.softmax_max) * row.softmax_inverse, d[v]);
     }
-    if (a.d_z_sum) d = fmaf(z, row.softmax(v), d);
-    a.d_logits[t * experts + e] = real ? d : 0.0f;
+  } else {
+#pragma unroll
+    for (int v = 0; v < kPer; ++v) {
+      d[v] = row.prob[v] * (d_prob[v] - along + z);
+      if (a.score == Score::kIdentity) d[v] += d_score[v];
+    }
   }
+#pragma unroll
+  for (int v = 0; v < kPer; ++v) d[v] = real ? d[v] : 0.0f;
+  if (active) part.store(d, a.d_logits + t * a.experts);
 }
 
-// Calls run(experts a lane) with a compile-time constant.
+// Calls run(lanes a token, experts a lane) with compile-time constants.
 template <class Run>
 void with_experts(int experts, int top_k, Run run) {
   SWITCHYARD_ASSERT(experts >= 1 && experts <= kMaxExperts && top_k >= 1 && top_k <= kMaxTopK && top_k <= experts,
                     "the router takes up to 512 experts and 16 of them a token");
-  if (experts <= 32) return run(std::integral_constant<int, 1>());
-  if (experts <= 64) return run(std::integral_constant<int, 2>());
-  if (experts <= 128) return run(std::integral_constant<int, 4>());
-  if (experts <= 256) return run(std::integral_constant<int, 8>());
-  run(std::integral_constant<int, 16>());
+  using std::integral_constant;
+  const integral_constant<int, 8> eight;
+  switch (lanes_for(experts)) {
+    case 1:
+      return run(integral_constant<int, 1>(), eight);
+    case 2:
+      return run(integral_constant<int, 2>(), eight);
+    case 4:
+      return run(integral_constant<int, 4>(), eight);
+    case 8:
+      return run(integral_constant<int, 8>(), eight);
+    case 16:
+      return run(integral_constant<int, 16>(), eight);
+    default:
+      break;
+  }
+  if (experts_a_lane(experts) == 8) return run(integral_constant<int, 32>(), eight);
+  run(integral_constant<int, 32>(), integral_constant<int, 16>());
 }
 
 }  // namespace
 
 std::int64_t router_scratch(std::int64_t tokens, std::int64_t group_size, int experts) {
   const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
-  return groups * blocks_a_group(tokens, group_size) * partial_width(experts);
+  return groups * blocks_a_group(tokens, group_size, experts) * partial_width(experts);
 }
 
 void router_scores(const RouterScores<float>& a, Stream stream) {
@@ -327,10 +415,10 @@ void router_scores(const RouterScores<float>& a, Stream stream) {
   const auto groups = static_cast<unsigned>(a.tokens / a.group_size);
   SWITCHYARD_ASSERT(a.tokens % a.group_size == 0 && groups <= 65535,
                     "group_size must divide tokens into at most 65535 groups");
-  const auto blocks = static_cast<unsigned>(blocks_a_group(a.tokens, a.group_size));
-  with_experts(a.experts, a.top_k, [&](auto per) {
-    router_kernel<decltype(per)::value>
-        <<<dim3(blocks, groups), kThreads, kWarps * a.experts * sizeof(float), stream>>>(a, lanes_for(a.experts));
+  const auto blocks = static_cast<unsigned>(blocks_a_group(a.tokens, a.group_size, a.experts));
+  with_experts(a.experts, a.top_k, [&](auto lanes, auto per) {
+    router_kernel<decltype(lanes)::value, decltype(per)::value>
+        <<<dim3(blocks, groups), kThreads, kWarps * a.experts * sizeof(float), stream>>>(a);
   });
   SWITCHYARD_CUDA_LAUNCHED();
   const unsigned jobs = groups * a.experts + a.experts + 1;
@@ -341,10 +429,9 @@ void router_scores(const RouterScores<float>& a, Stream stream) {
 
 void router_scores_backward(const RouterScoresBackward<float>& a, Stream stream) {
   if (a.tokens == 0) return;
-  const int lanes = lanes_for(a.experts);
-  with_experts(a.experts, a.top_k, [&](auto per) {
-    router_backward_kernel<decltype(per)::value>
-        <<<static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens * lanes, kThreads)), kThreads, 0, stream>>>(a, lanes);
+  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens * lanes_for(a.experts), kThreads));
+  with_experts(a.experts, a.top_k, [&](auto lanes, auto per) {
+    router_backward_kernel<decltype(lanes)::value, decltype(per)::value><<<blocks, kThreads, 0, stream>>>(a);
   });
   SWITCHYARD_CUDA_LAUNCHED();
 }

@@ -21,6 +21,9 @@ constexpr float kTiny = 1e-20f;
 // Per block: probabilities [E], counts [E] (as ints), importance [E], and one z sum.
 __host__ __device__ constexpr int partial_width(int experts) { return 3 * experts + 1; }
 
+// Words of shared memory: sums of each warp, counts, and one more to end on a multiple of two.
+__host__ __device__ constexpr int counts_and_sums(int experts) { return (kWarps + 1) * experts + experts % 2; }
+
 // Lanes that share a token, and the experts each of them holds.
 int experts_a_lane(int experts) { return experts <= 256 ? 8 : 16; }
 int lanes_for(int experts) {
@@ -102,13 +105,13 @@ struct Row {
 #pragma unroll
     for (int v = 0; v < kPer; ++v) sum += prob[v] = expf(logit[v] - softmax_max);
     sum = lane_sum<kLanes>(sum);
-    softmax_inverse = 1.0f / sum;
+    softmax_inverse = reciprocal_fast(sum);
     log_sum = softmax_max + logf(sum);
     if (kind == Score::kSigmoid) {
       float scores = 0;
 #pragma unroll
       for (int v = 0; v < kPer; ++v) scores += score[v] = reciprocal_fast(1.0f + expf(-logit[v]));
-      score_inverse = 1.0f / (lane_sum<kLanes>(scores) + kTiny);
+      score_inverse = reciprocal_fast(lane_sum<kLanes>(scores) + kTiny);
 #pragma unroll
       for (int v = 0; v < kPer; ++v) prob[v] = score[v] * score_inverse;
     } else {
@@ -175,7 +178,11 @@ __device__ __forceinline__ void rank_experts(const RouterScores<float>& a, const
       for (int v = 0; v < kPer; ++v) q[v] = score[v];
     }
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) rank[v] = part.has(v) ? choice_key(q[v]) : kMaxTopK;
+    for (int v = 0; v < kPer; ++v) rank[v] = choice_key(q[v]);
+    if (a.experts == kLanes * kPer) return;
+#pragma unroll
+    for (int v = 0; v < kPer; ++v)
+      if (!part.has(v)) rank[v] = kMaxTopK;
   };
   set_keys();
   const bool ties = choose<kLanes, false>(a.top_k, rank, [](int) { return 0; });
@@ -194,20 +201,37 @@ __device__ __forceinline__ void rank_experts(const RouterScores<float>& a, const
   });
 }
 
+// An assignment on its way to memory: a warp collects those of its tokens and writes them as neighbours.
+struct Assignment {
+  int expert;
+  float weight;
+};
+// To an address in shared memory that is worked out once: of an array the compiler works it out at every store.
+__device__ __forceinline__ void store_shared(unsigned address, const Assignment& a) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(a.expert), "f"(a.weight) : "memory");
+}
+
 template <int kLanes, int kPer>
 __global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_kernel(RouterScores<float> a) {
-  extern __shared__ float shared[];  // [warp][E]
-  constexpr int kSlots = kThreads / kLanes;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, experts = a.experts;
+  extern __shared__ __align__(16) float shared[];  // sums [warp][E], int counts [E], Assignment [token of the block][K]
+  constexpr int kSlots = kThreads / kLanes, kWarpSlots = kWarp / kLanes;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, experts = a.experts, top_k = a.top_k;
   const Part<kLanes, kPer> part(experts, lane);
+  int* counts = reinterpret_cast<int*>(shared + kWarps * experts);
+  const Assignment* of_warp =
+      reinterpret_cast<Assignment*>(shared + counts_and_sums(experts)) + warp * kWarpSlots * top_k;
+  unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(of_warp + lane / kLanes * top_k));
+  asm volatile("" : "+r"(own));
   const std::int64_t group = blockIdx.y, begin = group * a.group_size;
+  const unsigned group_size = static_cast<unsigned>(a.group_size);
   float prob_sum[kPer] = {}, importance[kPer] = {}, z_sum = 0;
-  int count[kPer] = {};
+  for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = 0;
+  __syncthreads();
 
-  for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * kSlots; base < a.group_size;
-       base += static_cast<std::int64_t>(gridDim.x) * kSlots) {
-    const std::int64_t in_group = base + threadIdx.x / kLanes, t = begin + in_group;
-    const bool active = in_group < a.group_size, real = active && (!a.real || a.real[t]);
+  for (unsigned base = blockIdx.x * kSlots; base < group_size; base += gridDim.x * kSlots) {
+    const unsigned warp_first = base + warp * kWarpSlots, in_group = warp_first + lane / kLanes;
+    const std::int64_t t = begin + in_group;
+    const bool real = in_group < group_size && (!a.real || a.real[t]);
     Row<kLanes, kPer> row;
     part.load(real, a.logits + t * experts, -INFINITY, row.logit);
     row.evaluate(a.score);
@@ -217,23 +241,34 @@ __global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_
     float sum = 0;
 #pragma unroll
     for (int v = 0; v < kPer; ++v) sum += rank[v] < kMaxTopK ? row.score[v] : 0.0f;
-    const float inverse = a.normalize ? 1.0f / (lane_sum<kLanes>(sum) + kTiny) : 1.0f;
-    int* to_expert = a.expert + t * a.top_k;
-    float* to_weight = a.weight + t * a.top_k;
+    const float inverse = a.normalize ? reciprocal_fast(lane_sum<kLanes>(sum) + kTiny) : 1.0f;
     if (real) {
 #pragma unroll
       for (int v = 0; v < kPer; ++v) {
-        prob_sum[v] += row.prob[v];
-        if (rank[v] >= kMaxTopK) continue;
+        const bool chosen = rank[v] < kMaxTopK;
         const float weight = row.score[v] * inverse;
-        importance[v] += weight, ++count[v];
-        to_expert[rank[v]] = part.expert(v);
-        to_weight[rank[v]] = weight * a.scale;
+        prob_sum[v] += row.prob[v];
+        importance[v] += chosen ? weight : 0.0f;
+        if (chosen) store_shared(own + rank[v] * sizeof(Assignment), {part.expert(v), weight * a.scale});
       }
       if (lane % kLanes == 0) z_sum = fmaf(row.log_sum, row.log_sum, z_sum);
-    } else if (active) {
-      for (int k = lane % kLanes; k < a.top_k; k += kLanes) to_expert[k] = -1, to_weight[k] = 0;
+    } else {
+#pragma unroll 1
+      for (int k = lane % kLanes; k < top_k; k += kLanes) store_shared(own + k * sizeof(Assignment), {-1, 0.0f});
     }
+    __syncwarp();
+    if (warp_first < group_size) {
+      const int assignments = static_cast<int>(min(group_size - warp_first, static_cast<unsigned>(kWarpSlots))) * top_k;
+      const std::int64_t to = (begin + warp_first) * top_k;
+#pragma unroll 1
+      for (int i = lane; i < assignments; i += kWarp) {
+        const Assignment assignment = of_warp[i];
+        a.expert[to + i] = assignment.expert;
+        a.weight[to + i] = assignment.weight;
+        if (assignment.expert >= 0) atomicAdd(counts + assignment.expert, 1);  // whole numbers: in any order
+      }
+    }
+    __syncwarp();  // what was collected has been read
   }
 
   // Tokens of a warp, then warps of the block, in order.
@@ -255,10 +290,8 @@ __global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_
     __syncthreads();
   };
   add_block([&](int v) { return prob_sum[v]; }, [&](int e, float sum) { partial[e] = sum; });
-  // A block sees fewer than 2^24 tokens: its counts are exact in fp32.
-  add_block([&](int v) { return static_cast<float>(count[v]); },
-            [&](int e, float sum) { partial[experts + e] = __int_as_float(static_cast<int>(sum)); });
   add_block([&](int v) { return importance[v]; }, [&](int e, float sum) { partial[2 * experts + e] = sum; });
+  for (int e = threadIdx.x; e < experts; e += kThreads) partial[experts + e] = __int_as_float(counts[e]);
   z_sum = row_sum<kThreads>(z_sum);
   if (threadIdx.x == 0) partial[3 * experts] = z_sum;
 }
@@ -327,7 +360,7 @@ __device__ __forceinline__ void score_gradient(const RouterScoresBackward<float>
 #pragma unroll
   for (int v = 0; v < kPer; ++v)
     if (chosen >> v & 1) sum += score[v], share = fmaf(d_score[v], score[v], share);
-  const float inverse = 1.0f / (lane_sum<kLanes>(sum) + kTiny);
+  const float inverse = reciprocal_fast(lane_sum<kLanes>(sum) + kTiny);
   share = lane_sum<kLanes>(share) * inverse;
 #pragma unroll
   for (int v = 0; v < kPer; ++v)
@@ -417,8 +450,10 @@ void router_scores(const RouterScores<float>& a, Stream stream) {
                     "group_size must divide tokens into at most 65535 groups");
   const auto blocks = static_cast<unsigned>(blocks_a_group(a.tokens, a.group_size, a.experts));
   with_experts(a.experts, a.top_k, [&](auto lanes, auto per) {
-    router_kernel<decltype(lanes)::value, decltype(per)::value>
-        <<<dim3(blocks, groups), kThreads, kWarps * a.experts * sizeof(float), stream>>>(a);
+    constexpr int kLanes = decltype(lanes)::value, kPer = decltype(per)::value;
+    const std::size_t bytes =
+        counts_and_sums(a.experts) * sizeof(float) + kThreads / kLanes * a.top_k * sizeof(Assignment);
+    router_kernel<kLanes, kPer><<<dim3(blocks, groups), kThreads, bytes, stream>>>(a);
   });
   SWITCHYARD_CUDA_LAUNCHED();
   const unsigned jobs = groups * a.experts + a.experts + 1;

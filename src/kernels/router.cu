@@ -1,22 +1,17 @@
-// A lane holds eight of a token's experts (16 beyond 256), so that E = 64 takes 8 lanes, four tokens share a warp and a
-// reduction over a token has three steps; what is bound here is the integer units, not memory. Every lane keeps the
-// sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds the blocks': no
-// atomics, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
+// Every lane keeps the sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds
+// the blocks': no atomics on floats, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
 #include <algorithm>
 #include <climits>
 
-#include "kernels/cuda_check.h"
-#include "kernels/router.h"
-#include "kernels/vector.cuh"
+#include "kernels/router_lanes.cuh"
 
 namespace switchyard::kernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kRouterThreads;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kBlocksEach = 3;            // of a multiprocessor, as registers allow
 constexpr int kGrid = 132 * kBlocksEach;  // blocks that are there at once on an H100
-constexpr float kTiny = 1e-20f;
 
 // Per block: probabilities [E], counts [E] (as ints), importance [E], and one z sum.
 __host__ __device__ constexpr int partial_width(int experts) { return 3 * experts + 1; }
@@ -24,105 +19,11 @@ __host__ __device__ constexpr int partial_width(int experts) { return 3 * expert
 // Words of shared memory: sums of each warp, counts, and one more to end on a multiple of two.
 __host__ __device__ constexpr int counts_and_sums(int experts) { return (kWarps + 1) * experts + experts % 2; }
 
-// Lanes that share a token, and the experts each of them holds.
-int experts_a_lane(int experts) { return experts <= 256 ? 8 : 16; }
-int lanes_for(int experts) {
-  int lanes = 1;
-  while (lanes * experts_a_lane(experts) < experts) lanes *= 2;
-  return lanes;
-}
-
 std::int64_t blocks_a_group(std::int64_t tokens, std::int64_t group_size, int experts) {
   const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
   const std::int64_t at_once = std::max(64, kThreads / lanes_for(experts));
   return std::max<std::int64_t>(1, std::min(ceil_div(group_size, at_once), kGrid / groups));
 }
-
-// Reductions over the kLanes neighbouring lanes that share a token; all 32 lanes call them.
-template <int kLanes, class Value, class Combine>
-__device__ __forceinline__ Value over_lanes(Value v, Combine combine) {
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, step));
-  return v;
-}
-template <int kLanes>
-__device__ __forceinline__ float token_max(float v) {
-  return over_lanes<kLanes>(v, [](float a, float b) { return fmaxf(a, b); });
-}
-
-// A lane's part of a token: element v is expert first + offset(v), in packs of four neighbours.
-template <int kLanes, int kPer>
-struct Part {
-  int experts, first;
-
-  __device__ __forceinline__ Part(int experts, int lane) : experts(experts), first(lane % kLanes * 4) {}
-  __device__ static constexpr int offset(int v) { return v / 4 * 4 * kLanes + v % 4; }
-  __device__ __forceinline__ int expert(int v) const { return first + offset(v); }
-  __device__ __forceinline__ bool has(int v) const { return expert(v) < experts; }
-  // The element that is expert e, kPer or more if another lane has it.
-  __device__ __forceinline__ int element(int e) const {
-    return (e & 4 * (kLanes - 1)) == first ? e / (4 * kLanes) * 4 + e % 4 : kPer;
-  }
-
-  // This lane's part of row [E]; `rest` beyond E.
-  __device__ __forceinline__ void load(bool there, const float* row, float rest, float (&f)[kPer]) const {
-    if (experts % 4 == 0) {
-#pragma unroll
-      for (int v = 0; v < kPer; v += 4) {
-        float4 pack = make_float4(rest, rest, rest, rest);
-        if (there && has(v)) pack = *reinterpret_cast<const float4*>(row + expert(v));
-        f[v] = pack.x, f[v + 1] = pack.y, f[v + 2] = pack.z, f[v + 3] = pack.w;
-      }
-    } else {
-#pragma unroll
-      for (int v = 0; v < kPer; ++v) f[v] = there && has(v) ? row[expert(v)] : rest;
-    }
-  }
-  __device__ __forceinline__ void store(const float (&f)[kPer], float* row) const {
-    if (experts % 4 == 0) {
-#pragma unroll
-      for (int v = 0; v < kPer; v += 4)
-        if (has(v)) *reinterpret_cast<float4*>(row + expert(v)) = make_float4(f[v], f[v + 1], f[v + 2], f[v + 3]);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kPer; ++v)
-        if (has(v)) row[expert(v)] = f[v];
-    }
-  }
-};
-
-// A lane's part of a token's scores. Logits beyond E are -inf, so that they add nothing.
-template <int kLanes, int kPer>
-struct Row {
-  float logit[kPer], score[kPer], prob[kPer];  // prob: p of the balance losses
-  float softmax_max, softmax_inverse, score_inverse, log_sum;
-
-  __device__ __forceinline__ void evaluate(Score kind) {
-    float most = logit[0], sum = 0;
-#pragma unroll
-    for (int v = 1; v < kPer; ++v) most = fmaxf(most, logit[v]);
-    softmax_max = token_max<kLanes>(most);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) sum += prob[v] = expf(logit[v] - softmax_max);
-    sum = lane_sum<kLanes>(sum);
-    softmax_inverse = reciprocal_fast(sum);
-    log_sum = softmax_max + logf(sum);
-    if (kind == Score::kSigmoid) {
-      float scores = 0;
-#pragma unroll
-      for (int v = 0; v < kPer; ++v) scores += score[v] = reciprocal_fast(1.0f + expf(-logit[v]));
-      score_inverse = reciprocal_fast(lane_sum<kLanes>(scores) + kTiny);
-#pragma unroll
-      for (int v = 0; v < kPer; ++v) prob[v] = score[v] * score_inverse;
-    } else {
-#pragma unroll
-      for (int v = 0; v < kPer; ++v) {
-        prob[v] *= softmax_inverse;
-        score[v] = kind == Score::kSoftmax ? prob[v] : logit[v];
-      }
-    }
-  }
-};
 
 // Larger keys are chosen first: the score's bits in an order that integers keep. NaN counts as -inf and -0 as 0. Keys
 // up to kMaxTopK are no scores: the rank of an expert that is chosen, or kMaxTopK, what is no expert.
@@ -241,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_
     float sum = 0;
 #pragma unroll
     for (int v = 0; v < kPer; ++v) sum += rank[v] < kMaxTopK ? row.score[v] : 0.0f;
-    const float inverse = a.normalize ? reciprocal_fast(lane_sum<kLanes>(sum) + kTiny) : 1.0f;
+    const float inverse = a.normalize ? reciprocal_fast(lane_sum<kLanes>(sum) + kTinySum) : 1.0f;
     if (real) {
 #pragma unroll
       for (int v = 0; v < kPer; ++v) {
@@ -332,110 +233,6 @@ __global__ void __launch_bounds__(kThreads) add_router_partials_kernel(RouterSco
     a.importance[job] = sum;
 }
 
-// d_score[v] and whether element v was chosen, from what the token's K assignments get.
-template <int kLanes, int kPer>
-__device__ __forceinline__ void score_gradient(const RouterScoresBackward<float>& a, const Part<kLanes, kPer>& part,
-                                               const float (&score)[kPer], std::int64_t t, bool real,
-                                               float (&d_score)[kPer]) {
-  unsigned chosen = 0;  // bit v
-#pragma unroll 4
-  for (int k = 0; k < a.top_k; ++k) {
-    const int own = real ? part.element(a.expert[t * a.top_k + k]) : kPer;
-    const float d = real && a.d_weight ? a.scale * a.d_weight[t * a.top_k + k] : 0.0f;
-    chosen |= 1u << own;
-#pragma unroll
-    for (int v = 0; v < kPer; ++v)
-      if (own == v) d_score[v] = d;
-  }
-  if (a.d_importance) {
-    float d[kPer];
-    part.load(true, a.d_importance, 0, d);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v)
-      if (chosen >> v & 1) d_score[v] += d[v];
-  }
-  if (!a.normalize) return;
-  // Of the chosen: n = s / Z with Z the sum over them, so d s_k = (d n_k - sum_i n_i d n_i) / Z.
-  float sum = 0, share = 0;
-#pragma unroll
-  for (int v = 0; v < kPer; ++v)
-    if (chosen >> v & 1) sum += score[v], share = fmaf(d_score[v], score[v], share);
-  const float inverse = reciprocal_fast(lane_sum<kLanes>(sum) + kTiny);
-  share = lane_sum<kLanes>(share) * inverse;
-#pragma unroll
-  for (int v = 0; v < kPer; ++v)
-    if (chosen >> v & 1) d_score[v] = inverse * (d_score[v] - share);
-}
-
-template <int kLanes, int kPer>
-__global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresBackward<float> a) {
-  const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
-  const bool active = t < a.tokens, real = active && a.expert[t * a.top_k] >= 0;
-  const Part<kLanes, kPer> part(a.experts, threadIdx.x);
-  Row<kLanes, kPer> row;
-  part.load(real, a.logits + t * a.experts, -INFINITY, row.logit);
-  row.evaluate(a.score);
-  float d_score[kPer] = {}, d_prob[kPer] = {};
-  score_gradient(a, part, row.score, t, real, d_score);
-
-  if (a.d_prob_sum) {
-    const unsigned group = static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size);
-    part.load(real, a.d_prob_sum + static_cast<std::int64_t>(group) * a.experts, 0, d_prob);
-  }
-  float along = 0;
-#pragma unroll
-  for (int v = 0; v < kPer; ++v) {
-    if (a.score == Score::kSoftmax) d_prob[v] += d_score[v];
-    along = fmaf(d_prob[v], row.prob[v], along);
-  }
-  along = lane_sum<kLanes>(along);
-  const float z = a.d_z_sum ? 2.0f * *a.d_z_sum * row.log_sum : 0.0f;
-
-  float d[kPer];
-  if (a.score == Score::kSigmoid) {
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      const float s = row.score[v];
-      d[v] = (d_score[v] + (d_prob[v] - along) * row.score_inverse) * s * (1.0f - s);
-      if (a.d_z_sum) d[v] = fmaf(z, expf(row.logit[v] - row.softmax_max) * row.softmax_inverse, d[v]);
-    }
-  } else {
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      d[v] = row.prob[v] * (d_prob[v] - along + z);
-      if (a.score == Score::kIdentity) d[v] += d_score[v];
-    }
-  }
-#pragma unroll
-  for (int v = 0; v < kPer; ++v) d[v] = real ? d[v] : 0.0f;
-  if (active) part.store(d, a.d_logits + t * a.experts);
-}
-
-// Calls run(lanes a token, experts a lane) with compile-time constants.
-template <class Run>
-void with_experts(int experts, int top_k, Run run) {
-  SWITCHYARD_ASSERT(experts >= 1 && experts <= kMaxExperts && top_k >= 1 && top_k <= kMaxTopK && top_k <= experts,
-                    "the router takes up to 512 experts and 16 of them a token");
-  using std::integral_constant;
-  const integral_constant<int, 8> eight;
-  switch (lanes_for(experts)) {
-    case 1:
-      return run(integral_constant<int, 1>(), eight);
-    case 2:
-      return run(integral_constant<int, 2>(), eight);
-    case 4:
-      return run(integral_constant<int, 4>(), eight);
-    case 8:
-      return run(integral_constant<int, 8>(), eight);
-    case 16:
-      return run(integral_constant<int, 16>(), eight);
-    default:
-      break;
-  }
-  if (experts_a_lane(experts) == 8) return run(integral_constant<int, 32>(), eight);
-  run(integral_constant<int, 32>(), integral_constant<int, 16>());
-}
-
 }  // namespace
 
 std::int64_t router_scratch(std::int64_t tokens, std::int64_t group_size, int experts) {
@@ -459,15 +256,6 @@ void router_scores(const RouterScores<float>& a, Stream stream) {
   const unsigned jobs = groups * a.experts + a.experts + 1;
   add_router_partials_kernel<<<ceil_div<unsigned>(jobs, kWarps), kThreads, 0, stream>>>(a, static_cast<int>(groups),
                                                                                         static_cast<int>(blocks));
-  SWITCHYARD_CUDA_LAUNCHED();
-}
-
-void router_scores_backward(const RouterScoresBackward<float>& a, Stream stream) {
-  if (a.tokens == 0) return;
-  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens * lanes_for(a.experts), kThreads));
-  with_experts(a.experts, a.top_k, [&](auto lanes, auto per) {
-    router_backward_kernel<decltype(lanes)::value, decltype(per)::value><<<blocks, kThreads, 0, stream>>>(a);
-  });
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

@@ -1,6 +1,6 @@
-// kernels/router_lanes.cuh: how lanes share a token's experts, for router_scores forward and backward. A lane holds eight
-// of them (16 beyond 256), so that E = 64 takes 8 lanes, four tokens share a warp and a reduction over a token has three
-// steps: the integer units bound these kernels, not memory.
+// kernels/router_lanes.cuh: how lanes share a token's experts, for router_scores forward and backward. A lane holds
+// eight of them (16 beyond 256), so that E = 64 takes 8 lanes, four tokens share a warp and a reduction over a token
+// has three steps: the integer units bound these kernels, not memory.
 #pragma once
 
 #include <type_traits>

@@ -7,6 +7,7 @@
 #include "kernels/cuda_check.h"
 #include "kernels/router_logits.h"
 #include "kernels/router_weight.cuh"
+#include "kernels/router_wide_gradient.cuh"
 
 namespace switchyard::kernels {
 namespace {
@@ -322,6 +323,26 @@ void check(const T& a) {
                     "the router needs a width that is a multiple of 8");
 }
 
+// Partial sums of d_w into scratch; how many there are.
+template <class T>
+int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    using wide_gradient::kSharedBytes;
+    if (a.experts > 16 && of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes<8>) {
+      const wide_gradient::Grid grid(a.tokens, a.width, a.experts);
+      a.experts <= 32 ? wide_gradient::launch<4>(a, grid, stream) : wide_gradient::launch<8>(a, grid, stream);
+      return grid.partials;
+    }
+  }
+  const WeightGrid grid(a.tokens, a.width, a.experts);
+  with_pieces<8>(a.experts, 8, [&](auto tiles) {
+    weight_gradient_kernel<T, decltype(tiles)::value>
+        <<<dim3(grid.partials, grid.over_channels, grid.passes), grid.warps * kWarp, 0, stream>>>(a);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+  return grid.partials;
+}
+
 template <class T>
 void input_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   constexpr int kMost = 128;  // experts whose gradients fit in registers; more of them take more passes
@@ -355,21 +376,17 @@ void router_logits(const RouterLogits<T>& a, Stream stream) {
 }
 
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts) {
-  return static_cast<std::int64_t>(WeightGrid(tokens, width, experts).partials) * experts * width;
+  const std::int64_t partials =
+      std::max(WeightGrid(tokens, width, experts).partials, wide_gradient::Grid(tokens, width, experts).partials);
+  return partials * experts * width;
 }
 
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
   check(a);
   if (a.tokens == 0) return;
-  const WeightGrid grid(a.tokens, a.width, a.experts);
-  with_pieces<8>(a.experts, 8, [&](auto tiles) {
-    weight_gradient_kernel<T, decltype(tiles)::value>
-        <<<dim3(grid.partials, grid.over_channels, grid.passes), grid.warps * kWarp, 0, stream>>>(a);
-  });
-  SWITCHYARD_CUDA_LAUNCHED();
-  const int columns = a.experts * a.width;
-  add_columns(a.scratch, grid.partials, columns, a.d_w, stream);
+  const int partials = weight_gradient(a, stream);
+  add_columns(a.scratch, partials, a.experts * a.width, a.d_w, stream);
   input_gradient(a, stream);
 }
 

@@ -327,8 +327,7 @@ void check(const T& a) {
 template <class T>
 int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   if constexpr (sizeof(T) == 2) {
-    using wide_gradient::kSharedBytes;
-    if (a.experts > 16 && of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes<8>) {
+    if (a.experts > 16 && of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= wide_gradient::shared_bytes(8)) {
       const wide_gradient::Grid grid(a.tokens, a.width, a.experts);
       a.experts <= 32 ? wide_gradient::launch<4>(a, grid, stream) : wide_gradient::launch<8>(a, grid, stream);
       return grid.partials;

@@ -21,8 +21,10 @@ constexpr int kRowBytes = kBlockChannels * 2 + 16;  // of a token: neighbouring 
 constexpr int kStageBytes = kTokens * kRowBytes;
 constexpr int kGrid = 132;  // blocks that fill an H100
 
-template <int kTiles>
-constexpr int kSharedBytes = kStages* kStageBytes + 2 * kSteps * kTiles * kWarp * static_cast<int>(sizeof(uint4));
+// With `tiles` of 8 experts.
+constexpr int shared_bytes(int tiles) {
+  return kStages * kStageBytes + 2 * kSteps * tiles * kWarp * static_cast<int>(sizeof(uint4));
+}
 
 // {partial sums, blocks over channels, passes over experts}, a function of the problem only.
 struct Grid {
@@ -159,8 +161,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(RouterLogitsBackward<bf16>
 template <int kTiles>
 void launch(const RouterLogitsBackward<bf16>& a, const Grid& grid, Stream stream) {
   const auto run = kernel<kTiles>;
-  SWITCHYARD_CUDA(cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<kTiles>));
-  run<<<dim3(grid.partials, grid.over_channels, grid.passes), kThreads, kSharedBytes<kTiles>, stream>>>(a);
+  SWITCHYARD_CUDA(cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(kTiles)));
+  run<<<dim3(grid.partials, grid.over_channels, grid.passes), kThreads, shared_bytes(kTiles), stream>>>(a);
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

@@ -345,7 +345,9 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);
   time_routing(clock, {kT, kD, kN, kE, kK, " E 8 K 2"});
+  time_routing(clock, {kT, kD, 768, 32, 4, " E 32 K 4"});
   time_routing(clock, {16384, kD, 384, 64, 8, " E 64 K 8"});
+  time_routing(clock, {kT, kD, 384, 64, 8, " E 64 K 8 T 65536"});
   time_routing(clock, {32768, 2048, 1024, 64, 8, " E 64 K 8 D 2048"});
   if (kernels::runs_hopper_kernels(device.capability_major, device.capability_minor))
     for (const LayerShape& shape : {LayerShape{"8x2 even", kT, kD, kN, 8, 2, 0},

@@ -1,179 +1,175 @@
-// A token is spread over L lanes, the power of two at or above E (at most 32): E = 8 puts four tokens in a warp. Every
-// lane keeps the sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds the
-// blocks': no atomics, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
+// Every lane keeps the sums of its own experts in registers, a block adds its warps' in order, and a second kernel adds
+// the blocks': no atomics on floats, so the sums repeat bit for bit. The number of blocks depends on the problem alone.
 #include <algorithm>
 #include <climits>
 
-#include "kernels/cuda_check.h"
-#include "kernels/router.h"
-#include "kernels/vector.cuh"
+#include "kernels/router_lanes.cuh"
 
 namespace switchyard::kernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kRouterThreads;
 constexpr int kWarps = kThreads / kWarp;
-constexpr float kTiny = 1e-20f;
+constexpr int kBlocksEach = 3;            // of a multiprocessor, as registers allow
+constexpr int kGrid = 132 * kBlocksEach;  // blocks that are there at once on an H100
 
 // Per block: probabilities [E], counts [E] (as ints), importance [E], and one z sum.
 __host__ __device__ constexpr int partial_width(int experts) { return 3 * experts + 1; }
 
-std::int64_t blocks_a_group(std::int64_t tokens, std::int64_t group_size) {
+// Words of shared memory: sums of each warp, counts, and one more to end on a multiple of two.
+__host__ __device__ constexpr int counts_and_sums(int experts) { return (kWarps + 1) * experts + experts % 2; }
+
+std::int64_t blocks_a_group(std::int64_t tokens, std::int64_t group_size, int experts) {
   const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
-  return std::max<std::int64_t>(1,
-                                std::min(ceil_div<std::int64_t>(group_size, 64), ceil_div<std::int64_t>(512, groups)));
+  const std::int64_t at_once = std::max(64, kThreads / lanes_for(experts));
+  return std::max<std::int64_t>(1, std::min(ceil_div(group_size, at_once), kGrid / groups));
 }
 
-int lanes_for(int experts) {
-  int lanes = 1;
-  while (lanes < experts && lanes < kWarp) lanes *= 2;
-  return lanes;
+// Larger keys are chosen first: the score's bits in an order that integers keep. NaN counts as -inf and -0 as 0. Keys
+// up to kMaxTopK are no scores: the rank of an expert that is chosen, or kMaxTopK, what is no expert.
+__device__ __forceinline__ unsigned choice_key(float q) {
+  const int bits = __float_as_int(fmaxf(q, -INFINITY) + 0.0f);
+  return static_cast<unsigned>(bits ^ (bits >> 31 | INT_MIN));
 }
 
-// Reductions over the `lanes` neighbouring lanes that share a token; all 32 lanes call them.
-template <class Value, class Combine>
-__device__ __forceinline__ Value over_lanes(int lanes, Value v, Combine combine) {
-  for (int step = lanes / 2; step > 0; step /= 2) v = combine(v, __shfl_xor_sync(kAllLanes, v, step));
-  return v;
-}
-__device__ __forceinline__ float token_sum(int lanes, float v) {
-  return over_lanes(lanes, v, [](float a, float b) { return a + b; });
-}
-__device__ __forceinline__ float token_max(int lanes, float v) {
-  return over_lanes(lanes, v, [](float a, float b) { return fmaxf(a, b); });
-}
-
-// One token's experts as this lane holds them: expert v * lanes + sub is element v.
-template <int kPer>
-struct Row {
-  float logit[kPer], score[kPer], prob[kPer];  // prob: p of the balance losses
-  float softmax_max, softmax_sum, score_sum;
-
-  __device__ __forceinline__ void load(const float* logits, int experts, int lanes, int sub, bool active) {
+// Gives the top_k largest keys of a token their ranks. Without kTies all keys that equal the largest get its rank;
+// true: there were such. With it the smallest order(v) goes first.
+template <int kLanes, bool kTies, int kPer, class Order>
+__device__ __forceinline__ bool choose(int top_k, unsigned (&key)[kPer], Order order) {
+  unsigned best = 0;
+  for (int k = 0; k < top_k; ++k) {
+    best = key[0];
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      const int e = v * lanes + sub;
-      logit[v] = active && e < experts ? logits[e] : -INFINITY;
+    for (int v = 1; v < kPer; ++v) best = max(best, key[v]);
+    best = over_lanes<kLanes>(best, [](unsigned a, unsigned b) { return max(a, b); });
+    int first = INT_MAX;
+    if constexpr (kTies) {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v)
+        if (key[v] == best) first = min(first, order(v));
+      first = over_lanes<kLanes>(first, [](int a, int b) { return min(a, b); });
     }
-  }
-
-  __device__ __forceinline__ void evaluate(Score kind, int experts, int lanes, int sub) {
-    float most = -INFINITY, sum = 0, scores = 0;
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) most = fmaxf(most, logit[v]);
-    softmax_max = token_max(lanes, most);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      prob[v] = v * lanes + sub < experts ? expf(logit[v] - softmax_max) : 0.0f;
-      sum += prob[v];
-    }
-    softmax_sum = token_sum(lanes, sum);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      prob[v] /= softmax_sum;
-      score[v] = kind == Score::kSoftmax   ? prob[v]
-                 : kind == Score::kSigmoid ? 1.0f / (1.0f + expf(-logit[v]))
-                                           : logit[v];
-      if (v * lanes + sub >= experts) score[v] = 0;
-      scores += score[v];
-    }
-    if (kind != Score::kSigmoid) return;
-    score_sum = token_sum(lanes, scores) + kTiny;
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) prob[v] = score[v] / score_sum;
-  }
-  __device__ __forceinline__ float softmax(int v) const { return expf(logit[v] - softmax_max) / softmax_sum; }
-  __device__ __forceinline__ float log_sum() const { return softmax_max + logf(softmax_sum); }
-
-  // The score of any of the token's experts, to all of its lanes.
-  __device__ __forceinline__ float score_of(int e, int lanes, int sub) const {
-    float mine = 0;
 #pragma unroll
     for (int v = 0; v < kPer; ++v)
-      if (v * lanes + sub == e) mine = score[v];
-    return __shfl_sync(kAllLanes, mine, e & (lanes - 1), lanes);
+      if (key[v] == best && (!kTies || order(v) == first)) key[v] = k;
   }
-};
-
-// Larger keys are chosen first: the score's bits in an order that integers keep, then the smaller place in the tie
-// order. NaN counts as -inf and -0 as 0; a key of 0 is never chosen.
-__device__ __forceinline__ unsigned long long choice_key(float q, int order) {
-  q = isnan(q) ? -INFINITY : q + 0.0f;
-  const unsigned bits = __float_as_uint(q);
-  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<unsigned long long>(ordered) << 32 | (0xffffffffu - static_cast<unsigned>(order));
+  // More ranks than rounds, or a round that found no score left.
+  int ranks = 0;
+#pragma unroll
+  for (int v = 0; v < kPer; ++v) ranks += key[v] < kMaxTopK;
+  ranks = over_lanes<kLanes>(ranks, [](int a, int b) { return a + b; });
+  return ranks != top_k || best <= kMaxTopK;
 }
 
-template <int kPer>
-__global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a, int lanes) {
-  extern __shared__ float shared[];  // [warp][E]
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, sub = lane & (lanes - 1);
-  const int slot = (warp * kWarp + lane) / lanes, slots = kThreads / lanes, experts = a.experts;
+// The chosen experts' ranks of one token, kMaxTopK or more for the others.
+template <int kLanes, int kPer>
+__device__ __forceinline__ void rank_experts(const RouterScores<float>& a, const Part<kLanes, kPer>& part,
+                                             const float (&score)[kPer], std::int64_t t, bool real,
+                                             unsigned (&rank)[kPer]) {
+  const auto set_keys = [&] {
+    float q[kPer];
+    if (a.selection) {
+      part.load(real, a.selection + t * a.experts, 0, q);
+    } else if (a.selection_bias) {
+      part.load(true, a.selection_bias, 0, q);
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) q[v] += score[v];
+    } else {
+#pragma unroll
+      for (int v = 0; v < kPer; ++v) q[v] = score[v];
+    }
+#pragma unroll
+    for (int v = 0; v < kPer; ++v) rank[v] = choice_key(q[v]);
+    if (a.experts == kLanes * kPer) return;
+#pragma unroll
+    for (int v = 0; v < kPer; ++v)
+      if (!part.has(v)) rank[v] = kMaxTopK;
+  };
+  set_keys();
+  const bool ties = choose<kLanes, false>(a.top_k, rank, [](int) { return 0; });
+  if (!__any_sync(kAllLanes, ties && real)) return;
+
+  // Scores that are equal are rare: only then the order of ties is worked out.
+  int turn = 0;  // the order starts at this expert
+  if (a.rotate_ties) {
+    const unsigned position = a.first_position + static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len);
+    turn = static_cast<int>(position * a.top_k % a.experts);
+  }
+  set_keys();
+  choose<kLanes, true>(a.top_k, rank, [&](int v) {
+    const int e = part.expert(v);
+    return e >= turn ? e - turn : e - turn + a.experts;
+  });
+}
+
+// An assignment on its way to memory: a warp collects those of its tokens and writes them as neighbours.
+struct Assignment {
+  int expert;
+  float weight;
+};
+// To an address in shared memory that is worked out once: of an array the compiler works it out at every store.
+__device__ __forceinline__ void store_shared(unsigned address, const Assignment& a) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(a.expert), "f"(a.weight) : "memory");
+}
+
+template <int kLanes, int kPer>
+__global__ void __launch_bounds__(kThreads, kPer == 8 ? kBlocksEach : 1) router_kernel(RouterScores<float> a) {
+  extern __shared__ __align__(16) float shared[];  // sums [warp][E], int counts [E], Assignment [token of the block][K]
+  constexpr int kSlots = kThreads / kLanes, kWarpSlots = kWarp / kLanes;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, experts = a.experts, top_k = a.top_k;
+  const Part<kLanes, kPer> part(experts, lane);
+  int* counts = reinterpret_cast<int*>(shared + kWarps * experts);
+  const Assignment* of_warp =
+      reinterpret_cast<Assignment*>(shared + counts_and_sums(experts)) + warp * kWarpSlots * top_k;
+  unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(of_warp + lane / kLanes * top_k));
+  asm volatile("" : "+r"(own));
   const std::int64_t group = blockIdx.y, begin = group * a.group_size;
-  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * slots;
+  const unsigned group_size = static_cast<unsigned>(a.group_size);
   float prob_sum[kPer] = {}, importance[kPer] = {}, z_sum = 0;
-  int count[kPer] = {};
+  for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = 0;
+  __syncthreads();
 
-  for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * slots; base < a.group_size; base += stride) {
-    const bool active = base + slot < a.group_size;
-    const std::int64_t t = begin + base + slot;
-    const bool real = active && (!a.real || a.real[t]);
-    Row<kPer> row;
-    row.load(a.logits + t * experts, experts, lanes, sub, real);
-    row.evaluate(a.score, experts, lanes, sub);
+  for (unsigned base = blockIdx.x * kSlots; base < group_size; base += gridDim.x * kSlots) {
+    const unsigned warp_first = base + warp * kWarpSlots, in_group = warp_first + lane / kLanes;
+    const std::int64_t t = begin + in_group;
+    const bool real = in_group < group_size && (!a.real || a.real[t]);
+    Row<kLanes, kPer> row;
+    part.load(real, a.logits + t * experts, -INFINITY, row.logit);
+    row.evaluate(a.score);
+    unsigned rank[kPer];
+    rank_experts(a, part, row.score, t, real, rank);
 
-    unsigned long long key[kPer];
-    unsigned turn = 0;  // the tie order starts at this expert
-    if (a.rotate_ties) {
-      const unsigned position = a.first_position + static_cast<unsigned>(t) % static_cast<unsigned>(a.seq_len);
-      turn = position * a.top_k % experts;
-    }
+    float sum = 0;
 #pragma unroll
-    for (int v = 0; v < kPer; ++v) {
-      const int e = v * lanes + sub;
-      const int order = e >= static_cast<int>(turn) ? e - turn : e - turn + experts;
-      float q;
-      if (a.selection)
-        q = real && e < experts ? a.selection[t * experts + e] : 0.0f;
-      else
-        q = row.score[v] + (a.selection_bias && e < experts ? a.selection_bias[e] : 0.0f);
-      key[v] = e < experts ? choice_key(q, order) : 0;
-    }
-
-    // Lane k of the token keeps its k-th choice.
-    int chosen = 0;
-    float weight = 0, sum = 0;
-    for (int k = 0; k < a.top_k; ++k) {
-      unsigned long long best = 0;
+    for (int v = 0; v < kPer; ++v) sum += rank[v] < kMaxTopK ? row.score[v] : 0.0f;
+    const float inverse = a.normalize ? reciprocal_fast(lane_sum<kLanes>(sum) + kTinySum) : 1.0f;
+    if (real) {
 #pragma unroll
-      for (int v = 0; v < kPer; ++v) best = max(best, key[v]);
-      best = over_lanes(lanes, best, [](unsigned long long x, unsigned long long y) { return max(x, y); });
-      int e = static_cast<int>(0xffffffffu - static_cast<unsigned>(best)) + static_cast<int>(turn);
-      if (e >= experts) e -= experts;
-      const float s = row.score_of(e, lanes, sub);
-      sum += s;
-      if (sub == k) chosen = e, weight = s;
-#pragma unroll
-      for (int v = 0; v < kPer; ++v)
-        if (v * lanes + sub == e) key[v] = 0;
+      for (int v = 0; v < kPer; ++v) {
+        const bool chosen = rank[v] < kMaxTopK;
+        const float weight = row.score[v] * inverse;
+        prob_sum[v] += row.prob[v];
+        importance[v] += chosen ? weight : 0.0f;
+        if (chosen) store_shared(own + rank[v] * sizeof(Assignment), {part.expert(v), weight * a.scale});
+      }
+      if (lane % kLanes == 0) z_sum = fmaf(row.log_sum, row.log_sum, z_sum);
+    } else {
+#pragma unroll 1
+      for (int k = lane % kLanes; k < top_k; k += kLanes) store_shared(own + k * sizeof(Assignment), {-1, 0.0f});
     }
-    if (a.normalize) weight /= sum + kTiny;
-    if (active && sub < a.top_k) {
-      a.expert[t * a.top_k + sub] = real ? chosen : -1;
-      a.weight[t * a.top_k + sub] = real ? weight * a.scale : 0.0f;
+    __syncwarp();
+    if (warp_first < group_size) {
+      const int assignments = static_cast<int>(min(group_size - warp_first, static_cast<unsigned>(kWarpSlots))) * top_k;
+      const std::int64_t to = (begin + warp_first) * top_k;
+#pragma unroll 1
+      for (int i = lane; i < assignments; i += kWarp) {
+        const Assignment assignment = of_warp[i];
+        a.expert[to + i] = assignment.expert;
+        a.weight[to + i] = assignment.weight;
+        if (assignment.expert >= 0) atomicAdd(counts + assignment.expert, 1);  // whole numbers: in any order
+      }
     }
-    for (int k = 0; k < a.top_k; ++k) {
-      const int e = __shfl_sync(kAllLanes, chosen, k, lanes);
-      const float w = __shfl_sync(kAllLanes, weight, k, lanes);
-#pragma unroll
-      for (int v = 0; v < kPer; ++v)
-        if (real && v * lanes + sub == e) importance[v] += w, ++count[v];
-    }
-    if (!real) continue;
-    const float z = row.log_sum();
-    if (sub == 0) z_sum = fmaf(z, z, z_sum);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v) prob_sum[v] += row.prob[v];
+    __syncwarp();  // what was collected has been read
   }
 
   // Tokens of a warp, then warps of the block, in order.
@@ -182,9 +178,9 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
 #pragma unroll
     for (int v = 0; v < kPer; ++v) {
       float sum = own(v);
-      for (int step = lanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-      const int e = v * lanes + sub;
-      if (lane < lanes && e < experts) shared[warp * experts + e] = sum;
+#pragma unroll
+      for (int step = kLanes; step < kWarp; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+      if (lane < kLanes && part.has(v)) shared[warp * experts + part.expert(v)] = sum;
     }
     __syncthreads();
     for (int e = threadIdx.x; e < experts; e += kThreads) {
@@ -195,10 +191,8 @@ __global__ void __launch_bounds__(kThreads) router_kernel(RouterScores<float> a,
     __syncthreads();
   };
   add_block([&](int v) { return prob_sum[v]; }, [&](int e, float sum) { partial[e] = sum; });
-  // A block sees fewer than 2^24 tokens: its counts are exact in fp32.
-  add_block([&](int v) { return static_cast<float>(count[v]); },
-            [&](int e, float sum) { partial[experts + e] = __int_as_float(static_cast<int>(sum)); });
   add_block([&](int v) { return importance[v]; }, [&](int e, float sum) { partial[2 * experts + e] = sum; });
+  for (int e = threadIdx.x; e < experts; e += kThreads) partial[experts + e] = __int_as_float(counts[e]);
   z_sum = row_sum<kThreads>(z_sum);
   if (threadIdx.x == 0) partial[3 * experts] = z_sum;
 }
@@ -239,87 +233,11 @@ __global__ void __launch_bounds__(kThreads) add_router_partials_kernel(RouterSco
     a.importance[job] = sum;
 }
 
-template <int kPer>
-__global__ void __launch_bounds__(kThreads) router_backward_kernel(RouterScoresBackward<float> a, int lanes) {
-  const int lane = threadIdx.x % kWarp, sub = lane & (lanes - 1), experts = a.experts;
-  const std::int64_t t = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
-  const bool active = t < a.tokens, real = active && a.expert[t * a.top_k] >= 0;
-  Row<kPer> row;
-  row.load(a.logits + t * experts, experts, lanes, sub, real);
-  row.evaluate(a.score, experts, lanes, sub);
-
-  // Lane k holds the gradient of the token's k-th weight (before scale), then of its score.
-  const bool chooses = real && sub < a.top_k;
-  const int chosen = chooses ? a.expert[t * a.top_k + sub] : 0;
-  float d_weight = 0;
-  if (chooses && a.d_weight) d_weight = a.scale * a.d_weight[t * a.top_k + sub];
-  if (chooses && a.d_importance) d_weight += a.d_importance[chosen];
-  if (a.normalize) {
-    float sum = 0, own = 0;
-    for (int k = 0; k < a.top_k; ++k) {
-      const float s = row.score_of(__shfl_sync(kAllLanes, chosen, k, lanes), lanes, sub);
-      sum += s;
-      if (sub == k) own = s;
-    }
-    const float inverse = 1.0f / (sum + kTiny);
-    d_weight = inverse * (d_weight - token_sum(lanes, chooses ? d_weight * own * inverse : 0.0f));
-  }
-
-  float d_score[kPer] = {}, d_prob[kPer];
-  for (int k = 0; k < a.top_k; ++k) {
-    const int e = __shfl_sync(kAllLanes, chosen, k, lanes);
-    const float d = __shfl_sync(kAllLanes, d_weight, k, lanes);
-#pragma unroll
-    for (int v = 0; v < kPer; ++v)
-      if (v * lanes + sub == e) d_score[v] += d;
-  }
-  const float* d_prob_sum =
-      a.d_prob_sum && real ? a.d_prob_sum + static_cast<unsigned>(t) / static_cast<unsigned>(a.group_size) * experts
-                           : nullptr;
-  float along = 0;
-#pragma unroll
-  for (int v = 0; v < kPer; ++v) {
-    const int e = v * lanes + sub;
-    d_prob[v] = d_prob_sum && e < experts ? d_prob_sum[e] : 0.0f;
-    if (a.score == Score::kSoftmax) d_prob[v] += d_score[v];
-    along = fmaf(d_prob[v], row.prob[v], along);
-  }
-  along = token_sum(lanes, along);
-  const float z = a.d_z_sum ? 2.0f * *a.d_z_sum * row.log_sum() : 0.0f;
-
-#pragma unroll
-  for (int v = 0; v < kPer; ++v) {
-    const int e = v * lanes + sub;
-    if (!active || e >= experts) continue;
-    float d;
-    if (a.score == Score::kSigmoid) {
-      const float s = row.score[v];
-      d = (d_score[v] + (d_prob[v] - along) / row.score_sum) * s * (1.0f - s);
-    } else {
-      d = row.prob[v] * (d_prob[v] - along) + (a.score == Score::kIdentity ? d_score[v] : 0.0f);
-    }
-    if (a.d_z_sum) d = fmaf(z, row.softmax(v), d);
-    a.d_logits[t * experts + e] = real ? d : 0.0f;
-  }
-}
-
-// Calls run(experts a lane) with a compile-time constant.
-template <class Run>
-void with_experts(int experts, int top_k, Run run) {
-  SWITCHYARD_ASSERT(experts >= 1 && experts <= kMaxExperts && top_k >= 1 && top_k <= kMaxTopK && top_k <= experts,
-                    "the router takes up to 512 experts and 16 of them a token");
-  if (experts <= 32) return run(std::integral_constant<int, 1>());
-  if (experts <= 64) return run(std::integral_constant<int, 2>());
-  if (experts <= 128) return run(std::integral_constant<int, 4>());
-  if (experts <= 256) return run(std::integral_constant<int, 8>());
-  run(std::integral_constant<int, 16>());
-}
-
 }  // namespace
 
 std::int64_t router_scratch(std::int64_t tokens, std::int64_t group_size, int experts) {
   const std::int64_t groups = std::max<std::int64_t>(1, tokens / group_size);
-  return groups * blocks_a_group(tokens, group_size) * partial_width(experts);
+  return groups * blocks_a_group(tokens, group_size, experts) * partial_width(experts);
 }
 
 void router_scores(const RouterScores<float>& a, Stream stream) {
@@ -327,25 +245,17 @@ void router_scores(const RouterScores<float>& a, Stream stream) {
   const auto groups = static_cast<unsigned>(a.tokens / a.group_size);
   SWITCHYARD_ASSERT(a.tokens % a.group_size == 0 && groups <= 65535,
                     "group_size must divide tokens into at most 65535 groups");
-  const auto blocks = static_cast<unsigned>(blocks_a_group(a.tokens, a.group_size));
-  with_experts(a.experts, a.top_k, [&](auto per) {
-    router_kernel<decltype(per)::value>
-        <<<dim3(blocks, groups), kThreads, kWarps * a.experts * sizeof(float), stream>>>(a, lanes_for(a.experts));
+  const auto blocks = static_cast<unsigned>(blocks_a_group(a.tokens, a.group_size, a.experts));
+  with_experts(a.experts, a.top_k, [&](auto lanes, auto per) {
+    constexpr int kLanes = decltype(lanes)::value, kPer = decltype(per)::value;
+    const std::size_t bytes =
+        counts_and_sums(a.experts) * sizeof(float) + kThreads / kLanes * a.top_k * sizeof(Assignment);
+    router_kernel<kLanes, kPer><<<dim3(blocks, groups), kThreads, bytes, stream>>>(a);
   });
   SWITCHYARD_CUDA_LAUNCHED();
   const unsigned jobs = groups * a.experts + a.experts + 1;
   add_router_partials_kernel<<<ceil_div<unsigned>(jobs, kWarps), kThreads, 0, stream>>>(a, static_cast<int>(groups),
                                                                                         static_cast<int>(blocks));
-  SWITCHYARD_CUDA_LAUNCHED();
-}
-
-void router_scores_backward(const RouterScoresBackward<float>& a, Stream stream) {
-  if (a.tokens == 0) return;
-  const int lanes = lanes_for(a.experts);
-  with_experts(a.experts, a.top_k, [&](auto per) {
-    router_backward_kernel<decltype(per)::value>
-        <<<static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens * lanes, kThreads)), kThreads, 0, stream>>>(a, lanes);
-  });
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

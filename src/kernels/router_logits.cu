@@ -7,6 +7,7 @@
 #include "kernels/cuda_check.h"
 #include "kernels/router_logits.h"
 #include "kernels/router_weight.cuh"
+#include "kernels/router_wide_gradient.cuh"
 
 namespace switchyard::kernels {
 namespace {
@@ -19,29 +20,49 @@ constexpr int kTokensAStep = 16;      // the summed dimension of one mma, in the
 constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient owns
 constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
 
+// How a product takes its weight. With few experts small blocks share a multiprocessor. Many experts' weight as terms
+// fills its shared memory: one large block stages it once, then its warps run through the tokens without a barrier.
+template <class T>
+struct Shape {
+  int threads, resident;
+  bool whole;  // shared memory as large as there is
+};
+template <class T, int kTiles>
+constexpr Shape<T> logits_shape() {
+  if (sizeof(T) == 4) return {256, 1, false};
+  return kTiles <= 2 ? Shape<T>{256, 4, false} : Shape<T>{512, 1, true};
+}
+template <class T, int kSteps>
+constexpr Shape<T> gradient_shape() {
+  if (sizeof(T) == 4) return {256, 1, false};
+  return kSteps == 1 ? Shape<T>{256, 2, false} : kSteps == 8 ? Shape<T>{384, 1, true} : Shape<T>{512, 1, true};
+}
+
 // A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
 template <class T, int kTiles, int kRows>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
-                                            : kTiles <= 2  ? 4
-                                                           : 2) router_logits_kernel(RouterLogits<T> a, int chunk) {
+__global__ void __launch_bounds__(logits_shape<T, kTiles>().threads, logits_shape<T, kTiles>().resident)
+    router_logits_kernel(RouterLogits<T> a, int chunk) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kUnroll = (sizeof(T) == 2 ? 4 : 2) / kRows;
-  constexpr int kTokens = kWarps * kRows * 16;
+  constexpr int kTokens = kRows * 16;
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   const int all = blocks_of(a.width), expert0 = blockIdx.y * kTiles * 8;
-  bool ready = false;
+  if (chunk == all) {
+    stage_rows<kTiles, kOf, sizeof(T) == 2 && kTiles >= 4 ? 4 : 1>(a.w, a.width, a.experts, expert0, 0, all, staged);
+    __syncthreads();
+  }
 
-  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
-       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
-    const std::int64_t token = first + threadIdx.x / kWarp * kRows * 16 + g;
+  const unsigned tokens = static_cast<unsigned>(a.tokens);
+  for (unsigned first = blockIdx.x; first * kTokens < tokens; first += gridDim.x * (blockDim.x / kWarp)) {
+    const unsigned token = (first + threadIdx.x / kWarp * gridDim.x) * kTokens + g;
+    const T* row = a.x + static_cast<std::int64_t>(token) * a.width + q * kPack;
     float d[kRows][kTiles][4] = {};
     for (int block0 = 0; block0 < all; block0 += chunk) {
       const int blocks = min(chunk, all - block0);
-      if (!ready || chunk < all) {
+      if (chunk < all) {
         __syncthreads();  // the previous weights are no longer read
         stage_rows<kTiles, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
         __syncthreads();
-        ready = true;
       }
       for (int b = 0; b < blocks; b += kUnroll) {
         Pack<T> x[kUnroll][2 * kRows];
@@ -49,9 +70,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
         for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
           for (int i = 0; i < 2 * kRows; ++i) {
-            const int channel = (block0 + b + u) * kBlock + q * kPack;
-            const std::int64_t t = token + 8 * i;
-            x[u][i] = load_pack_if(b + u < blocks && channel < a.width && t < a.tokens, a.x + t * a.width + channel);
+            const int channel = (block0 + b + u) * kBlock;
+            x[u][i] = load_pack_if(b + u < blocks && channel + q * kPack < a.width && token + 8 * i < tokens,
+                                   row + 8 * i * a.width + channel);
           }
         unsigned pair[kUnroll][2 * kRows][4][kOwn];
 #pragma unroll
@@ -95,27 +116,28 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 1
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const std::int64_t t = token + 16 * r + 8 * (i / 2);
+          const unsigned t = token + 16 * r + 8 * (i / 2);
           const int e = expert0 + 8 * n + 2 * q + i % 2;
-          if (t < a.tokens && e < a.experts) a.logits[t * a.experts + e] = d[r][n][i];
+          if (t < tokens && e < a.experts) a.logits[static_cast<std::int64_t>(t) * a.experts + e] = d[r][n][i];
         }
   }
 }
 
 // d_x += d_logits W for the channels of chunk blockIdx.y; a warp takes 16 tokens, whose d_logits stay in registers.
 template <class T, int kSteps>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || kSteps == 8 ? 1 : 2)
+__global__ void __launch_bounds__(gradient_shape<T, kSteps>().threads, gradient_shape<T, kSteps>().resident)
     input_gradient_kernel(RouterLogitsBackward<T> a, int expert0, int chunk) {
-  constexpr int kOf = kTerms<T>, kUnroll = sizeof(T) == 2 ? 4 : 2, kTokens = kWarps * 16;
+  constexpr int kOf = kTerms<T>, kUnroll = sizeof(T) == 2 ? 4 : 2, kTokens = 16;
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   const int block0 = blockIdx.y * chunk, blocks = min(chunk, blocks_of(a.width) - block0);
-  stage_columns<kSteps, 2, kOf>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+  stage_columns<kSteps, 2, kOf, sizeof(T) == 2 ? 4 : 1>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
   __syncthreads();
 
-  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTokens; first < a.tokens;
-       first += static_cast<std::int64_t>(gridDim.x) * kTokens) {
-    const std::int64_t token = first + threadIdx.x / kWarp * 16 + g;
+  // Neighbouring tokens are other blocks': few tokens keep all blocks busy.
+  for (std::int64_t tile = blockIdx.x + threadIdx.x / kWarp * gridDim.x; tile * kTokens < a.tokens;
+       tile += gridDim.x * (blockDim.x / kWarp)) {
+    const std::int64_t token = tile * kTokens + g;
     unsigned given[kSteps][kOf][4];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
@@ -268,15 +290,56 @@ void with_pieces(int experts, int size, Run run) {
   }
 }
 
-unsigned blocks_for(std::int64_t tokens, int a_block, int times) {
-  return static_cast<unsigned>(
-      std::max<std::int64_t>(1, std::min<std::int64_t>(ceil_div<std::int64_t>(tokens, a_block), kGrid / times)));
+int of_device(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  SWITCHYARD_CUDA(cudaGetDevice(&device));
+  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+// How many pieces of a weight a block stages at once: as many as fit, in chunks as equal as they can be.
+template <class T>
+int pieces_at_once(const Shape<T>& shape, int all, int bytes) {
+  const int room = shape.whole ? of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) : kShared;
+  return ceil_div(all, ceil_div(all, room / bytes));
+}
+
+// Launches over `tiles` of tokens (a warp takes one at a time) and `others` in y.
+template <class Kernel, class T, class... Args>
+void launch(Kernel kernel, const Shape<T>& shape, std::int64_t tiles, int others, int bytes, Stream stream,
+            const Args&... args) {
+  std::int64_t blocks = std::min<std::int64_t>(ceil_div<std::int64_t>(tiles, shape.threads / kWarp), kGrid);
+  if (shape.whole) {
+    SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    blocks = std::min<std::int64_t>(tiles, std::max(1, of_device(cudaDevAttrMultiProcessorCount) / others));
+  }
+  kernel<<<dim3(static_cast<unsigned>(blocks), others), shape.threads, bytes, stream>>>(args...);
+  SWITCHYARD_CUDA_LAUNCHED();
 }
 
 template <class T>
 void check(const T& a) {
   SWITCHYARD_ASSERT(a.width % kPack == 0 && a.width > 0 && a.experts > 0,
                     "the router needs a width that is a multiple of 8");
+}
+
+// Partial sums of d_w into scratch; how many there are.
+template <class T>
+int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (a.experts > 16 && of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= wide_gradient::shared_bytes(8)) {
+      const wide_gradient::Grid grid(a.tokens, a.width, a.experts);
+      a.experts <= 32 ? wide_gradient::launch<4>(a, grid, stream) : wide_gradient::launch<8>(a, grid, stream);
+      return grid.partials;
+    }
+  }
+  const WeightGrid grid(a.tokens, a.width, a.experts);
+  with_pieces<8>(a.experts, 8, [&](auto tiles) {
+    weight_gradient_kernel<T, decltype(tiles)::value>
+        <<<dim3(grid.partials, grid.over_channels, grid.passes), grid.warps * kWarp, 0, stream>>>(a);
+  });
+  SWITCHYARD_CUDA_LAUNCHED();
+  return grid.partials;
 }
 
 template <class T>
@@ -286,11 +349,11 @@ void input_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   for (int expert0 = 0; expert0 < a.experts; expert0 += kMost) {
     with_pieces<8>(a.experts - expert0, 16, [&](auto steps) {
       constexpr int kSteps = decltype(steps)::value, kBytes = kSteps * kTerms<T> * 2 * kWarp * sizeof(uint4);
-      const int chunks = ceil_div(all, kShared / kBytes), chunk = ceil_div(all, chunks);
-      const dim3 grid(blocks_for(a.tokens, kWarps * 16, 1), ceil_div(all, chunk));
-      input_gradient_kernel<T, kSteps><<<grid, kThreads, chunk * kBytes, stream>>>(a, expert0, chunk);
+      constexpr Shape<T> kShape = gradient_shape<T, kSteps>();
+      const int chunk = pieces_at_once(kShape, all, kBytes);
+      launch(input_gradient_kernel<T, kSteps>, kShape, ceil_div<std::int64_t>(a.tokens, 16), ceil_div(all, chunk),
+             chunk * kBytes, stream, a, expert0, chunk);
     });
-    SWITCHYARD_CUDA_LAUNCHED();
   }
 }
 
@@ -304,29 +367,25 @@ void router_logits(const RouterLogits<T>& a, Stream stream) {
   with_pieces<16>(a.experts, 8, [&](auto tiles) {
     constexpr int kTiles = decltype(tiles)::value, kRows = sizeof(T) == 2 && (kTiles == 4 || kTiles == 8) ? 2 : 1;
     constexpr int kBytes = kTiles * kTerms<T> * kWarp * sizeof(uint4);
-    const int chunk = std::min(all, kShared / kBytes), passes = ceil_div(a.experts, kTiles * 8);
-    const dim3 grid(blocks_for(a.tokens, kWarps * kRows * 16, 1), passes);
-    router_logits_kernel<T, kTiles, kRows><<<grid, kThreads, chunk * kBytes, stream>>>(a, chunk);
+    constexpr Shape<T> kShape = logits_shape<T, kTiles>();
+    const int chunk = pieces_at_once(kShape, all, kBytes);
+    launch(router_logits_kernel<T, kTiles, kRows>, kShape, ceil_div<std::int64_t>(a.tokens, kRows * 16),
+           ceil_div(a.experts, kTiles * 8), chunk * kBytes, stream, a, chunk);
   });
-  SWITCHYARD_CUDA_LAUNCHED();
 }
 
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts) {
-  return static_cast<std::int64_t>(WeightGrid(tokens, width, experts).partials) * experts * width;
+  const std::int64_t partials =
+      std::max(WeightGrid(tokens, width, experts).partials, wide_gradient::Grid(tokens, width, experts).partials);
+  return partials * experts * width;
 }
 
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
   check(a);
   if (a.tokens == 0) return;
-  const WeightGrid grid(a.tokens, a.width, a.experts);
-  with_pieces<8>(a.experts, 8, [&](auto tiles) {
-    weight_gradient_kernel<T, decltype(tiles)::value>
-        <<<dim3(grid.partials, grid.over_channels, grid.passes), grid.warps * kWarp, 0, stream>>>(a);
-  });
-  SWITCHYARD_CUDA_LAUNCHED();
-  const int columns = a.experts * a.width;
-  add_columns(a.scratch, grid.partials, columns, a.d_w, stream);
+  const int partials = weight_gradient(a, stream);
+  add_columns(a.scratch, partials, a.experts * a.width, a.d_w, stream);
   input_gradient(a, stream);
 }
 

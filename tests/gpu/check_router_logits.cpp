@@ -11,8 +11,29 @@ struct LogitsCase {
   int tokens, width, experts;
 };
 const std::vector<LogitsCase> kLogitsCases = {
-    {1, 8, 1},      {77, 72, 8},     {130, 768, 8}, {33, 40, 13},  {257, 768, 16},  {300, 1280, 33},
-    {129, 768, 64}, {100, 520, 128}, {65, 96, 200}, {50, 2048, 6}, {20000, 768, 8}, {70001, 40, 8},
+    {1, 8, 1},
+    {77, 72, 8},
+    {130, 768, 8},
+    {33, 40, 13},
+    {257, 768, 16},
+    {300, 1280, 33},
+    {129, 768, 64},
+    {100, 520, 128},
+    {65, 96, 200},
+    {50, 2048, 6},
+    {20000, 768, 8},
+    {70001, 40, 8},
+    // Many experts: every number of them that another shape takes, and so many tokens that blocks take several turns.
+    {1, 768, 32},
+    {513, 392, 17},
+    {300, 768, 32},
+    {77, 768, 65},
+    {130, 768, 128},
+    {90, 136, 256},
+    {6501, 64, 64},
+    {7001, 392, 33},
+    {9001, 24, 48},
+    {4300, 768, 20},
 };
 
 // Each value against the error it may have.
@@ -109,7 +130,7 @@ void check_router_logits(Report& report) {
     check_logits<bf16>(report, c, false);
     check_logits<float>(report, c, false);
   }
-  for (const LogitsCase& c : {LogitsCase{48, 2048, 8}, LogitsCase{4096, 64, 8}}) {
+  for (const LogitsCase& c : {LogitsCase{48, 2048, 8}, LogitsCase{4096, 64, 8}, LogitsCase{13001, 16, 64}}) {
     check_logits<bf16>(report, c, true);
     check_logits<float>(report, c, true);
   }

@@ -19,7 +19,7 @@ std::vector<RouterCase> router_cases() {
   std::vector<RouterCase> cases;
   const Score scores[] = {Score::kSoftmax, Score::kSigmoid, Score::kIdentity};
   int turn = 0;
-  for (const int experts : {1, 2, 6, 8, 16, 33, 64, 128, 200, 512})
+  for (const int experts : {1, 2, 6, 8, 9, 16, 32, 33, 64, 65, 128, 200, 256, 260, 512})
     for (const int top_k : {1, 2, 4, 8, 16}) {
       if (top_k > experts) continue;
       const Score score = scores[turn % 3];
@@ -30,6 +30,8 @@ std::vector<RouterCase> router_cases() {
     }
   cases.push_back({65536, 65536, 8, 2, 1024, Score::kSoftmax, true, false});
   cases.push_back({65536, 1024, 64, 8, 1024, Score::kSigmoid, true, true});
+  cases.push_back({40001, 40001, 32, 4, 1024, Score::kSoftmax, true, false});  // blocks that take several turns
+  cases.push_back({20003, 20003, 128, 8, 1024, Score::kSigmoid, true, true});
   return cases;
 }
 std::string name_of(const RouterCase& c) {
@@ -171,6 +173,8 @@ void check_router_choice(Report& report, const RouterCase& c) {
   if (distinct) check_router_sums(report, c, logits, out);
   report.compare("router_scores", name + ": sums repeat bit for bit", values_of(again.prob_sum),
                  values_of(out.prob_sum), kExact);
+  report.compare("router_scores", name + ": importance repeats bit for bit", values_of(again.importance),
+                 values_of(out.importance), kExact);
   report.expect("router_scores", name + ": writes stay inside",
                 out.expert.guard_intact() && out.weight.guard_intact() && out.count.guard_intact() &&
                     out.prob_sum.guard_intact() && out.scratch.guard_intact());

@@ -127,6 +127,11 @@ def run_ours(train, file, config, micro_batch, options, folder, *more):
             "start_s": next(at for at, line in told if line.startswith("first step done")), **trained_run.found(rows)}
 
 
+def inductor_cache(folder):
+    """Where the peer keeps what it compiled: the user's own folder, so that a later call finds it, else this call's."""
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{folder}/inductor")
+
+
 def run_peer(config, micro_batch, options, cache, *more):
     command = [sys.executable, PEER, *peer_options(config, micro_batch), "--warmup", PEER_WARM_UP,
                "--steps", options.peer_steps, *more, *shlex.split(options.peer)]
@@ -203,7 +208,7 @@ def compare_training(options):
                 micro_batch = micro_batch_of(config, options)
                 runs[name]["ours"].append(run_ours(train, file, config, micro_batch, options, folder))
                 print_figures(f"{turn + 1} {name}", "ours", runs[name]["ours"][-1])
-                runs[name]["peer"].append(run_peer(config, micro_batch, options, f"{folder}/inductor"))
+                runs[name]["peer"].append(run_peer(config, micro_batch, options, inductor_cache(folder)))
                 print_figures(f"{turn + 1} {name}", "peer", runs[name]["peer"][-1])
     return report(runs, configs, options)
 
@@ -239,7 +244,7 @@ def compare_trained(options):
         for turn in range(options.rounds):
             runs["ours"].append(run_ours(train, file, config, micro_batch, options, folder, *start))
             print_figures(f"{turn + 1} {name}", "ours", runs["ours"][-1])
-            runs["peer"].append(run_peer(config, micro_batch, options, f"{folder}/inductor",
+            runs["peer"].append(run_peer(config, micro_batch, options, inductor_cache(folder),
                                          "--weights", checkpoint / "weights.safetensors", "--text", text,
                                          "--rate", trained_run.RATE))
             print_figures(f"{turn + 1} {name}", "peer", runs["peer"][-1])
@@ -313,7 +318,7 @@ def compare_layers(options):
                     "peer": [sys.executable, PEER.with_name("peer_moe_layer.py"), *common]}
         for turn in range(options.rounds):
             for who, command in commands.items():
-                told = lines_of(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"})
+                told = lines_of(command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": inductor_cache(folder)})
                 print(f"round {turn + 1}, {who}", *(line for _, line in told), sep="\n", flush=True)
                 rounds[who].append(json.loads(file.read_text()))
     device, peer = rounds["peer"][0]["device"], rounds["peer"][0]["program"]

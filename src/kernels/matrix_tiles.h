@@ -59,20 +59,30 @@ struct Tiles {
       interleave_rows<kWidth>(m, first + i, at_most<kWidth>(lines - i), begin, count, to + i * count);
   }
 
-  // One row of m after the other, through all panels: its part is read as it lies.
+  // One row of m after the other, through several panels: its part is read as it lies. Through all panels of a wide
+  // matrix it would write to more pages than the processor keeps at hand.
   template <int kWidth>
   static SWITCHYARD_INLINE void interleave_columns(const MatrixRows<T>& m, std::int64_t first, std::int64_t lines,
                                                    std::int64_t begin, std::int64_t count, T* to) {
-    constexpr std::int64_t kAhead = 8, kCacheLine = 64 / sizeof(T);  // rows: no processor foresees where they lie
-    const std::int64_t whole = lines / kWidth * kWidth;
+    constexpr std::int64_t kLines = 128 / kWidth * kWidth;
+    for (std::int64_t i = 0; i < lines; i += kLines)
+      interleave_few_columns<kWidth>(m, first + i, at_most<kLines>(lines - i), begin, count, to + i * count);
+  }
+
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave_few_columns(const MatrixRows<T>& m, std::int64_t first, int lines,
+                                                       std::int64_t begin, std::int64_t count, T* to) {
+    constexpr std::int64_t kAhead = 8;  // rows, for the processor does not foresee where they lie
+    constexpr int kCacheLine = 64 / sizeof(T);
+    const int whole = lines / kWidth * kWidth;
     for (std::int64_t l = 0; l < count; ++l, to += kWidth) {
       if (l + kAhead < count) {
         const T* next = row(m, begin + l + kAhead) + first;
-        for (std::int64_t i = 0; i < lines; i += kCacheLine) __builtin_prefetch(next + i);
+        for (int i = 0; i < lines; i += kCacheLine) __builtin_prefetch(next + i);
       }
       const T* from = row(m, begin + l) + first;
-      for (std::int64_t i = 0; i < whole; i += kWidth) std::memcpy(to + i * count, from + i, kWidth * sizeof(T));
-      for (std::int64_t w = 0; whole < lines && w < kWidth; ++w)
+      for (int i = 0; i < whole; i += kWidth) std::memcpy(to + i * count, from + i, kWidth * sizeof(T));
+      for (int w = 0; whole < lines && w < kWidth; ++w)
         to[whole * count + w] = whole + w < lines ? from[whole + w] : T(0);
     }
   }

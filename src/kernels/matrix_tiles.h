@@ -155,7 +155,10 @@ struct Tiles {
     }
     Wide sum[kHeight][2] = {};
     for (std::int64_t l = 0; l < inner; ++l) {
-      const Wide left = load<Wide>(b + l * kColumns), right = load<Wide>(b + l * kColumns + kLanesWide);
+      const T* const values = b + l * kColumns;
+      const Wide left = load<Wide>(values), right = load<Wide>(values + kLanesWide);
+      __builtin_prefetch(values + inner * kColumns, 0, 2);  // the next panel, into the second cache
+      __builtin_prefetch(values + inner * kColumns + kLanesWide, 0, 2);
 #pragma GCC unroll 12
       for (int i = 0; i < kHeight; ++i) {
         sum[i][0] += a[l * kRows + i] * left;

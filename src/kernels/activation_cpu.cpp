@@ -51,10 +51,16 @@ void forward(const Activation<T>& p, Range rows) {
   }
 }
 
-// One row; returns <d_out, act(pre)>.
+// One row; returns <d_out, act(pre)>. The next row is fetched meanwhile: a row is about a page, at whose end the
+// processor's own fetching ahead stops.
 template <ActivationKind kind, class T>
 SWITCHYARD_INLINE T backward_row(const T* pre, const T* d_out, T weight, std::int64_t width, T* d_pre, T* again) {
+  constexpr int parts = is_gated(kind) ? 2 : 1;
   return sum<T>(width, [&](auto at) {
+    for (int part = parts; part < 2 * parts; ++part) {
+      __builtin_prefetch(pre + at.i + part * width);
+      __builtin_prefetch(d_pre + at.i + part * width, 1);
+    }
     const auto d = at(d_out), weighted = d * at.all(weight);
     const auto c = curve<kind>(at(pre));
     auto y = c.y;

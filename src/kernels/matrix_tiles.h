@@ -21,9 +21,9 @@ struct Tiles {
   static constexpr std::int64_t kInner = 512;  // at most, of a panel at a time
 
   static SWITCHYARD_INLINE void pack_panels(const MatrixProduct<T>& p, T* packed, Range panels) {
-    for (std::int64_t j = panels.begin; j < panels.end; ++j)
-      interleave<kColumns>(p.b, !p.b.turned, j * kColumns, at_most<kColumns>(p.columns - j * kColumns), 0, p.inner,
-                           packed + j * kColumns * p.inner);
+    const std::int64_t first = panels.begin * kColumns, end = panels.end * kColumns;
+    interleave<kColumns>(p.b, !p.b.turned, first, (end < p.columns ? end : p.columns) - first, 0, p.inner,
+                         packed + first * p.inner);
   }
 
   static SWITCHYARD_INLINE void multiply(const MatrixProduct<T>& p, const T* packed, Range blocks) {
@@ -34,8 +34,7 @@ struct Tiles {
       const int rows = at_most<kBlockRows>(p.rows - first);
       for (std::int64_t l = 0; l < p.inner; l += piece) {
         const std::int64_t count = l + piece < p.inner ? piece : p.inner - l;
-        for (int i = 0; i < rows; i += kRows)
-          interleave<kRows>(p.a, p.a.turned, first + i, at_most<kRows>(rows - i), l, count, rows_of_a + i * count);
+        interleave<kRows>(p.a, p.a.turned, first, rows, l, count, rows_of_a);
         for (std::int64_t j = 0; j < p.columns; j += kColumns)
           for (int i = 0; i < rows; i += kRows)
             tile(rows_of_a + i * count, packed + j * p.inner + l * kColumns, count, p.c + (first + i) * p.c_stride + j,
@@ -49,21 +48,48 @@ struct Tiles {
     return m.data + (m.index ? m.index[i] : i) * m.stride;
   }
 
-  // `lines` lines of m from `first` on, values [begin, begin + count) of each, side by side: to[l * kWidth + w] is
-  // value begin + l of line first + w, zeros from `lines` on. Lines are m's rows or its columns.
+  // `lines` lines of m from `first` on, values [begin, begin + count) of each, in panels of kWidth lines side by side:
+  // to[(panel * count + l) * kWidth + w] is value begin + l of line first + panel * kWidth + w, zeros from `lines` on.
+  // Lines are m's rows or its columns.
   template <int kWidth>
-  static SWITCHYARD_INLINE void interleave(const MatrixRows<T>& m, bool columns, std::int64_t first, int lines,
+  static SWITCHYARD_INLINE void interleave(const MatrixRows<T>& m, bool columns, std::int64_t first, std::int64_t lines,
                                            std::int64_t begin, std::int64_t count, T* to) {
-    if (columns) {
-      for (std::int64_t l = 0; l < count; ++l) {
-        const T* from = row(m, begin + l) + first;
-        if (lines == kWidth)
-          std::memcpy(to + l * kWidth, from, kWidth * sizeof(T));
-        else
-          for (int w = 0; w < kWidth; ++w) to[l * kWidth + w] = w < lines ? from[w] : T(0);
+    if (columns) return interleave_columns<kWidth>(m, first, lines, begin, count, to);
+    for (std::int64_t i = 0; i < lines; i += kWidth)
+      interleave_rows<kWidth>(m, first + i, at_most<kWidth>(lines - i), begin, count, to + i * count);
+  }
+
+  // One row of m after the other, through several panels: its part is read as it lies. Through all panels of a wide
+  // matrix it would write to more pages than the processor keeps at hand.
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave_columns(const MatrixRows<T>& m, std::int64_t first, std::int64_t lines,
+                                                   std::int64_t begin, std::int64_t count, T* to) {
+    constexpr std::int64_t kLines = 128 / kWidth * kWidth;
+    for (std::int64_t i = 0; i < lines; i += kLines)
+      interleave_few_columns<kWidth>(m, first + i, at_most<kLines>(lines - i), begin, count, to + i * count);
+  }
+
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave_few_columns(const MatrixRows<T>& m, std::int64_t first, int lines,
+                                                       std::int64_t begin, std::int64_t count, T* to) {
+    constexpr std::int64_t kAhead = 8;  // rows, for the processor does not foresee where they lie
+    constexpr int kCacheLine = 64 / sizeof(T);
+    const int whole = lines / kWidth * kWidth;
+    for (std::int64_t l = 0; l < count; ++l, to += kWidth) {
+      if (l + kAhead < count) {
+        const T* next = row(m, begin + l + kAhead) + first;
+        for (int i = 0; i < lines; i += kCacheLine) __builtin_prefetch(next + i);
       }
-      return;
+      const T* from = row(m, begin + l) + first;
+      for (int i = 0; i < whole; i += kWidth) std::memcpy(to + i * count, from + i, kWidth * sizeof(T));
+      for (int w = 0; whole < lines && w < kWidth; ++w)
+        to[whole * count + w] = whole + w < lines ? from[whole + w] : T(0);
     }
+  }
+
+  template <int kWidth>
+  static SWITCHYARD_INLINE void interleave_rows(const MatrixRows<T>& m, std::int64_t first, int lines,
+                                                std::int64_t begin, std::int64_t count, T* to) {
     const T* line[kWidth];
     for (int w = 0; w < kWidth; ++w) line[w] = w < lines ? row(m, first + w) + begin : nullptr;
     std::int64_t l = 0;
@@ -108,20 +134,40 @@ struct Tiles {
     }
   }
 
+  // The last rows of a matrix take a tile of a third or two, if that is enough.
   static SWITCHYARD_INLINE void tile(const T* a, const T* b, std::int64_t inner, T* c, std::int64_t c_row, int rows,
                                      int columns, bool add) {
-    Wide sum[kRows][2] = {};
-    for (std::int64_t l = 0; l < inner; ++l) {
-      const Wide left = load<Wide>(b + l * kColumns), right = load<Wide>(b + l * kColumns + kLanesWide);
+    if (rows > kRows / 3 * 2) return tile_of<kRows>(a, b, inner, c, c_row, rows, columns, add);
+    if (rows > kRows / 3) return tile_of<kRows / 3 * 2>(a, b, inner, c, c_row, rows, columns, add);
+    return tile_of<kRows / 3>(a, b, inner, c, c_row, rows, columns, add);
+  }
+
+  template <int kHeight>
+  static SWITCHYARD_INLINE void tile_of(const T* a, const T* b, std::int64_t inner, T* c, std::int64_t c_row, int rows,
+                                        int columns, bool add) {
+    const bool whole = rows == kHeight && columns == kColumns;
+    if (whole) {  // the result's lines arrive while the products run
 #pragma GCC unroll 12
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < kHeight; ++i) {
+        __builtin_prefetch(c + i * c_row, 1);
+        __builtin_prefetch(c + i * c_row + kLanesWide, 1);
+      }
+    }
+    Wide sum[kHeight][2] = {};
+    for (std::int64_t l = 0; l < inner; ++l) {
+      const T* const values = b + l * kColumns;
+      const Wide left = load<Wide>(values), right = load<Wide>(values + kLanesWide);
+      __builtin_prefetch(values + inner * kColumns, 0, 2);  // the next panel, into the second cache
+      __builtin_prefetch(values + inner * kColumns + kLanesWide, 0, 2);
+#pragma GCC unroll 12
+      for (int i = 0; i < kHeight; ++i) {
         sum[i][0] += a[l * kRows + i] * left;
         sum[i][1] += a[l * kRows + i] * right;
       }
     }
-    if (rows == kRows && columns == kColumns) {
+    if (whole) {
 #pragma GCC unroll 12
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < kHeight; ++i) {
         for (int half = 0; half < 2; ++half) {
           T* to = c + i * c_row + half * kLanesWide;
           const Wide value = add ? load<Wide>(to) + sum[i][half] : sum[i][half];
@@ -130,7 +176,7 @@ struct Tiles {
       }
       return;
     }
-    alignas(64) T edge[kRows * kColumns];
+    alignas(64) T edge[kHeight * kColumns];
     std::memcpy(edge, sum, sizeof edge);
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < columns; ++j) {

@@ -11,35 +11,45 @@
 
 namespace switchyard::kernels::grouped {
 
-// One stage's boxes, by one thread.
+// One stage's boxes of the right operand, by one thread.
+template <class K>
+__device__ __forceinline__ void load_columns(const Maps& maps, const Tile& t, int depth, std::uint32_t to,
+                                             std::uint32_t full, int block) {
+  const int column = t.column_tile * K::kUnits;
+  if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
+    for (int half = block; half < 2; half += K::kBlocks)
+      hopper::load_box<K::kBlocks>(to + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
+                                   2 * t.expert + half);
+  } else if constexpr (K::kForm == Form::kForward) {
+    constexpr int kShare = K::kColumns / K::kBlocks;
+    hopper::load_box<K::kBlocks>(to + block * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
+                                 column + block * kShare, t.expert);
+  } else {
+    for (int piece = block; piece < K::kPieces; piece += K::kBlocks)
+      hopper::load_box<K::kBlocks>(to + piece * kBox, &maps.columns, full, column + piece * 64, depth,
+                                   K::kForm == Form::kDgrad ? t.expert : 0);
+  }
+}
+// And of the left one.
+template <class K>
+__device__ __forceinline__ void load_rows(const Maps& maps, const Tile& t, int depth, std::uint32_t to,
+                                          std::uint32_t full, int block) {
+  if constexpr (K::kForm == Form::kWgrad) {
+    constexpr int kSharing = K::kSharesRows ? K::kBlocks : 1;
+    for (int piece = kSharing > 1 ? block : 0; piece < 2; piece += kSharing)
+      hopper::load_box<kSharing>(to + piece * kBox, &maps.rows, full, t.row + piece * 64, depth, 0);
+  } else {
+    hopper::load_box<1>(to, &maps.rows, full, depth, t.row, 0);
+  }
+}
+// Those of both that are not gathered.
 template <class K>
 __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int depth, std::uint32_t rows,
                                            std::uint32_t columns, std::uint32_t full, int block) {
   constexpr bool kRows = K::kGather != Gather::kRows, kColumns = K::kGather != Gather::kColumns;
   hopper::barrier_expect(full, (kRows ? kRowBytes : 0) + (kColumns ? K::kColumnBytes : 0));
-  const int column = t.column_tile * K::kUnits;
-  if constexpr (!kColumns) {
-  } else if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
-    for (int half = block; half < 2; half += K::kBlocks)
-      hopper::load_box<K::kBlocks>(columns + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
-                                   2 * t.expert + half);
-  } else if constexpr (K::kForm == Form::kForward) {
-    constexpr int kShare = K::kColumns / K::kBlocks;
-    hopper::load_box<K::kBlocks>(columns + block * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
-                                 column + block * kShare, t.expert);
-  } else {
-    for (int piece = block; piece < K::kPieces; piece += K::kBlocks)
-      hopper::load_box<K::kBlocks>(columns + piece * kBox, &maps.columns, full, column + piece * 64, depth,
-                                   K::kForm == Form::kDgrad ? t.expert : 0);
-  }
-  if constexpr (!kRows) {
-  } else if constexpr (K::kForm == Form::kWgrad) {
-    constexpr int kSharing = K::kSharesRows ? K::kBlocks : 1;
-    for (int piece = kSharing > 1 ? block : 0; piece < 2; piece += kSharing)
-      hopper::load_box<kSharing>(rows + piece * kBox, &maps.rows, full, t.row + piece * 64, depth, 0);
-  } else {
-    hopper::load_box<1>(rows, &maps.rows, full, depth, t.row, 0);
-  }
+  if constexpr (kColumns) load_columns<K>(maps, t, depth, columns, full, block);
+  if constexpr (kRows) load_rows<K>(maps, t, depth, rows, full, block);
 }
 
 // How a producer's threads copy an operand that is gathered: 16 bytes of every 16th row each; those rows share their

@@ -63,8 +63,8 @@ struct GroupedDgradOf {
 };
 using GroupedDgrad = GroupedDgradOf<bf16>;
 
-// grad[e] += a_e^T b_e over the expert's rows, each element by one addition; an expert without rows leaves its part bitwise as it was. Padding
-// of a and b is zero. Repeatable: the order of every sum is fixed.
+// grad[e] += a_e^T b_e over the expert's rows, each element by one addition; an expert without rows leaves its part
+// bitwise as it was. Padding of a and b is zero. Repeatable: the order of every sum is fixed.
 template <class T>
 struct GroupedWgradOf {
   RowGroups groups;

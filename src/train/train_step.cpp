@@ -64,7 +64,8 @@ bool TrainStep::captured() const { return update_->recorded(); }
 void TrainStep::load(const Batch& batch) {
   // One thread fills the pinned memory: ATen would wake all of them for half a megabyte, 8 ms on a GPU box.
   const auto copy = [&](const auto& values, const at::Tensor& target) {
-    const at::Tensor host = at::empty(target.sizes(), at::TensorOptions().dtype(at::kLong).pinned_memory(device_.is_cuda()));
+    const at::Tensor host =
+        at::empty(target.sizes(), at::TensorOptions().dtype(at::kLong).pinned_memory(device_.is_cuda()));
     std::copy(values.begin(), values.end(), host.data_ptr<std::int64_t>());
     at::Tensor(target).copy_(host, /*non_blocking=*/true);
   };

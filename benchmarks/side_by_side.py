@@ -20,6 +20,7 @@ all steps route as the checkpoint does; before, each tells loss and load of the 
 of its last.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -162,7 +163,7 @@ def medians(runs):
     return {key: statistics.median(run[key] for run in runs) for key, *_ in COLUMNS}
 
 
-def print_report(runs, middle, configs):
+def print_report(runs, middle, configs, compiled_before):
     """runs: {config: {"ours": [figures a round], "peer": […]}}, middle the medians of the rounds."""
     print("\nmedians; ms fwd+bwd is of one micro-batch")
     print_row("config", "", *(title for _, title, *_ in COLUMNS))
@@ -171,7 +172,7 @@ def print_report(runs, middle, configs):
         print_figures(name, "ours", ours)
         print_figures("", "peer", peer)
         print_row("", "ratio", *(f"{ours[key] / peer[key]:.3f}" if peer[key] else "–" for key, *_ in COLUMNS))
-    for name, both in runs.items():
+    for name, both in () if compiled_before else runs.items():
         print(f"{name}: start-up in round 1, in which the peer compiles: ours {both['ours'][0]['start_s']:.1f} s, "
               f"peer {both['peer'][0]['start_s']:.1f} s")
     size = lambda name: [configs[name]["model"][key] for key in ("n_layer", "n_embd", "seq_len")]
@@ -193,6 +194,14 @@ def prepare_text(file, config, options, folder):
                "--train.batch_tokens", config["model"]["seq_len"], "--train.eval_tokens", 1)
 
 
+def compile_peers(configs, options, folder):
+    """So many at a time as --compile-together says; the rounds then find what was compiled."""
+    brief = argparse.Namespace(**vars(options) | {"peer_steps": 1})
+    with concurrent.futures.ThreadPoolExecutor(options.compile_together) as pool:
+        list(pool.map(lambda config: run_peer(config, micro_batch_of(config, options), brief, inductor_cache(folder)),
+                      configs.values()))
+
+
 def compare_training(options):
     read = {file.stem: (file, config) for file, config in map(read_config, options.config or ["moe_8x2"])}
     configs = {name: config for name, (_, config) in read.items()}
@@ -202,6 +211,8 @@ def compare_training(options):
     train = options.bin / "train"
     with tempfile.TemporaryDirectory() as folder:
         prepare_text(*next(iter(read.values())), options, folder)
+        if options.compile_together:
+            compile_peers(configs, options, folder)
         print_row("round", "", *(title for _, title, *_ in COLUMNS))
         for turn in range(options.rounds):
             for name, (file, config) in read.items():
@@ -217,7 +228,7 @@ def report(runs, configs, options):
     peer = next(iter(runs.values()))["peer"][0]
     print(f"\n{peer['gpu']}, peer: torch {peer['torch']}, {options.rounds} rounds")
     middle = {name: {who: medians(rounds) for who, rounds in both.items()} for name, both in runs.items()}
-    print_report(runs, middle, configs)
+    print_report(runs, middle, configs, options.compile_together > 0)
     return {"gpu": peer["gpu"], "torch": peer["torch"], "medians": middle, "runs": runs}
 
 
@@ -338,6 +349,8 @@ def main():
     parser.add_argument("--micro-batch", type=int, help="sequences; default: 65536 tokens at width 768, else 32768")
     parser.add_argument("--checkpoint", metavar="RUN", help="start both from this run's last checkpoint, on real text")
     parser.add_argument("--imbalance", type=float, metavar="SIGMA", help="ours alone, experts' shares unequal against equal")
+    parser.add_argument("--compile-together", type=int, default=0, metavar="N",
+                        help="first compile the peers of N configs at a time; together they need 37 GiB each at d12")
     parser.add_argument("--ours", default="", metavar="OPTIONS", help="more options of ours, as one word")
     parser.add_argument("--peer", default="", metavar="OPTIONS", help="more options of the peer, as one word")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "bin", help="folder of the built programs")

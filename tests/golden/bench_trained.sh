@@ -33,3 +33,24 @@ grep -q 'no counterpart of model.logit_softcap' output || fail "nothing says wha
 "${side[@]}" --checkpoint nothing >output 2>&1 && fail "no checkpoint was taken" output
 grep -q 'there is no checkpoint' output || fail "nothing says that there is no checkpoint" output
 passed "--checkpoint: what the peer cannot be compared with is named"
+
+for kind in moe dense; do   # with what the peer has, too
+  "$python" - "$here/../configs/tiny_$kind.json" small_$kind.json <<'SMALL'
+import json, sys
+config = json.load(open(sys.argv[1]))
+small = {group: config[group] for group in ("model", "moe", "router") if group in config}
+small["train"] = {key: config["train"][key] for key in ("batch_tokens", "micro_batch")}
+json.dump(small, open(sys.argv[2], "w"))
+SMALL
+done
+"${side[@]}" --ours "--device cpu --precision.mode fp32" --peer "$cpu" --compile-together 2 --json result.json \
+  small_moe.json small_dense.json >output 2>&1 || fail "two configs ended with code $?" output
+"$python" - <<'CHECK' || fail "two configs give not what they should" output
+import json
+for name, runs in json.load(open("result.json"))["runs"].items():
+    for who in ("ours", "peer"):
+        assert len(runs[who]) == 1 and runs[who][0]["tokens_per_s"] > 0, (name, runs)
+CHECK
+grep -q 'tokens/s of our small_moe: .* of the peer.s small_dense' output || fail "the two are not compared with each other" output
+grep -q 'start-up in round 1' output && fail "a start-up counts no compilation, and is given as if it did" output
+passed "two configs: peers started together, each beside ours, ours beside the other's peer"

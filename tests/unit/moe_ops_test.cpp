@@ -185,7 +185,8 @@ const std::vector<ExpertCase> kExperts = {
     {"all on one expert", 64, 16, 24, 8, 1, ActivationKind::kRelu2, Skew::kSingle},
     {"half the experts empty", 96, 16, 24, 16, 2, ActivationKind::kGeglu, Skew::kHalfEmpty},
     {"one expert", 31, 16, 24, 1, 1, ActivationKind::kRelu2, Skew::kRandom},
-    // More hidden units than those for which weight gradients on Hopper gather tokens: of both products, or of up alone.
+    // More hidden units than those for which weight gradients on Hopper gather tokens: of both products, or of up
+    // alone.
     {"wide", 150, 24, 520, 4, 2, ActivationKind::kRelu2, Skew::kRandom},
     {"swiglu, wide", 150, 24, 520, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},
     {"swiglu, wide with its gates", 150, 24, 264, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},

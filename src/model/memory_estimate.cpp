@@ -25,11 +25,20 @@ int experts_of_a_token(const Config& config) {
   return averages_experts(config.moe, 0) ? config.moe.n_experts : config.router.top_k;
 }
 
-// Activations that are part of the products (16-bit, on a Hopper GPU, which any GPU is taken for here) leave the rows
-// that they gathered for backward, where experts are wide, and SwiGLU its result beside what it is made of.
-bool in_products(const Config& config) {
+// Activations that are part of the products: 16-bit, on a Hopper GPU, which any GPU is taken for here.
+bool fuses_activation(const Config& config) {
   return (config.model.mlp == "relu2" || config.model.mlp == "swiglu") && config.precision.mode == "bf16" &&
-         config.device != "cpu" && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
+         config.device != "cpu";
+}
+// Of a dense MLP's hidden units: the pre-activation, two when gated, and the activation; relu^2's tells the former.
+std::int64_t dense_hidden(const Config& config) {
+  if (fuses_activation(config) && config.model.mlp == "relu2") return 1;
+  return is_gated(config.model.mlp) ? 3 : 2;
+}
+// Experts' products leave the rows that they gathered for backward, where experts are wide, and SwiGLU its result
+// beside what it is made of.
+bool in_products(const Config& config) {
+  return fuses_activation(config) && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
 }
 bool keeps_rows(const Config& config) {
   const std::int64_t units = (is_gated(config.model.mlp) ? 2 : 1) * std::int64_t{expert_width(config)};
@@ -87,17 +96,18 @@ std::int64_t activation_bytes(const Config& config) {
 }
 
 // What a feed-forward's backward has at once, for one of its rows: the gradient of the activation and of the
-// pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx, and
-// what is made again of what would be kept. With SwiGLU in the products the activation has no gradient of its own. By
-// the experts' turn a flexible FFN has had its own, and let go what it kept.
+// pre-activation; with experts also the rows of dy, the weighted activation, and the gathered x or the rows of dx (of
+// narrow experts in the products the rows of dx alone), and what is made again of what would be kept. With SwiGLU in
+// the products the activation has no gradient of its own. By the experts' turn a flexible FFN has had its own, and let
+// go what it kept.
 std::int64_t feed_forward_workspace(const Config& config, int layer) {
   const std::int64_t inputs = is_gated(config.model.mlp) ? 2 : 1, width = config.model.n_embd;
-  const std::int64_t dense = (inputs + 1) * ffn_width(config.model);
+  const std::int64_t dense = dense_hidden(config) * ffn_width(config.model);
   if (!is_moe_layer(config, layer)) return dense;
   const bool activated = keeps_activation(config);
   const std::int64_t again = config.train.recompute == "moe" ? inputs + activated : 0;
   const std::int64_t hidden = inputs + (activated ? 0 : 2) + again;
-  const std::int64_t rows = again > 0 && in_products(config) ? 3 : 2;
+  const std::int64_t rows = keeps_rows(config) ? (again > 0 ? 3 : 2) : in_products(config) ? 1 : 2;
   const std::int64_t experts = experts_of_a_token(config) * (hidden * expert_width(config) + rows * width);
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
@@ -128,7 +138,7 @@ std::int64_t workspace_bytes(const Config& config) {
 // attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head; the value embedding and
 //               its gate where the layer has them; with weights on the norms of q and k also what they multiply
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
-// dense mlp     the pre-activation (two when gated) and the activation
+// dense mlp     the pre-activation (two when gated) and the activation, or the latter alone (relu^2 in the products)
 // MoE           of the top_k rows the pre-activation, or the activation where it tells the other, or both (SwiGLU in
 //               the products), and the gathered x where products leave it, instead of the norm n; nothing with
 //               train.recompute = moe. The experts' output is never kept. Router: fp32 logits of every expert; expert,
@@ -148,14 +158,14 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   elements += ((model.block == "parallel" ? 1 : 2) + norms) * width + norms * words;
   if (model.inl.enabled) elements += (1 + words) * width;
   if (model.inl.enabled && model.inl.mode == "adaptive") elements += model.inl.controller_hidden * words;
-  if (!is_moe_layer(config, layer)) return elements + (inputs + 1) * ffn_width(model);
-  if (config.moe.flexible_ffn) elements += (inputs + 1) * ffn_width(model) + 2 * width;
+  if (!is_moe_layer(config, layer)) return elements + dense_hidden(config) * ffn_width(model);
+  if (config.moe.flexible_ffn) elements += dense_hidden(config) * ffn_width(model) + 2 * width;
   if (config.train.recompute != "moe") {
     const int rows = experts_of_a_token(config);
     elements += rows * (inputs + keeps_activation(config)) * expert_width(config);
     if (keeps_rows(config)) elements += (rows - 1) * width;
   }
-  elements += (inputs + 1) * shared_width(config);
+  elements += dense_hidden(config) * shared_width(config);
   elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;
   if (const int semantic = semantic_width(config)) elements += (2 * semantic + router_columns(config.moe)) * words;
   return elements;

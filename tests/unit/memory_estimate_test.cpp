@@ -97,19 +97,25 @@ TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
 
 #ifdef SWITCHYARD_WITH_MOE
 // Dropout comes between the products, which then leave the activation to be made again, and the rows of x.
-TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndItsRows) {
-  const Overrides base = {{"device", "cuda"},         {"model.mlp", "swiglu"}, {"moe.use_moe", "true"},
-                          {"router.top_k", "2"},      {"moe.d_expert", "128"}, {"model.n_layer", "3"},
-                          {"train.micro_batch", "4"}, {"model.seq_len", "256"}};
-  const auto kept = [&](const char* key, const char* value) {
-    Overrides overrides = base;
-    overrides.emplace_back(key, value);
-    return estimate_memory(parse_config("{}", "", overrides).config, 1).activations;
-  };
-  const std::int64_t tokens = 4 * 256, rows = 2 * tokens, bytes = rows * 128 * 2 * 3;
-  const std::int64_t rows_of_x = (rows - tokens) * parse_config("{}", "", base).config.model.n_embd * 2 * 3;
-  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("moe.expert_hidden_dropout", "0.1"), bytes + rows_of_x);
-  EXPECT_EQ(kept("moe.expert_hidden_dropout", "0") - kept("train.recompute", "moe"), 3 * bytes + rows_of_x);
+// Rows in expert order too, with experts of which a weight gradient does not gather them again.
+TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndWideOnesTheirRows) {
+  for (const int hidden : {128, 256, 264, 512}) {
+    const Overrides base = {{"device", "cuda"},         {"model.mlp", "swiglu"},
+                            {"moe.use_moe", "true"},    {"router.top_k", "2"},
+                            {"model.n_layer", "3"},     {"moe.d_expert", std::to_string(hidden)},
+                            {"train.micro_batch", "4"}, {"model.seq_len", "256"}};
+    const auto kept = [&](const char* key, const char* value) {
+      Overrides overrides = base;
+      overrides.emplace_back(key, value);
+      return estimate_memory(parse_config("{}", "", overrides).config, 1).activations;
+    };
+    const std::int64_t tokens = 4 * 256, rows = 2 * tokens, bytes = rows * hidden * 2 * 3;
+    const std::int64_t width = parse_config("{}", "", base).config.model.n_embd;
+    const std::int64_t rows_of_x = hidden > 256 ? (rows - tokens) * width * 2 * 3 : 0;
+    const std::int64_t all = kept("moe.expert_hidden_dropout", "0");
+    EXPECT_EQ(all - kept("moe.expert_hidden_dropout", "0.1"), bytes + rows_of_x) << hidden;
+    EXPECT_EQ(all - kept("train.recompute", "moe"), 3 * bytes + rows_of_x) << hidden;
+  }
 }
 #endif
 
@@ -119,7 +125,8 @@ TEST(MemoryEstimateTest, IsNearWhatAGpuReserved) {
     const char* config;
     double gib;
   };
-  for (const Measured& m : std::vector<Measured>{{"moe_8x2", 28.7}, {"dense_d12", 29.6}}) {
+  for (const Measured& m :
+       std::vector<Measured>{{"moe_8x2", 27.7}, {"moe_32x4", 34.4}, {"moe_64x8", 30.1}, {"dense_d12", 23.3}}) {
     const Config config =
         load_config(m.config, {{"device", "cuda"}, {"train.micro_batch", "64"}}, SWITCHYARD_SOURCE_DIR).config;
     const double gib = static_cast<double>(estimate_memory(config, 1).total()) / static_cast<double>(1 << 30);

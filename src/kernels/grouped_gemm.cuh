@@ -1,7 +1,7 @@
 // The product kernel behind kernels/grouped_gemm.h. One block a multiprocessor works through tiles of 128 rows by 128,
 // 192 or 256 columns: a producer warpgroup fills a ring of stages, 64 deep in K, two consumer warpgroups multiply 64
 // rows each out of them and finish the tile through shared memory. In a cluster of two blocks, which take neighbouring
-// row tiles, each loads half of the matrix tile for both.
+// row tiles, each loads half of the matrix tile for both (or the other way round: Kind::kSharesRows).
 #pragma once
 
 #include "kernels/grouped_epilogue.cuh"

@@ -72,6 +72,7 @@ void portable_dgrad(const GroupedDgradOf<T>& a, Stream stream) {
 
 template <class T>
 void portable_wgrad(const GroupedWgradOf<T>& a, Stream stream) {
+  SWITCHYARD_ASSERT(!a.a_index && !a.b_index, "portable weight gradients take rows in expert order");
   Problem<T> p = problem_of<T>(a.groups);
   p.left = a.a, p.rows = a.rows;
   p.right = a.b, p.columns = a.columns;

@@ -1,6 +1,7 @@
 // kernels/portable_gemm.h: the products of kernels/grouped_gemm.h for every GPU from capability 8.0 on: bf16 on the
 // tensor cores with fp32 sums, fp32 outside them in fp32 throughout. Same descriptions and promises; the tables'
-// scheduler is neither used nor needed. Of the activations relu^2 alone, and no `gathered`.
+// scheduler is neither used nor needed. Of the activations relu^2 alone, no `gathered`, no weight gradient that
+// gathers.
 #pragma once
 
 #include "kernels/grouped_gemm.h"

@@ -30,10 +30,10 @@ constexpr double kRow = 2.0 * kT * kD;  // bytes of one [T, D] in bf16
 
 void time_norm_and_rope(Clock& clock) {
   const std::size_t size = static_cast<std::size_t>(kT) * kD;
-  const Filled<bf16> x(size), delta(size), x0(size), d_normed(size), qkv(3 * size);
+  const Filled<bf16> x(size), delta(size), x0(size), d_normed(size), qkv(3 * size), d_qkv(3 * size);
   const Filled<float> gain(kD), scalars(2), sums(2 + kD), table(kS * kC / 2);
   Filled<bf16> residual(size);
-  Buffer<bf16> normed(size), q(size), k(size), v(size), d_qkv(3 * size), gate(static_cast<std::size_t>(kT) * kH);
+  Buffer<bf16> normed(size), q(size), gate(static_cast<std::size_t>(kT) * kH);
   Filled<float> inverse(kT);
   Buffer<float> scratch(kernels::add_norm_scratch(kT, kD));
   kernels::AddNorm<bf16> a{x.get(),        delta.get(),  nullptr,       nullptr, nullptr, nullptr,
@@ -54,17 +54,20 @@ void time_norm_and_rope(Clock& clock) {
   b.add_d_x0 = true;
   clock.time("add_norm_backward, adding to d_x0", 7 * kRow, [&](Stream s) { kernels::add_norm_backward(b, s); });
 
-  kernels::QkvRope<bf16> r{qkv.get(), nullptr, nullptr, table.get(), table.get(), q.get(), k.get(), v.get(),
-                           kT,        kS,      kH,      kH,          kC,          true,    1e-6f};
-  clock.time("qkv_rope", 6 * kRow, [&](Stream s) { kernels::qkv_rope(r, s); });
-  r.value = x.get(), r.gate = x0.get();
-  clock.time("qkv_rope with value embeddings", 7 * kRow, [&](Stream s) { kernels::qkv_rope(r, s); });
-  kernels::QkvRopeBackward<bf16> g{qkv.get(),   nullptr,  nullptr,     table.get(), table.get(), x.get(),
-                                   delta.get(), x0.get(), d_qkv.get(), nullptr,     nullptr,     kT,
-                                   kS,          kH,       kH,          kC,          true,        1e-6f};
-  clock.time("qkv_rope_backward", 8 * kRow, [&](Stream s) { kernels::qkv_rope_backward(g, s); });
-  g.value = x.get(), g.gate = x0.get(), g.d_value = q.get(), g.d_gate = gate.get();
-  clock.time("qkv_rope_backward with value embeddings", 10 * kRow, [&](Stream s) { kernels::qkv_rope_backward(g, s); });
+  const kernels::QkvHeads heads{kT, kS, kH, kH, kC};
+  Buffer<float> norms(static_cast<std::size_t>(kT) * 2 * kH);
+  clock.time("qkv_rope", 4 * kRow, [&](Stream s) {
+    kernels::qkv_rope<bf16>({heads, d_qkv.get(), norms.get(), table.get(), table.get(), 1e-6f}, s);
+  });
+  clock.time("qkv_rope_backward", 6 * kRow, [&](Stream s) {
+    kernels::qkv_rope_backward<bf16>({heads, qkv.get(), norms.get(), table.get(), table.get(), d_qkv.get()}, s);
+  });
+  clock.time("value_embeddings", 3 * kRow, [&](Stream s) {
+    kernels::value_embeddings<bf16>({heads, d_qkv.get(), x.get(), x0.get()}, s);
+  });
+  clock.time("value_embeddings_backward", 3 * kRow, [&](Stream s) {
+    kernels::value_embeddings_backward<bf16>({heads, qkv.get(), x.get(), x0.get(), q.get(), gate.get()}, s);
+  });
 }
 
 void time_activation(Clock& clock) {

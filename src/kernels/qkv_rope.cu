@@ -98,137 +98,150 @@ __device__ __forceinline__ float open_gate(const T& logit) {
   return 2.0f / (1.0f + expf(-to_float(logit)));
 }
 
-// Head h of the H query heads and KV key heads, in their two tensors.
-template <class T>
-__device__ __forceinline__ T* head_of(T* q, T* k, std::int64_t token, int h, int heads, int kv_heads, int head_dim) {
-  return h < heads ? q + (token * heads + h) * head_dim : k + (token * kv_heads + h - heads) * head_dim;
-}
-
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2) qkv_rope_kernel(QkvRope<T> a) {
-  const Place<kLanes> at(a.head_dim);
-  if (at.token >= a.tokens) return;
-  const int half = a.head_dim / 2, rotated = a.heads + a.kv_heads;
-  const T* row = a.qkv + at.token * (rotated + a.kv_heads) * a.head_dim + at.channel;
-  const Rotation rotation(a.cos, a.sin, at.token, a.seq_len, half, at.channel, at.there);
+  const QkvHeads& size = a.size;
+  const Place<kLanes> at(size.head_dim);
+  if (at.token >= size.tokens) return;
+  const int half = size.head_dim / 2, rotated = size.rotated();
+  T* row = a.qkv + at.token * size.width() + at.channel;
+  const Rotation rotation(a.cos, a.sin, at.token, size.seq_len, half, at.channel, at.there);
 
   for (int base = 0; base < rotated; base += kHeadBatch * at.kHeads) {
     Halves<T> in[kHeadBatch];
 #pragma unroll
     for (int i = 0; i < kHeadBatch; ++i) {
       const int h = base + i * at.kHeads + at.slot;
-      in[i].load(at.there && h < rotated, row + h * a.head_dim, half);
+      in[i].load(at.there && h < rotated, row + h * size.head_dim, half);
     }
 #pragma unroll
     for (int i = 0; i < kHeadBatch; ++i) {
       const int h = base + i * at.kHeads + at.slot;
+      const bool there = at.there && h < rotated;
       float low[kPack], high[kPack];
       in[i].to_floats(low, high);
-      if (a.norm) {
+      if (a.inverse_rms) {
         const float squares = head_dot<kLanes>(low, high, low, high);
-        scale_halves(low, high, rsqrtf(squares / static_cast<float>(a.head_dim) + a.eps));
+        const float inverse = rsqrtf(squares / static_cast<float>(size.head_dim) + a.eps);
+        scale_halves(low, high, inverse);
+        if (there && at.channel == 0) a.inverse_rms[at.token * rotated + h] = inverse;
       }
       rotation.turn(low, high);
-      if (!at.there || h >= rotated) continue;
-      store_halves(head_of(a.q, a.k, at.token, h, a.heads, a.kv_heads, a.head_dim) + at.channel, half, low, high);
-    }
-  }
-
-  for (int base = 0; a.v && base < a.kv_heads; base += kPairBatch * at.kHeads) {
-    Halves<T> in[kPairBatch], value[kPairBatch];
-    float gate[kPairBatch];
-#pragma unroll
-    for (int i = 0; i < kPairBatch; ++i) {
-      const int j = base + i * at.kHeads + at.slot;
-      const bool there = at.there && j < a.kv_heads;
-      const std::int64_t head = at.token * a.kv_heads + j;
-      in[i].load(there, row + (rotated + j) * a.head_dim, half);
-      value[i].load(there && a.value, a.value + head * a.head_dim + at.channel, half);
-      gate[i] = there && a.value ? open_gate(a.gate[head]) : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kPairBatch; ++i) {
-      const int j = base + i * at.kHeads + at.slot;
-      if (!at.there || j >= a.kv_heads) continue;
-      float low[kPack], high[kPack], value_low[kPack], value_high[kPack];
-      in[i].to_floats(low, high);
-      value[i].to_floats(value_low, value_high);
-#pragma unroll
-      for (int c = 0; c < kPack; ++c) {
-        low[c] = fmaf(gate[i], value_low[c], low[c]);
-        high[c] = fmaf(gate[i], value_high[c], high[c]);
-      }
-      store_halves(a.v + (at.token * a.kv_heads + j) * a.head_dim + at.channel, half, low, high);
+      if (there) store_halves(row + h * size.head_dim, half, low, high);
     }
   }
 }
 
+// With y the result, of norm 1 / inverse before: d_in = inverse R' (d_y - y <d_y, y> / C).
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, 2) qkv_rope_backward_kernel(QkvRopeBackward<T> a) {
-  const Place<kLanes> at(a.head_dim);
-  if (at.token >= a.tokens) return;
-  const int half = a.head_dim / 2, rotated = a.heads + a.kv_heads;
-  const std::int64_t row = at.token * (rotated + a.kv_heads) * a.head_dim + at.channel;
-  const Rotation rotation(a.cos, a.sin, at.token, a.seq_len, half, at.channel, at.there);
+  const QkvHeads& size = a.size;
+  const Place<kLanes> at(size.head_dim);
+  if (at.token >= size.tokens) return;
+  const int half = size.head_dim / 2, rotated = size.rotated();
+  const std::int64_t row = at.token * size.width() + at.channel;
+  const Rotation rotation(a.cos, a.sin, at.token, size.seq_len, half, at.channel, at.there);
 
   for (int base = 0; base < rotated; base += kPairBatch * at.kHeads) {
-    Halves<T> in[kPairBatch], d_out[kPairBatch];
+    Halves<T> out[kPairBatch], d_out[kPairBatch];
+    float inverse[kPairBatch];
 #pragma unroll
     for (int i = 0; i < kPairBatch; ++i) {
       const int h = base + i * at.kHeads + at.slot;
       const bool there = at.there && h < rotated;
-      in[i].load(there && a.norm, a.qkv + row + h * a.head_dim, half);
-      d_out[i].load(there, head_of(a.d_q, a.d_k, at.token, h, a.heads, a.kv_heads, a.head_dim) + at.channel, half);
+      out[i].load(there && a.inverse_rms, a.qkv + row + h * size.head_dim, half);
+      d_out[i].load(there, a.d_qkv + row + h * size.head_dim, half);
+      inverse[i] = there && a.inverse_rms ? a.inverse_rms[at.token * rotated + h] : 1.0f;
     }
 #pragma unroll
     for (int i = 0; i < kPairBatch; ++i) {
       const int h = base + i * at.kHeads + at.slot;
       float d_low[kPack], d_high[kPack];
       d_out[i].to_floats(d_low, d_high);
-      rotation.turn_back(d_low, d_high);
-      if (a.norm) {
+      if (a.inverse_rms) {
         float low[kPack], high[kPack];
-        in[i].to_floats(low, high);
-        const float inverse = rsqrtf(head_dot<kLanes>(low, high, low, high) / static_cast<float>(a.head_dim) + a.eps);
-        scale_halves(low, high, inverse);
-        const float along = head_dot<kLanes>(low, high, d_low, d_high) / static_cast<float>(a.head_dim);
+        out[i].to_floats(low, high);
+        const float along = head_dot<kLanes>(low, high, d_low, d_high) / static_cast<float>(size.head_dim);
 #pragma unroll
         for (int c = 0; c < kPack; ++c) {
-          d_low[c] = inverse * fmaf(-along, low[c], d_low[c]);
-          d_high[c] = inverse * fmaf(-along, high[c], d_high[c]);
+          d_low[c] = inverse[i] * fmaf(-along, low[c], d_low[c]);
+          d_high[c] = inverse[i] * fmaf(-along, high[c], d_high[c]);
         }
       }
-      if (at.there && h < rotated) store_halves(a.d_qkv + row + h * a.head_dim, half, d_low, d_high);
+      rotation.turn_back(d_low, d_high);
+      if (at.there && h < rotated) store_halves(a.d_qkv + row + h * size.head_dim, half, d_low, d_high);
     }
   }
+}
 
-  for (int base = 0; base < a.kv_heads; base += kPairBatch * at.kHeads) {
-    Halves<T> d_out[kPairBatch], value[kPairBatch];
-    float gate[kPairBatch];
+// What both directions read of a batch of value heads.
+template <class T, int kLanes>
+struct ValueHeads {
+  Halves<T> in[kPairBatch], value[kPairBatch];
+  float gate[kPairBatch];
+
+  // From head `base` on; row: the token's first value, or its gradient, at this lane's channels.
+  __device__ __forceinline__ void load(const Place<kLanes>& at, const QkvHeads& size, int base, const T* row,
+                                       const T* values, const T* gates) {
 #pragma unroll
     for (int i = 0; i < kPairBatch; ++i) {
       const int j = base + i * at.kHeads + at.slot;
-      const bool there = at.there && j < a.kv_heads;
-      const std::int64_t head = at.token * a.kv_heads + j;
-      d_out[i].load(there, a.d_v + head * a.head_dim + at.channel, half);
-      value[i].load(there && a.value, a.value + head * a.head_dim + at.channel, half);
-      gate[i] = there && a.value ? open_gate(a.gate[head]) : 0.0f;
+      const bool there = at.there && j < size.kv_heads;
+      const std::int64_t head = at.token * size.kv_heads + j;
+      in[i].load(there, row + j * size.head_dim, size.head_dim / 2);
+      value[i].load(there, values + head * size.head_dim + at.channel, size.head_dim / 2);
+      gate[i] = there ? open_gate(gates[head]) : 0.0f;
     }
+  }
+};
+
+template <class T, int kLanes>
+__global__ void __launch_bounds__(kThreads, 2) value_embeddings_kernel(ValueEmbeddings<T> a) {
+  const QkvHeads& size = a.size;
+  const Place<kLanes> at(size.head_dim);
+  if (at.token >= size.tokens) return;
+  T* row = a.qkv + at.token * size.width() + size.rotated() * size.head_dim + at.channel;
+  for (int base = 0; base < size.kv_heads; base += kPairBatch * at.kHeads) {
+    ValueHeads<T, kLanes> heads;
+    heads.load(at, size, base, row, a.value, a.gate);
 #pragma unroll
     for (int i = 0; i < kPairBatch; ++i) {
       const int j = base + i * at.kHeads + at.slot;
-      const bool there = at.there && j < a.kv_heads;
+      if (!at.there || j >= size.kv_heads) continue;
       float low[kPack], high[kPack], value_low[kPack], value_high[kPack];
-      d_out[i].to_floats(low, high);
-      if (there) store_halves(a.d_qkv + row + (rotated + j) * a.head_dim, half, low, high);
-      if (!a.value) continue;
-      value[i].to_floats(value_low, value_high);
-      const float dot = head_dot<kLanes>(low, high, value_low, value_high);
-      if (!there) continue;
-      const std::int64_t head = at.token * a.kv_heads + j;
-      scale_halves(low, high, gate[i]);
-      store_halves(a.d_value + head * a.head_dim + at.channel, half, low, high);
-      if (at.channel == 0) from_float(gate[i] * (1.0f - 0.5f * gate[i]) * dot, a.d_gate[head]);
+      heads.in[i].to_floats(low, high);
+      heads.value[i].to_floats(value_low, value_high);
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) {
+        low[c] = fmaf(heads.gate[i], value_low[c], low[c]);
+        high[c] = fmaf(heads.gate[i], value_high[c], high[c]);
+      }
+      store_halves(row + j * size.head_dim, size.head_dim / 2, low, high);
+    }
+  }
+}
+
+template <class T, int kLanes>
+__global__ void __launch_bounds__(kThreads, 2) value_embeddings_backward_kernel(ValueEmbeddingsBackward<T> a) {
+  const QkvHeads& size = a.size;
+  const Place<kLanes> at(size.head_dim);
+  if (at.token >= size.tokens) return;
+  const T* row = a.d_qkv + at.token * size.width() + size.rotated() * size.head_dim + at.channel;
+  for (int base = 0; base < size.kv_heads; base += kPairBatch * at.kHeads) {
+    ValueHeads<T, kLanes> heads;
+    heads.load(at, size, base, row, a.value, a.gate);
+#pragma unroll
+    for (int i = 0; i < kPairBatch; ++i) {
+      const int j = base + i * at.kHeads + at.slot;
+      float low[kPack], high[kPack], value_low[kPack], value_high[kPack];
+      heads.in[i].to_floats(low, high);
+      heads.value[i].to_floats(value_low, value_high);
+      const float dot = head_dot<kLanes>(low, high, value_low, value_high), gate = heads.gate[i];
+      if (!at.there || j >= size.kv_heads) continue;
+      const std::int64_t head = at.token * size.kv_heads + j;
+      scale_halves(low, high, gate);
+      store_halves(a.d_value + head * size.head_dim + at.channel, size.head_dim / 2, low, high);
+      if (at.channel == 0) from_float(gate * (1.0f - 0.5f * gate) * dot, a.d_gate[head]);
     }
   }
 }
@@ -245,30 +258,47 @@ void with_lanes(int head_dim, Run run) {
   run(std::integral_constant<int, 16>());
 }
 
+// launch(blocks, lanes a head): one warp a token.
+template <class Launch>
+void for_tokens(const QkvHeads& size, Launch launch) {
+  if (size.tokens == 0) return;
+  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(size.tokens, kTokens));
+  with_lanes(size.head_dim, [&](auto lanes) { launch(blocks, lanes); });
+  SWITCHYARD_CUDA_LAUNCHED();
+}
+
 }  // namespace
 
 template <class T>
 void qkv_rope(const QkvRope<T>& a, Stream stream) {
-  if (a.tokens == 0) return;
-  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kTokens));
-  with_lanes(a.head_dim,
-             [&](auto lanes) { qkv_rope_kernel<T, decltype(lanes)::value><<<blocks, kThreads, 0, stream>>>(a); });
-  SWITCHYARD_CUDA_LAUNCHED();
+  for_tokens(a.size,
+             [&](auto blocks, auto lanes) { qkv_rope_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a); });
 }
-
 template <class T>
 void qkv_rope_backward(const QkvRopeBackward<T>& a, Stream stream) {
-  if (a.tokens == 0) return;
-  const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kTokens));
-  with_lanes(a.head_dim, [&](auto lanes) {
-    qkv_rope_backward_kernel<T, decltype(lanes)::value><<<blocks, kThreads, 0, stream>>>(a);
+  for_tokens(a.size, [&](auto blocks, auto lanes) {
+    qkv_rope_backward_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a);
   });
-  SWITCHYARD_CUDA_LAUNCHED();
+}
+template <class T>
+void value_embeddings(const ValueEmbeddings<T>& a, Stream stream) {
+  for_tokens(a.size,
+             [&](auto blocks, auto lanes) { value_embeddings_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a); });
+}
+template <class T>
+void value_embeddings_backward(const ValueEmbeddingsBackward<T>& a, Stream stream) {
+  for_tokens(a.size, [&](auto blocks, auto lanes) {
+    value_embeddings_backward_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a);
+  });
 }
 
 template void qkv_rope(const QkvRope<bf16>&, Stream);
 template void qkv_rope(const QkvRope<float>&, Stream);
 template void qkv_rope_backward(const QkvRopeBackward<bf16>&, Stream);
 template void qkv_rope_backward(const QkvRopeBackward<float>&, Stream);
+template void value_embeddings(const ValueEmbeddings<bf16>&, Stream);
+template void value_embeddings(const ValueEmbeddings<float>&, Stream);
+template void value_embeddings_backward(const ValueEmbeddingsBackward<bf16>&, Stream);
+template void value_embeddings_backward(const ValueEmbeddingsBackward<float>&, Stream);
 
 }  // namespace switchyard::kernels

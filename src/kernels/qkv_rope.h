@@ -1,58 +1,76 @@
-// kernels/qkv_rope.h: from one joint projection to q, k, v as attention reads them, in one pass.
+// kernels/qkv_rope.h: the joint projection becomes q, k, v as attention reads them, in place.
 #pragma once
 
+#include "base/philox.h"  // SWITCHYARD_HOST_DEVICE
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
 
-// Row t of qkv holds H query heads, then KV key heads, then KV value heads, each of C channels.
-//   q, k:  optional RMSNorm over the C channels (no weight), then half-split RoPE at position t mod S:
-//          out[c] = in[c] cos + in[c + C/2] sin,  out[c + C/2] = in[c + C/2] cos - in[c] sin   for c < C/2
-//   v:     v + 2 sigmoid(gate[t, j]) * value[t, j, :] for kv head j, where value is given
+// Row t of qkv [T, (H + 2 KV) C] holds H query heads, then KV key heads, then KV value heads, each of C channels.
+struct QkvHeads {
+  std::int64_t tokens;
+  int seq_len, heads, kv_heads, head_dim;  // S, H, KV; C: even, on CUDA a multiple of 16, at most 256
+
+  SWITCHYARD_HOST_DEVICE int rotated() const { return heads + kv_heads; }
+  SWITCHYARD_HOST_DEVICE int width() const { return (heads + 2 * kv_heads) * head_dim; }
+};
+
+// Queries and keys: optional RMSNorm over the C channels (no weight), then half-split RoPE at position t mod S:
+//   out[c] = in[c] cos + in[c + C/2] sin,  out[c + C/2] = in[c + C/2] cos - in[c] sin   for c < C/2
 // The sign of the rotation is nanochat's (a rotation by -angle); scores depend on position differences either way.
 template <class T>
 struct QkvRope {
-  const T* qkv;      // [T, (H + 2 KV) C]
-  const T* value;    // [T, KV C] value embeddings of the tokens, or null
-  const T* gate;     // [T, KV] gate logits, or null with value
-  const float* cos;  // [S, C/2]
-  const float* sin;  // [S, C/2]
-  T* q;              // [T, H, C]
-  T* k;              // [T, KV, C]
-  T* v;              // [T, KV, C], or on CUDA null without value: the values stay where they are
-  std::int64_t tokens;
-  int seq_len, heads, kv_heads, head_dim;  // C: a multiple of 16, at most 256 on CUDA
-  bool norm;
+  QkvHeads size;
+  T* qkv;
+  float* inverse_rms;  // [T, H + KV]  1 / rms, for backward; null: no norm
+  const float* cos;    // [S, C/2]
+  const float* sin;    // [S, C/2]
   float eps;
 };
-
-// Reads qkv again and recomputes the norms.
+// From the result: the rotation is orthogonal, and the norm's gradient needs what it returned alone.
 template <class T>
 struct QkvRopeBackward {
-  const T* qkv;
-  const T* value;
-  const T* gate;
+  QkvHeads size;
+  const T* qkv;  // forward's result; read only with a norm
+  const float* inverse_rms;
   const float* cos;
   const float* sin;
-  const T* d_q;  // [T, H, C]
-  const T* d_k;  // [T, KV, C]
-  const T* d_v;  // [T, KV, C]
-  T* d_qkv;      // [T, (H + 2 KV) C]
-  T* d_value;    // [T, KV C], or null with value
-  T* d_gate;     // [T, KV], or null with value
-  std::int64_t tokens;
-  int seq_len, heads, kv_heads, head_dim;
-  bool norm;
-  float eps;
+  T* d_qkv;  // of the rotated heads; becomes the projection's. Values are not touched
+};
+
+// Values: v + 2 sigmoid(gate[t, j]) * value[t, j, :] for kv head j.
+template <class T>
+struct ValueEmbeddings {
+  QkvHeads size;
+  T* qkv;
+  const T* value;  // [T, KV C] value embeddings of the tokens
+  const T* gate;   // [T, KV] gate logits
+};
+template <class T>
+struct ValueEmbeddingsBackward {
+  QkvHeads size;
+  const T* d_qkv;
+  const T* value;
+  const T* gate;
+  T* d_value;  // [T, KV C]
+  T* d_gate;   // [T, KV]
 };
 
 template <class T>
 void qkv_rope(const QkvRope<T>&, Stream);  // bf16, float
 template <class T>
-void qkv_rope_backward(const QkvRopeBackward<T>&, Stream);  // bf16, float
+void qkv_rope_backward(const QkvRopeBackward<T>&, Stream);
+template <class T>
+void value_embeddings(const ValueEmbeddings<T>&, Stream);
+template <class T>
+void value_embeddings_backward(const ValueEmbeddingsBackward<T>&, Stream);
 template <class T>
 void qkv_rope_cpu(const QkvRope<T>&, Range tokens);  // float, double
 template <class T>
 void qkv_rope_backward_cpu(const QkvRopeBackward<T>&, Range tokens);
+template <class T>
+void value_embeddings_cpu(const ValueEmbeddings<T>&, Range tokens);
+template <class T>
+void value_embeddings_backward_cpu(const ValueEmbeddingsBackward<T>&, Range tokens);
 
 }  // namespace switchyard::kernels

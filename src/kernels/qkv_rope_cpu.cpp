@@ -4,119 +4,109 @@
 namespace switchyard::kernels {
 namespace {
 
-// 1 / rms of a head's channels; 1 where norms are off.
 template <class T>
-SWITCHYARD_INLINE T inverse_rms(const T* in, int channels, bool norm, T eps) {
-  if (!norm) return T(1);
-  const T squares = sum<T>(channels, [&](auto at) { return at(in) * at(in); });
-  return T(1) / std::sqrt(squares / static_cast<T>(channels) + eps);
-}
-
-template <class T>
-SWITCHYARD_INLINE void norm_and_rotate(const T* in, T* out, const float* cos, const float* sin, int channels, bool norm,
-                                       T eps) {
-  const int half = channels / 2;
-  const T inverse = inverse_rms(in, channels, norm, eps);
+SWITCHYARD_INLINE void rotate(T* head, const float* cos, const float* sin, int half, T factor) {
   each<T>(half, [&](auto at) {
-    const auto a = at(in) * at.all(inverse), b = at(in + half) * at.all(inverse);
+    const auto a = at(head) * at.all(factor), b = at(head + half) * at.all(factor);
     const auto c = at(cos), s = at(sin);
-    at.write(out, a * c + b * s);
-    at.write(out + half, b * c - a * s);
+    at.write(head, a * c + b * s);
+    at.write(head + half, b * c - a * s);
   });
 }
 
-// The rotation is orthogonal: its gradient is the rotation back. With y = in / rms, d_in = (d_y - y <d_y, y> / C) /
-// rms.
+// The rotation is orthogonal: its gradient is the rotation back. With y = R in / rms,
+// d_in = R' (d_y - y <d_y, y> / C) / rms.
 template <class T>
-SWITCHYARD_INLINE void norm_and_rotate_backward(const T* in, const T* d_out, T* d_in, const float* cos,
-                                                const float* sin, int channels, bool norm, T eps) {
-  const int half = channels / 2;
-  const T inverse = inverse_rms(in, channels, norm, eps);
-  const auto first = [&](auto at) { return at(d_out) * at(cos) - at(d_out + half) * at(sin); };
-  const auto second = [&](auto at) { return at(d_out) * at(sin) + at(d_out + half) * at(cos); };
-  T share = 0;
-  if (norm) {
-    share = inverse * inverse * inverse / static_cast<T>(channels) *
-            sum<T>(half, [&](auto at) { return first(at) * at(in) + second(at) * at(in + half); });
-  }
+SWITCHYARD_INLINE void rotate_back(const T* out, T* d, const float* cos, const float* sin, int half, bool norm,
+                                   T inverse) {
+  T along = 0;
+  if (norm)
+    along = sum<T>(2 * half, [&](auto at) { return at(d) * at(out); }) / static_cast<T>(2 * half);
   each<T>(half, [&](auto at) {
-    const auto a = first(at) * at.all(inverse) - at(in) * at.all(share);
-    const auto b = second(at) * at.all(inverse) - at(in + half) * at.all(share);
-    at.write(d_in, a);
-    at.write(d_in + half, b);
+    auto a = at(d), b = at(d + half);
+    if (norm) {
+      a = (a - at(out) * at.all(along)) * at.all(inverse);
+      b = (b - at(out + half) * at.all(along)) * at.all(inverse);
+    }
+    const auto c = at(cos), s = at(sin);
+    at.write(d, a * c - b * s);
+    at.write(d + half, a * s + b * c);
   });
 }
 
-// Where the parts of one token's row of qkv begin, and its place in the rotation tables.
-struct Row {
-  std::int64_t q, k, v, table;
-};
-template <class P>
-SWITCHYARD_INLINE Row row_of_token(const P& p, std::int64_t t) {
-  const std::int64_t start = t * (p.heads + 2 * p.kv_heads) * p.head_dim;
-  const std::int64_t k = start + static_cast<std::int64_t>(p.heads) * p.head_dim;
-  return {start, k, k + static_cast<std::int64_t>(p.kv_heads) * p.head_dim, t % p.seq_len * (p.head_dim / 2)};
-}
+std::int64_t table_row(const QkvHeads& size, std::int64_t token) { return token % size.seq_len * (size.head_dim / 2); }
 
 }  // namespace
 
 template <class T>
 void qkv_rope_cpu(const QkvRope<T>& p, Range tokens) {
-  const int channels = p.head_dim;
-  const T eps = static_cast<T>(p.eps);
+  const QkvHeads& size = p.size;
+  const int channels = size.head_dim;
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-    const Row row = row_of_token(p, t);
-    const float *cos = p.cos + row.table, *sin = p.sin + row.table;
-    for (int h = 0; h < p.heads; ++h) {
-      norm_and_rotate(p.qkv + row.q + h * channels, p.q + (t * p.heads + h) * channels, cos, sin, channels, p.norm,
-                      eps);
-    }
-    for (int j = 0; j < p.kv_heads; ++j) {
-      const std::int64_t to = (t * p.kv_heads + j) * channels;
-      norm_and_rotate(p.qkv + row.k + j * channels, p.k + to, cos, sin, channels, p.norm, eps);
-      const T* v = p.qkv + row.v + j * channels;
-      if (p.value) {
-        const T factor = T(2) * fast_sigmoid(p.gate[t * p.kv_heads + j]);
-        each<T>(channels, [&](auto at) { at.write(p.v + to, at(v) + at.all(factor) * at(p.value + to)); });
-      } else {
-        std::memcpy(p.v + to, v, sizeof(T) * static_cast<std::size_t>(channels));
+    const std::int64_t table = table_row(size, t);
+    for (int h = 0; h < size.rotated(); ++h) {
+      T* head = p.qkv + t * size.width() + h * channels;
+      T inverse = 1;
+      if (p.inverse_rms) {
+        const T squares = sum<T>(channels, [&](auto at) { return at(head) * at(head); });
+        inverse = T(1) / std::sqrt(squares / static_cast<T>(channels) + static_cast<T>(p.eps));
+        p.inverse_rms[t * size.rotated() + h] = static_cast<float>(inverse);
       }
+      rotate(head, p.cos + table, p.sin + table, channels / 2, inverse);
     }
   }
 }
 
 template <class T>
 void qkv_rope_backward_cpu(const QkvRopeBackward<T>& p, Range tokens) {
-  const int channels = p.head_dim;
-  const T eps = static_cast<T>(p.eps);
+  const QkvHeads& size = p.size;
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-    const Row row = row_of_token(p, t);
-    const float *cos = p.cos + row.table, *sin = p.sin + row.table;
-    for (int h = 0; h < p.heads; ++h) {
-      const std::int64_t at = row.q + h * channels;
-      norm_and_rotate_backward(p.qkv + at, p.d_q + (t * p.heads + h) * channels, p.d_qkv + at, cos, sin, channels,
-                               p.norm, eps);
-    }
-    for (int j = 0; j < p.kv_heads; ++j) {
-      const std::int64_t from = (t * p.kv_heads + j) * channels, at = row.k + j * channels;
-      norm_and_rotate_backward(p.qkv + at, p.d_k + from, p.d_qkv + at, cos, sin, channels, p.norm, eps);
-      std::memcpy(p.d_qkv + row.v + j * channels, p.d_v + from, sizeof(T) * static_cast<std::size_t>(channels));
-      if (!p.value) continue;
-      const T open = fast_sigmoid(p.gate[t * p.kv_heads + j]);
-      if (p.d_gate) {
-        const T dot = sum<T>(channels, [&](auto at_) { return at_(p.d_v + from) * at_(p.value + from); });
-        p.d_gate[t * p.kv_heads + j] = T(2) * open * (T(1) - open) * dot;
-      }
-      if (p.d_value) {
-        each<T>(channels, [&](auto at_) { at_.write(p.d_value + from, at_(p.d_v + from) * at_.all(T(2) * open)); });
-      }
+    const std::int64_t table = table_row(size, t);
+    for (int h = 0; h < size.rotated(); ++h) {
+      const std::int64_t at = t * size.width() + h * size.head_dim;
+      const bool norm = p.inverse_rms != nullptr;
+      rotate_back(p.qkv + at, p.d_qkv + at, p.cos + table, p.sin + table, size.head_dim / 2, norm,
+                  norm ? static_cast<T>(p.inverse_rms[t * size.rotated() + h]) : T(1));
     }
   }
+}
+
+template <class T>
+void value_embeddings_cpu(const ValueEmbeddings<T>& p, Range tokens) {
+  const QkvHeads& size = p.size;
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t)
+    for (int j = 0; j < size.kv_heads; ++j) {
+      const std::int64_t head = t * size.kv_heads + j;
+      const T* value = p.value + head * size.head_dim;
+      T* v = p.qkv + t * size.width() + (size.rotated() + j) * size.head_dim;
+      const T factor = T(2) * fast_sigmoid(p.gate[head]);
+      each<T>(size.head_dim, [&](auto at) { at.write(v, at(v) + at.all(factor) * at(value)); });
+    }
+}
+
+template <class T>
+void value_embeddings_backward_cpu(const ValueEmbeddingsBackward<T>& p, Range tokens) {
+  const QkvHeads& size = p.size;
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t)
+    for (int j = 0; j < size.kv_heads; ++j) {
+      const std::int64_t head = t * size.kv_heads + j;
+      const T *value = p.value + head * size.head_dim,
+              *d_v = p.d_qkv + t * size.width() + (size.rotated() + j) * size.head_dim;
+      T* d_value = p.d_value + head * size.head_dim;
+      const T open = fast_sigmoid(p.gate[head]);
+      const T dot = sum<T>(size.head_dim, [&](auto at) { return at(d_v) * at(value); });
+      p.d_gate[head] = T(2) * open * (T(1) - open) * dot;
+      each<T>(size.head_dim, [&](auto at) { at.write(d_value, at(d_v) * at.all(T(2) * open)); });
+    }
 }
 
 template void qkv_rope_cpu(const QkvRope<float>&, Range);
 template void qkv_rope_cpu(const QkvRope<double>&, Range);
 template void qkv_rope_backward_cpu(const QkvRopeBackward<float>&, Range);
 template void qkv_rope_backward_cpu(const QkvRopeBackward<double>&, Range);
+template void value_embeddings_cpu(const ValueEmbeddings<float>&, Range);
+template void value_embeddings_cpu(const ValueEmbeddings<double>&, Range);
+template void value_embeddings_backward_cpu(const ValueEmbeddingsBackward<float>&, Range);
+template void value_embeddings_backward_cpu(const ValueEmbeddingsBackward<double>&, Range);
 
 }  // namespace switchyard::kernels

@@ -33,30 +33,32 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
                                                          initial(Role::kOutput, model), policy));
 }
 
-ops::Qkv Attention::project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
-                            const StepContext& step) const {
+at::Tensor Attention::project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                              const StepContext& step) const {
   ops::GatedInput input{at::Tensor(), n_TD};
   if (value.defined()) input = ops::value_gate(n_TD, value_gate_->weight());
-  return ops::qkv_rope(qkv_->forward(input.n_TD, step), value, input.gate_TK, tables,
-                       {step.seq_len, heads_, kv_heads_, head_dim_, norm_, eps_, q_norm_, k_norm_});
+  return ops::project_qkv(input.n_TD, qkv_->weight(), {value, input.gate_TK}, tables,
+                          {step.seq_len, heads_, kv_heads_, head_dim_, norm_, eps_, q_norm_, k_norm_},
+                          qkv_->products(step));
 }
 
 at::Tensor Attention::forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                               const StepContext& step) const {
-  const ops::Qkv qkv = project(n_TD, value, tables, step);
-  return out_->forward(ops::attention(qkv.q_THC, qkv.k_TKC, qkv.v_TKC, step.seq_len, window_), step);
+  const at::Tensor qkv = project(n_TD, value, tables, step);
+  const auto parts = qkv.view({qkv.size(0), heads_ + 2 * kv_heads_, head_dim_}).split_with_sizes({heads_, kv_heads_, kv_heads_}, 1);
+  return out_->forward(ops::attention(parts[0], parts[1], parts[2], step.seq_len, window_), step);
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                                      const StepContext& step, KvCache::LayerCache& cache) const {
-  const ops::Qkv qkv = project(n_TD, value, tables, step);
   const std::int64_t sequences = n_TD.size(0) / step.seq_len, past = step.first_position, count = step.seq_len;
-  const auto heads_first = [&](const at::Tensor& x) {
-    return x.view({sequences, count, x.size(1), x.size(2)}).transpose(1, 2);
-  };
-  cache.key.narrow(2, past, count).copy_(heads_first(qkv.k_TKC));
-  cache.value.narrow(2, past, count).copy_(heads_first(qkv.v_TKC));
-  const at::Tensor y = ops::cached_attention(heads_first(qkv.q_THC), cache.key.narrow(2, 0, past + count),
+  const auto heads_first = project(n_TD, value, tables, step)
+                               .view({sequences, count, heads_ + 2 * kv_heads_, head_dim_})
+                               .transpose(1, 2)
+                               .split_with_sizes({heads_, kv_heads_, kv_heads_}, 1);
+  cache.key.narrow(2, past, count).copy_(heads_first[1]);
+  cache.value.narrow(2, past, count).copy_(heads_first[2]);
+  const at::Tensor y = ops::cached_attention(heads_first[0], cache.key.narrow(2, 0, past + count),
                                              cache.value.narrow(2, 0, past + count), window_);
   return out_->forward(y.transpose(1, 2).reshape({n_TD.size(0), heads_ * head_dim_}), step);
 }

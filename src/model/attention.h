@@ -3,7 +3,7 @@
 
 #include "config/config.h"
 #include "model/kv_cache.h"
-#include "ops/qkv_rope.h"
+#include "ops/project_qkv.h"
 #include "precision/linear.h"
 
 namespace switchyard {
@@ -21,8 +21,9 @@ class Attention : public Layer {
                             const StepContext& step, KvCache::LayerCache& cache) const;
 
  private:
-  ops::Qkv project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
-                   const StepContext& step) const;
+  // [T, (H + 2 KV) C]
+  at::Tensor project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
+                     const StepContext& step) const;
 
   const int heads_, kv_heads_, head_dim_, window_;
   const bool norm_;

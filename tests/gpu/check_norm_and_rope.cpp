@@ -168,17 +168,17 @@ const std::vector<RopeCase> kRopeCases = {
     {"head_dim 256", 17, 17, 5, 3, 256, true, true},    {"norm, no value", 64, 16, 4, 4, 112, true, false},
 };
 
-// One head of C channels, forward and, given the gradient, backward.
+// One head of C channels.
 struct Head {
-  Values in, out;
+  Values out;
   double inverse = 1;
 };
 Head turn_head(const RopeCase& c, const double* in, const double* cos, const double* sin) {
-  Head head{Values(in, in + c.head_dim), Values(c.head_dim)};
+  Head head{Values(c.head_dim)};
   const int half = c.head_dim / 2;
   if (c.norm) {
     double squares = 0;
-    for (const double v : head.in) squares += v * v;
+    for (int i = 0; i < c.head_dim; ++i) squares += in[i] * in[i];
     head.inverse = 1 / std::sqrt(squares / c.head_dim + kEps);
   }
   for (int i = 0; i < half; ++i) {
@@ -188,103 +188,88 @@ Head turn_head(const RopeCase& c, const double* in, const double* cos, const dou
   }
   return head;
 }
-Values turn_head_back(const RopeCase& c, const Head& head, const double* d_out, const double* cos, const double* sin) {
+// From the head that forward returned, as it was rounded.
+Values turn_head_back(const RopeCase& c, const double* out, double inverse, const double* d_out, const double* cos,
+                      const double* sin) {
   const int half = c.head_dim / 2;
-  Values d(c.head_dim);
+  Values given(d_out, d_out + c.head_dim), d(c.head_dim);
+  double along = 0;
+  for (int i = 0; i < c.head_dim && c.norm; ++i) along += out[i] * d_out[i] / c.head_dim;
+  for (int i = 0; i < c.head_dim; ++i) given[i] = inverse * (given[i] - out[i] * along);
   for (int i = 0; i < half; ++i) {
-    d[i] = d_out[i] * cos[i] - d_out[i + half] * sin[i];
-    d[i + half] = d_out[i] * sin[i] + d_out[i + half] * cos[i];
+    d[i] = given[i] * cos[i] - given[i + half] * sin[i];
+    d[i + half] = given[i] * sin[i] + given[i + half] * cos[i];
   }
-  if (!c.norm) return d;
-  double dot = 0;
-  for (int i = 0; i < c.head_dim; ++i) dot += d[i] * head.in[i] * head.inverse;
-  for (int i = 0; i < c.head_dim; ++i) d[i] = head.inverse * (d[i] - head.in[i] * head.inverse * dot / c.head_dim);
   return d;
 }
+
+// cos and sin of a case's positions.
+struct Tables {
+  Values cos, sin;
+  explicit Tables(const RopeCase& c) {
+    const int half = c.head_dim / 2;
+    for (int i = 0; i < c.seq_len * half; ++i) {
+      const double angle = (i / half) * std::pow(10000.0, -2.0 * (i % half) / c.head_dim);
+      cos.push_back(std::cos(angle)), sin.push_back(std::sin(angle));
+    }
+  }
+};
 
 template <class T>
 void check_rope(Report& report, const RopeCase& c) {
   Random random(3);
-  const int C = c.head_dim, half = C / 2, all = c.heads + 2 * c.kv_heads, kv = c.kv_heads;
-  const Input<T> qkv(random.normal(c.tokens * all * C)), value(random.normal(c.tokens * kv * C)),
-      gate(random.normal(c.tokens * kv)), d_q(random.normal(c.tokens * c.heads * C)),
-      d_k(random.normal(c.tokens * kv * C)), d_v(random.normal(c.tokens * kv * C));
-  Values cosines(c.seq_len * half), sines(c.seq_len * half);
-  for (int i = 0; i < c.seq_len * half; ++i) {
-    const double angle = (i / half) * std::pow(10000.0, -2.0 * (i % half) / C);
-    cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
-  }
-  const Input<float> cos(cosines), sin(sines);
-  Buffer<T> q(d_q.host.size()), k(d_k.host.size()), v(d_v.host.size()), d_qkv(qkv.host.size()),
-      d_value(value.host.size()), d_gate(gate.host.size());
-  const T* given_value = c.value ? value.get() : nullptr;
-  const T* given_gate = c.value ? gate.get() : nullptr;
-  const kernels::QkvRope<T> a{qkv.get(), given_value, given_gate, cos.get(), sin.get(),
-                              q.get(),   k.get(),     v.get(),    c.tokens,  c.seq_len,
-                              c.heads,   kv,          C,          c.norm,    static_cast<float>(kEps)};
-  const kernels::QkvRopeBackward<T> b{qkv.get(),
-                                      given_value,
-                                      given_gate,
-                                      cos.get(),
-                                      sin.get(),
-                                      d_q.get(),
-                                      d_k.get(),
-                                      d_v.get(),
-                                      d_qkv.get(),
-                                      c.value ? d_value.get() : nullptr,
-                                      c.value ? d_gate.get() : nullptr,
-                                      c.tokens,
-                                      c.seq_len,
-                                      c.heads,
-                                      kv,
-                                      C,
-                                      c.norm,
-                                      static_cast<float>(kEps)};
+  const int C = c.head_dim, half = C / 2, kv = c.kv_heads, rotated = c.heads + kv, all = rotated + kv;
+  const kernels::QkvHeads size{c.tokens, c.seq_len, c.heads, kv, C};
+  const Tables tables(c);
+  const Input<float> cos(tables.cos), sin(tables.sin);
+  const Input<T> in(random.normal(c.tokens * all * C)), value(random.normal(c.tokens * kv * C)),
+      gate(random.normal(c.tokens * kv)), given_d(random.normal(c.tokens * all * C));
+  Buffer<T> qkv(in.device.download()), d(given_d.device.download()), d_value(value.host.size()),
+      d_gate(gate.host.size());
+  Buffer<float> inverse(static_cast<std::size_t>(c.tokens) * rotated);
+  float* norms = c.norm ? inverse.get() : nullptr;
   run_captured([&](Stream s) {
-    kernels::qkv_rope(a, s);
-    kernels::qkv_rope_backward(b, s);
+    kernels::qkv_rope<T>({size, qkv.get(), norms, cos.get(), sin.get(), static_cast<float>(kEps)}, s);
+    if (c.value) kernels::value_embeddings<T>({size, qkv.get(), value.get(), gate.get()}, s);
+    if (c.value)
+      kernels::value_embeddings_backward<T>({size, d.get(), value.get(), gate.get(), d_value.get(), d_gate.get()}, s);
+    kernels::qkv_rope_backward<T>({size, qkv.get(), norms, cos.get(), sin.get(), d.get()}, s);
   });
 
-  Values want_q(d_q.host.size()), want_k(d_k.host.size()), want_v(d_v.host.size()), want_d(qkv.host.size()),
-      want_dvalue(value.host.size()), want_dgate(gate.host.size());
+  const Values out = values_of(qkv);
+  Values want(in.host), want_d(given_d.host), want_dvalue(value.host.size()), want_dgate(gate.host.size());
   for (int t = 0; t < c.tokens; ++t) {
     const double* cs = &cos.host[t % c.seq_len * half];
     const double* sn = &sin.host[t % c.seq_len * half];
-    for (int h = 0; h < c.heads + kv; ++h) {
-      const bool query = h < c.heads;
-      const int in = (t * all + h) * C, out = query ? (t * c.heads + h) * C : (t * kv + h - c.heads) * C;
-      const Head head = turn_head(c, &qkv.host[in], cs, sn);
-      const Values d = turn_head_back(c, head, query ? &d_q.host[out] : &d_k.host[out], cs, sn);
-      for (int i = 0; i < C; ++i) {
-        (query ? want_q : want_k)[out + i] = head.out[i];
-        want_d[in + i] = d[i];
-      }
+    for (int h = 0; h < rotated; ++h) {
+      const int at = (t * all + h) * C;
+      const Head head = turn_head(c, &in.host[at], cs, sn);
+      const Values back = turn_head_back(c, &out[at], head.inverse, &given_d.host[at], cs, sn);
+      for (int i = 0; i < C; ++i) want[at + i] = head.out[i], want_d[at + i] = back[i];
     }
-    for (int j = 0; j < kv; ++j) {
-      const int in = (t * all + c.heads + kv + j) * C, at = (t * kv + j) * C;
-      const double open = c.value ? 2 / (1 + std::exp(-gate[t * kv + j])) : 0;
+    for (int j = 0; j < kv && c.value; ++j) {
+      const int at = (t * all + rotated + j) * C, of_value = (t * kv + j) * C;
+      const double open = 2 / (1 + std::exp(-gate[t * kv + j]));
       double dot = 0;
       for (int i = 0; i < C; ++i) {
-        want_v[at + i] = qkv[in + i] + open * value[at + i];
-        want_d[in + i] = d_v[at + i];
-        want_dvalue[at + i] = open * d_v[at + i];
-        dot += d_v[at + i] * value[at + i];
+        want[at + i] += open * value[of_value + i];
+        want_dvalue[of_value + i] = open * given_d[at + i];
+        dot += given_d[at + i] * value[of_value + i];
       }
       want_dgate[t * kv + j] = dot * open * (1 - open / 2);
     }
   }
   const std::string forward = "qkv_rope " + type_name<T>(), backward = "qkv_rope_backward " + type_name<T>(),
                     name = c.name;
-  report.compare(forward, name + ": q", values_of(q), want_q, bound_of<T>());
-  report.compare(forward, name + ": k", values_of(k), want_k, bound_of<T>());
-  report.compare(forward, name + ": v", values_of(v), want_v, bound_of<T>());
-  report.compare(backward, name + ": d_qkv", values_of(d_qkv), want_d, bound_of<T>());
+  report.compare(forward, name + ": qkv", out, want, bound_of<T>());
+  report.compare(backward, name + ": d_qkv", values_of(d), want_d, bound_of<T>());
   if (c.value) {
     report.compare(backward, name + ": d_value", values_of(d_value), want_dvalue, bound_of<T>());
     report.compare(backward, name + ": d_gate", values_of(d_gate), want_dgate, bound_of<T>());
   }
-  report.expect(forward, name + ": writes stay inside", q.guard_intact() && k.guard_intact() && v.guard_intact());
-  report.expect(backward, name + ": writes stay inside", d_qkv.guard_intact() && d_gate.guard_intact());
+  report.expect(forward, name + ": writes stay inside", qkv.guard_intact() && inverse.guard_intact());
+  report.expect(backward, name + ": writes stay inside",
+                d.guard_intact() && d_value.guard_intact() && d_gate.guard_intact());
 }
 
 }  // namespace

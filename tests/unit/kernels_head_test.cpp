@@ -24,14 +24,14 @@ const std::vector<RopeCase> kRopeCases = {
 template <class T>
 struct RopeRun {
   const RopeCase& c;
-  std::int64_t nq = c.tokens * c.heads * c.head_dim, nk = c.tokens * c.kv_heads * c.head_dim,
+  std::int64_t nv = c.tokens * c.kv_heads * c.head_dim, n = c.tokens * c.heads * c.head_dim + 2 * nv,
                ng = c.tokens * c.kv_heads;
   int half = c.head_dim / 2;
-  std::vector<T> qkv = normal<T>(nq + 2 * nk, 1), value = normal<T>(nk, 2), gate = normal<T>(ng, 3),
-                 q = unwritten<T>(nq), k = unwritten<T>(nk), v = unwritten<T>(nk), d_q = normal<T>(nq, 4),
-                 d_k = normal<T>(nk, 5), d_v = normal<T>(nk, 6), d_qkv = unwritten<T>(nq + 2 * nk),
-                 d_value = unwritten<T>(nk), d_gate = unwritten<T>(ng);
-  std::vector<float> cos = std::vector<float>(c.seq_len * half), sin = std::vector<float>(c.seq_len * half);
+  QkvHeads size{c.tokens, c.seq_len, c.heads, c.kv_heads, c.head_dim};
+  std::vector<T> in = normal<T>(n, 1), value = normal<T>(nv, 2), gate = normal<T>(ng, 3), d_out = normal<T>(n, 4),
+                 out = unwritten<T>(n), d_in = unwritten<T>(n), d_value = unwritten<T>(nv), d_gate = unwritten<T>(ng);
+  std::vector<float> cos = std::vector<float>(c.seq_len * half), sin = std::vector<float>(c.seq_len * half),
+                     inverse = unwritten<float>(c.tokens * (c.heads + c.kv_heads));
 
   explicit RopeRun(const RopeCase& given) : c(given) {
     for (int i = 0; i < c.seq_len * half; ++i) {
@@ -40,37 +40,25 @@ struct RopeRun {
       sin[i] = static_cast<float>(std::sin(angle));
     }
   }
-  const T* optional(const std::vector<T>& x) const { return c.value ? x.data() : nullptr; }
+  float* norms() { return c.norm ? inverse.data() : nullptr; }
   void forward(bool split = false) {
-    const QkvRope<T> p{qkv.data(), optional(value), optional(gate), cos.data(), sin.data(),
-                       q.data(),   k.data(),        v.data(),       c.tokens,   c.seq_len,
-                       c.heads,    c.kv_heads,      c.head_dim,     c.norm,     1e-6f};
+    out = in;
+    const QkvRope<T> p{size, out.data(), norms(), cos.data(), sin.data(), 1e-6f};
     in_pieces(c.tokens, split, [&](Range r) { qkv_rope_cpu(p, r); });
+    const ValueEmbeddings<T> v{size, out.data(), value.data(), gate.data()};
+    if (c.value) in_pieces(c.tokens, split, [&](Range r) { value_embeddings_cpu(v, r); });
   }
   void backward(bool split = false) {
-    const QkvRopeBackward<T> p{qkv.data(),
-                               optional(value),
-                               optional(gate),
-                               cos.data(),
-                               sin.data(),
-                               d_q.data(),
-                               d_k.data(),
-                               d_v.data(),
-                               d_qkv.data(),
-                               c.value ? d_value.data() : nullptr,
-                               c.value ? d_gate.data() : nullptr,
-                               c.tokens,
-                               c.seq_len,
-                               c.heads,
-                               c.kv_heads,
-                               c.head_dim,
-                               c.norm,
-                               1e-6f};
+    forward(split);
+    d_in = d_out;
+    const ValueEmbeddingsBackward<T> v{size, d_in.data(), value.data(), gate.data(), d_value.data(), d_gate.data()};
+    if (c.value) in_pieces(c.tokens, split, [&](Range r) { value_embeddings_backward_cpu(v, r); });
+    const QkvRopeBackward<T> p{size, out.data(), norms(), cos.data(), sin.data(), d_in.data()};
     in_pieces(c.tokens, split, [&](Range r) { qkv_rope_backward_cpu(p, r); });
   }
   double loss() {
     forward();
-    return dot(q, d_q) + dot(k, d_k) + dot(v, d_v);
+    return dot(out, d_out);
   }
 };
 
@@ -91,30 +79,25 @@ TEST(QkvRope, MatchesPlainLoops) {
     SCOPED_TRACE(c.name);
     RopeRun<double> run(c);
     run.forward();
-    std::vector<double> q(run.nq), k(run.nk), v(run.nk);
-    const int C = c.head_dim;
+    std::vector<double> want(run.n);
+    const int C = c.head_dim, rotated = c.heads + c.kv_heads;
     for (std::int64_t t = 0; t < c.tokens; ++t) {
-      const double* row = run.qkv.data() + t * (c.heads + 2 * c.kv_heads) * C;
-      for (int h = 0; h < c.heads; ++h) plain_head(run, t, row + h * C, q.data() + (t * c.heads + h) * C);
+      const std::int64_t row = t * run.size.width();
+      for (int h = 0; h < rotated; ++h) plain_head(run, t, run.in.data() + row + h * C, want.data() + row + h * C);
       for (int j = 0; j < c.kv_heads; ++j) {
-        plain_head(run, t, row + (c.heads + j) * C, k.data() + (t * c.kv_heads + j) * C);
         const double factor = c.value ? 2 / (1 + std::exp(-run.gate[t * c.kv_heads + j])) : 0;
         for (int i = 0; i < C; ++i) {
-          const std::int64_t to = (t * c.kv_heads + j) * C + i;
-          v[to] = row[(c.heads + c.kv_heads + j) * C + i] + factor * run.value[to];
+          const std::int64_t at = row + (rotated + j) * C + i;
+          want[at] = run.in[at] + factor * run.value[(t * c.kv_heads + j) * C + i];
         }
       }
     }
-    EXPECT_CLOSE(run.q, q, 1e-13);
-    EXPECT_CLOSE(run.k, k, 1e-13);
-    EXPECT_CLOSE(run.v, v, 1e-13);
+    EXPECT_CLOSE(run.out, want, 1e-13);
     RopeRun<float> single(c), pieces(c);
     single.forward();
     pieces.forward(true);
-    EXPECT_CLOSE(single.q, run.q, 2e-6);
-    EXPECT_CLOSE(single.k, run.k, 2e-6);
-    EXPECT_CLOSE(single.v, run.v, 2e-6);
-    EXPECT_TRUE(same_bits(single.q, pieces.q) && same_bits(single.k, pieces.k) && same_bits(single.v, pieces.v));
+    EXPECT_CLOSE(single.out, run.out, 2e-6);
+    EXPECT_TRUE(same_bits(single.out, pieces.out));
   }
 }
 
@@ -126,12 +109,12 @@ TEST(QkvRope, BackwardIsTheGradient) {
     RopeRun<float> single(c), pieces(c);
     single.backward();
     pieces.backward(true);
-    EXPECT_CLOSE(single.d_qkv, run.d_qkv, 5e-6);
-    EXPECT_TRUE(same_bits(single.d_qkv, pieces.d_qkv));
+    EXPECT_CLOSE(single.d_in, run.d_in, 5e-6);
+    EXPECT_TRUE(same_bits(single.d_in, pieces.d_in));
     if (c.value) { EXPECT_CLOSE(single.d_gate, run.d_gate, 1e-5); }
     if (c.tokens > 6) continue;
     const auto loss = [&] { return run.loss(); };
-    expect_gradient(run.qkv, run.d_qkv, loss, "qkv", 1e-4, 200);
+    expect_gradient(run.in, run.d_in, loss, "qkv", 1e-4, 200);
     if (c.value) expect_gradient(run.value, run.d_value, loss, "value", 1e-3);
     if (c.value) expect_gradient(run.gate, run.d_gate, loss, "gate", 1e-3);
   }

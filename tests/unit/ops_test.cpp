@@ -11,7 +11,7 @@
 #include "ops/head_loss.h"
 #include "ops/inject_loss.h"
 #include "ops/linear.h"
-#include "ops/qkv_rope.h"
+#include "ops/project_qkv.h"
 #include "ops/value_gate.h"
 
 namespace switchyard::ops {
@@ -190,36 +190,46 @@ const std::vector<QkvCase> kQkv = {
     {"grouped queries, no norm", 2, 16, 6, 2, 64, false, false, false},
     {"grouped queries with value", 1, 5, 4, 2, 32, true, true, false},
     {"norm weights", 2, 9, 4, 2, 32, true, false, true},
+    {"heads of 64", 4, 64, 3, 3, 64, true, true, false},
+    {"heads of 128, grouped queries", 1, 512, 6, 2, 128, true, false, false},
+    {"heads of 128, no norm", 2, 128, 3, 1, 128, false, true, false},
 };
 
-TEST(QkvRope, MatchesReference) {
+TEST(ProjectQkv, MatchesReference) {
   for (const at::Device device : devices())
-    for (const QkvCase& c : kQkv) {
-      const auto run = [&](auto op) {
-        ParameterStore store;
-        Parameter& q_norm = store.add("q_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
-        Parameter& k_norm = store.add("k_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
-        store.allocate(device, at::kFloat, store.contiguous());
-        store.initialize(7);
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
+      for (const QkvCase& c : kQkv) {
         const std::int64_t tokens = c.sequences * c.seq_len, kv = c.kv_heads * c.head_dim;
-        const Tensor qkv = leaf(random({tokens, (c.heads + 2 * c.kv_heads) * c.head_dim}, 1), device);
-        const Tensor value = leaf(random({tokens, kv}, 2), device),
-                     gate = leaf(random({tokens, c.kv_heads}, 3), device);
-        QkvShape shape{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6, nullptr, nullptr};
-        if (c.weights) shape.q_norm = &q_norm, shape.k_norm = &k_norm;
-        const Qkv out = op(qkv, c.value ? value : Tensor(), c.value ? gate : Tensor(),
-                           rotary_tables(c.seq_len, c.head_dim, 10000, device), shape);
-        return differentiate({out.q_THC, out.k_TKC, out.v_TKC}, {qkv, value, gate}, store);
-      };
-      expect_close(run(qkv_rope), run(qkv_rope_reference), 2e-5, c.name);
-    }
+        if (device.is_cpu() && type == at::kBFloat16) continue;
+        const auto run = [&](auto op) {
+          ParameterStore store;
+          Parameter& w = store.add("qkv", ParameterKind::kAttention, {c.heads * c.head_dim + 2 * kv, 24},
+                                   {Init::Kind::kNormal, 0.3});
+          Parameter& q_norm = store.add("q_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
+          Parameter& k_norm = store.add("k_norm", ParameterKind::kNorm, {c.head_dim}, {Init::Kind::kNormal, 1.0});
+          store.allocate(device, type, store.contiguous());
+          store.initialize(7);
+          const Tensor x = leaf(random({tokens, 24}, 1, type), device),
+                       value = leaf(random({tokens, kv}, 2, type), device),
+                       gate = leaf(random({tokens, c.kv_heads}, 3, type), device);
+          QkvShape shape{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6, nullptr, nullptr};
+          if (c.weights) shape.q_norm = &q_norm, shape.k_norm = &k_norm;
+          const Tensor out = op(x, w, c.value ? ValueInput{value, gate} : ValueInput(),
+                                rotary_tables(c.seq_len, c.head_dim, 10000, device), shape, LinearProducts::plain());
+          return differentiate({out}, {x, value, gate}, store);
+        };
+        expect_close(run(project_qkv), run(project_qkv_reference), type == at::kFloat ? 2e-5 : 2e-2, c.name);
+      }
 }
 
-TEST(QkvRope, ScoresDependOnPositionDifferencesOnly) {
-  const auto tables = rotary_tables(40, 32, 10000, at::kCPU);
-  const Tensor one = random({1, 3 * 32}, 5).expand({40, 96}).contiguous();
-  const Qkv out = qkv_rope(one, Tensor(), Tensor(), tables, {40, 1, 1, 32, true, 1e-6, nullptr, nullptr});
-  const Tensor score = at::mm(out.q_THC.view({40, 32}), out.k_TKC.view({40, 32}).t());
+TEST(ProjectQkv, ScoresDependOnPositionDifferencesOnly) {
+  ParameterStore store;
+  Parameter& w = store.add("qkv", ParameterKind::kAttention, {3 * 32, 8}, {Init::Kind::kNormal, 1.0});
+  store.allocate(at::kCPU, at::kFloat, store.contiguous());
+  store.initialize(7);
+  const Tensor one = random({1, 8}, 5).expand({40, 8}).contiguous();
+  const Tensor out = project_qkv(one, w, {}, rotary_tables(40, 32, 10000, at::kCPU), {40, 1, 1, 32, true, 1e-6});
+  const Tensor score = at::mm(out.narrow(1, 0, 32), out.narrow(1, 32, 32).t());
   EXPECT_NEAR(score[10][3].item<float>(), score[30][23].item<float>(), 1e-4);
   EXPECT_NEAR(score[7][7].item<float>(), score[39][39].item<float>(), 1e-4);
 }

@@ -44,7 +44,8 @@ ops::Qkv Attention::project(const at::Tensor& n_TD, const at::Tensor& value, con
 at::Tensor Attention::forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                               const StepContext& step) const {
   const ops::Qkv qkv = project(n_TD, value, tables, step);
-  return out_->forward(ops::attention(qkv.q_THC, qkv.k_TKC, qkv.v_TKC, step.seq_len, window_), step);
+  const at::Tensor packed = at::cat({qkv.q_THC, qkv.k_TKC, qkv.v_TKC}, 1).view({n_TD.size(0), -1});
+  return out_->forward(ops::attention(packed, {step.seq_len, heads_, kv_heads_, head_dim_, window_}), step);
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,

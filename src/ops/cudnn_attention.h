@@ -1,5 +1,5 @@
-// ops/cudnn_attention.h: plans of cuDNN for causal attention over packed q, k, v in bf16. Device pointers; no torch here,
-// and only the .cpp sees the frontend's headers. Builds that found them define SWITCHYARD_CUDNN_ATTENTION.
+// ops/cudnn_attention.h: plans of cuDNN for causal attention over packed q, k, v in bf16. Device pointers; no torch
+// here, and only the .cpp sees the frontend's headers. Builds that found them define SWITCHYARD_CUDNN_ATTENTION.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,9 @@ struct CudnnAttentionCase {
 
 class CudnnAttention {
  public:
-  // The plans of a case: built at its first use and kept as long as the process, because recorded CUDA graphs hold their
-  // kernels. nullptr where cuDNN has no kernel for it; the first time, the log says why. Any thread may call this.
+  // The plans of a case: built at its first use and kept as long as the process, because recorded CUDA graphs hold
+  // their kernels. nullptr where cuDNN has no kernel for it; the first time, the log says why. Any thread may call
+  // this.
   static const CudnnAttention* find(const CudnnAttentionCase& which, cudnnContext* handle);
 
   // Bytes that the caller lends to a call.

@@ -1,9 +1,9 @@
-#include "ops/cudnn_attention.h"
-
 #include <cudnn_frontend.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <tuple>
@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "ops/cudnn_attention.h"
 
 namespace switchyard::ops {
 namespace {
@@ -108,9 +109,11 @@ class Plan {
 
   // What cuDNN says against it, or nothing.
   std::optional<std::string> build(cudnnHandle_t handle) {
-    cudnn_frontend::error_t status = graph_.build(handle, {cudnn_frontend::HeurMode_t::A});
-    if (status.is_good()) status = graph_.get_workspace_size(workspace_);
-    return status.is_good() ? std::nullopt : std::optional<std::string>(status.get_message());
+    try {  // the frontend reports by value, but what it is built on throws
+      cudnn_frontend::error_t status = graph_.build(handle, {cudnn_frontend::HeurMode_t::A});
+      if (status.is_good()) status = graph_.get_workspace_size(workspace_);
+      return status.is_good() ? std::nullopt : std::optional<std::string>(status.get_message());
+    } catch (const cudnn_frontend::cudnnException& error) { return error.what(); }
   }
   std::int64_t workspace() const { return workspace_; }
   void run(cudnnHandle_t handle, Pointers pointers, void* workspace) const {
@@ -178,6 +181,12 @@ std::string describe(const CudnnAttentionCase& c) {
                 c.training ? ", training" : "", c.deterministic ? ", deterministic" : "");
 }
 
+// The frontend's message lists every engine with all that it misses.
+std::string in_short(std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  return message.size() > 300 ? message.substr(0, 300) + "…" : message;
+}
+
 }  // namespace
 
 const CudnnAttention* CudnnAttention::find(const CudnnAttentionCase& c, cudnnContext* handle) {
@@ -192,7 +201,8 @@ const CudnnAttention* CudnnAttention::find(const CudnnAttentionCase& c, cudnnCon
   if (known != built.end()) return known->second.get();
   auto plans = std::make_unique<Plans>(c);
   if (const auto objection = plans->build(handle)) {
-    log::info("attention: torch's kernels, because cuDNN has none for " + describe(c) + " (" + *objection + ")");
+    log::info("attention: torch's kernels, because cuDNN has none for " + describe(c) + " (" + in_short(*objection) +
+              ")");
     plans = nullptr;
   }
   return (built[key] = std::move(plans)).get();

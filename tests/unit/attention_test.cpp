@@ -1,11 +1,11 @@
 // Attention over packed q, k, v: against the plain-ATen reference and finite differences on the CPU; on a GPU in bf16
 // against the reference in fp32, twice in a fixed order, and recorded as a CUDA graph.
+#include "ops/attention.h"
+
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <functional>
-
-#include "ops/attention.h"
 
 #ifdef SWITCHYARD_WITH_CUDA
 #include <ATen/Context.h>
@@ -96,8 +96,7 @@ TEST(Attention, SeesItsWindowAndNeverAhead) {
       const Tensor before = packed(c, at::kDouble), after = before.clone();
       const std::int64_t query_width = c.heads * c.head_dim;
       after[changed].narrow(0, query_width, before.size(1) - query_width).add_(1);  // its keys and values
-      const Tensor differs =
-          (attention(after, shape_of(c)) - attention(before, shape_of(c))).abs().amax(1).gt(1e-9);
+      const Tensor differs = (attention(after, shape_of(c)) - attention(before, shape_of(c))).abs().amax(1).gt(1e-9);
       for (int token = 0; token < differs.size(0); ++token)
         EXPECT_EQ(differs[token].item<bool>(), token >= changed && token < std::min(changed + c.window, c.seq_len))
             << c.name << ", token " << token << " and a change in " << changed;
@@ -145,12 +144,12 @@ struct Inputs {
         d_out(seed_of(c, at::kFloat).to(at::kCUDA, at::kBFloat16)) {}
 };
 
-// bf16 keeps 8 bits: outputs are off by 2^-9 of themselves, gradients by what rounding the softmax and its gradient adds.
+// bf16 keeps 8 bits: outputs are off by 2^-9 of themselves, gradients by what rounding the softmax and its gradient
+// adds.
 void expect_matches_fp32(const Case& c) {
   const Inputs in(c);
   const auto [out, d_qkv] = differentiate(attention, in.qkv, in.d_out, c);
-  const auto [want, d_want] =
-      differentiate(attention_reference, in.qkv.to(at::kFloat), in.d_out.to(at::kFloat), c);
+  const auto [want, d_want] = differentiate(attention_reference, in.qkv.to(at::kFloat), in.d_out.to(at::kFloat), c);
   EXPECT_LT(relative(out, want), 0.01) << c.name;
   const std::int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   ASSERT_TRUE(d_qkv.is_contiguous()) << c.name;

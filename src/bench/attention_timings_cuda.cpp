@@ -1,5 +1,3 @@
-#include "bench/attention_timings.h"
-
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -7,6 +5,7 @@
 
 #include <algorithm>
 
+#include "bench/attention_timings.h"
 #include "bench/stopwatch.h"
 #include "ops/attention.h"
 

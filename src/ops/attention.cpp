@@ -29,12 +29,17 @@ struct Heads {
   Tensor q_BHSC, k_BKSC, v_BKSC;
 };
 
-Heads views_of(const Tensor& qkv, const AttentionShape& s) {
-  const std::int64_t all = s.heads + 2 * s.kv_heads;
-  SWITCHYARD_ASSERT(qkv.dim() == 2 && qkv.size(0) % s.seq_len == 0 && qkv.size(1) == all * s.head_dim,
+void check(const Tensor& qkv, const AttentionShape& s) {
+  SWITCHYARD_ASSERT(qkv.dim() == 2 && qkv.size(0) % s.seq_len == 0 &&
+                        qkv.size(1) == std::int64_t{s.heads + 2 * s.kv_heads} * s.head_dim,
                     "qkv is [sequences * seq_len, (heads + 2 kv_heads) * head_dim]");
+  SWITCHYARD_ASSERT(s.heads % s.kv_heads == 0 && s.window >= 1,
+                    "whole groups of query heads, and a window of one or more");
+}
+
+Heads views_of(const Tensor& qkv, const AttentionShape& s) {
   // One split: the gradient of three narrowed views would be three tensors of zeros and two sums.
-  const auto parts = qkv.view({qkv.size(0) / s.seq_len, s.seq_len, all, s.head_dim})
+  const auto parts = qkv.reshape({qkv.size(0) / s.seq_len, s.seq_len, s.heads + 2 * s.kv_heads, s.head_dim})
                          .split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 2);
   return {parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2)};
 }
@@ -85,15 +90,13 @@ Tensor lent(std::int64_t bytes, const Tensor& like) { return at::empty({bytes}, 
 class PackedAttention : public torch::autograd::Function<PackedAttention> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& packed, const AttentionShape& s,
-                        const CudnnAttention* plans, bool training) {
+                        const CudnnAttention* plans) {
     const Tensor qkv = dense(packed);
     const Tensor out = at::empty({qkv.size(0), std::int64_t{s.heads} * s.head_dim}, qkv.options());
-    const Tensor statistics =
-        at::empty({training ? qkv.size(0) * s.heads : 0}, qkv.options().dtype(at::kFloat));  // [B, H, S]
+    const Tensor statistics = at::empty({qkv.size(0) * s.heads}, qkv.options().dtype(at::kFloat));
     const Tensor workspace = lent(plans->forward_workspace(), qkv);
-    plans->forward(
-        {qkv.data_ptr(), out.data_ptr(), training ? statistics.data_ptr<float>() : nullptr, workspace.data_ptr()},
-        at::native::getCudnnHandle());
+    plans->forward({qkv.data_ptr(), out.data_ptr(), statistics.data_ptr<float>(), workspace.data_ptr()},
+                   at::native::getCudnnHandle());
     context->save_for_backward({qkv, out, statistics});
     context->saved_data["plans"] = reinterpret_cast<std::int64_t>(plans);
     return out;
@@ -108,7 +111,7 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
     plans->backward({qkv.data_ptr(), out.data_ptr(), d_out.data_ptr(), statistics.data_ptr<float>(), d_qkv.data_ptr(),
                      workspace.data_ptr()},
                     at::native::getCudnnHandle());
-    return {d_qkv, Tensor(), Tensor(), Tensor()};
+    return {d_qkv, Tensor(), Tensor()};
   }
 };
 #endif
@@ -116,9 +119,9 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
 }  // namespace
 
 Tensor attention(const Tensor& qkv, const AttentionShape& shape) {
+  check(qkv, shape);
 #ifdef SWITCHYARD_CUDNN_ATTENTION
-  if (const CudnnAttention* plans = packed_plans(qkv, shape))
-    return PackedAttention::apply(qkv, shape, plans, at::GradMode::is_enabled() && qkv.requires_grad());
+  if (const CudnnAttention* plans = packed_plans(qkv, shape)) return PackedAttention::apply(qkv, shape, plans);
 #endif
   return attention_of_torch(qkv, shape);
 }
@@ -132,6 +135,7 @@ bool attention_is_packed([[maybe_unused]] const Tensor& qkv, [[maybe_unused]] co
 }
 
 Tensor attention_reference(const Tensor& qkv, const AttentionShape& s) {
+  check(qkv, s);
   const Heads heads = views_of(qkv, s);
   const std::int64_t group = s.heads / s.kv_heads;
   const Tensor k = heads.k_BKSC.repeat_interleave(group, 1), v = heads.v_BKSC.repeat_interleave(group, 1);

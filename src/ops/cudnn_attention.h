@@ -13,7 +13,7 @@ struct CudnnAttentionCase {
   int device;  // the current one when the plan is looked up, and when it runs
   std::int64_t sequences;
   int seq_len, heads, kv_heads, head_dim, window;
-  bool training;       // statistics are written, and there is a backward
+  bool training;       // there is a backward
   bool deterministic;  // backward sums dq in a fixed order, which takes sequences * heads * seq_len^2 * 2 bytes
 };
 
@@ -32,7 +32,7 @@ class CudnnAttention {
   struct Forward {
     const void* qkv;    // [T, (H + 2 KV) C]
     void* out;          // [T, H C]
-    float* statistics;  // [B, H, S]: log of the softmax's denominator, for backward; null unless training
+    float* statistics;  // [B, H, S]: log of the softmax's denominator, for backward
     void* workspace;
   };
   virtual void forward(const Forward& work, cudnnContext* handle) const = 0;

@@ -76,10 +76,10 @@ void describe_forward(graph::Graph& g, const CudnnAttentionCase& c) {
   const TensorPointer q = input(g, kQ, part_of_qkv(c, c.heads)), k = input(g, kK, part_of_qkv(c, c.kv_heads)),
                       v = input(g, kV, part_of_qkv(c, c.kv_heads));
   auto attributes = causal<graph::SDPA_attributes>(c, "attention");
-  attributes.set_generate_stats(c.training);
+  attributes.set_generate_stats(true);  // also where nobody reads them: a recomputed forward has the same kernel then
   const auto [out, stats] = g.sdpa(q, k, v, attributes);
   describe(out->set_output(true), kOut, output(c));
-  if (c.training) describe(stats->set_output(true), kStatistics, statistics(c), cudnn_frontend::DataType_t::FLOAT);
+  describe(stats->set_output(true), kStatistics, statistics(c), cudnn_frontend::DataType_t::FLOAT);
 }
 
 void describe_backward(graph::Graph& g, const CudnnAttentionCase& c) {
@@ -130,6 +130,9 @@ class Plans final : public CudnnAttention {
   explicit Plans(const CudnnAttentionCase& which) : case_(which) {}
 
   std::optional<std::string> build(cudnnHandle_t handle) {
+    // The frontend puts its fp32 sums, one a query and head, in front of the kernel's workspace.
+    if (case_.training && case_.sequences * case_.heads * case_.seq_len % 4 != 0)
+      return "its workspace would not be aligned to 16 bytes";
     describe_forward(forward_.graph(), case_);
     auto objection = forward_.build(handle);
     if (objection || !case_.training) return objection;
@@ -141,34 +144,35 @@ class Plans final : public CudnnAttention {
   std::int64_t backward_workspace() const override { return backward_.workspace(); }
 
   void forward(const Forward& work, cudnnContext* handle) const override {
-    Pointers pointers{{kQ, key(work.qkv, 0)},
-                      {kK, key(work.qkv, case_.heads)},
-                      {kV, key(work.qkv, case_.heads + case_.kv_heads)},
-                      {kOut, work.out}};
-    if (case_.training) pointers[kStatistics] = work.statistics;
-    forward_.run(handle, std::move(pointers), work.workspace);
+    forward_.run(handle,
+                 {{kQ, head(work.qkv, 0)},
+                  {kK, head(work.qkv, case_.heads)},
+                  {kV, head(work.qkv, case_.heads + case_.kv_heads)},
+                  {kOut, work.out},
+                  {kStatistics, work.statistics}},
+                 work.workspace);
   }
 
   void backward(const Backward& work, cudnnContext* handle) const override {
     const int keys = case_.heads, values = case_.heads + case_.kv_heads;
     backward_.run(handle,
-                  {{kQ, key(work.qkv, 0)},
-                   {kK, key(work.qkv, keys)},
-                   {kV, key(work.qkv, values)},
+                  {{kQ, head(work.qkv, 0)},
+                   {kK, head(work.qkv, keys)},
+                   {kV, head(work.qkv, values)},
                    {kOut, const_cast<void*>(work.out)},
                    {kDOut, const_cast<void*>(work.d_out)},
                    {kStatistics, const_cast<float*>(work.statistics)},
-                   {kDQ, key(work.d_qkv, 0)},
-                   {kDK, key(work.d_qkv, keys)},
-                   {kDV, key(work.d_qkv, values)}},
+                   {kDQ, head(work.d_qkv, 0)},
+                   {kDK, head(work.d_qkv, keys)},
+                   {kDV, head(work.d_qkv, values)}},
                   work.workspace);
   }
 
  private:
   // Where a head of the packed tensor begins. cuDNN's list holds no pointers to const.
-  void* key(const void* qkv, int head) const {
+  void* head(const void* qkv, int index) const {
     constexpr std::int64_t kBytes = 2;
-    return const_cast<char*>(static_cast<const char*>(qkv)) + kBytes * head * case_.head_dim;
+    return const_cast<char*>(static_cast<const char*>(qkv)) + kBytes * index * case_.head_dim;
   }
 
   const CudnnAttentionCase case_;

@@ -3,7 +3,7 @@
 #   SWITCHYARD_CUDNN_FRONTEND   folder of cudnn_frontend.h; empty: looked for in torch's environment; OFF: not used
 set(SWITCHYARD_CUDNN_FRONTEND "" CACHE STRING "Folder of cudnn_frontend.h; empty: torch's environment; OFF: without")
 set(cudnn ${site_packages}/nvidia/cudnn)
-set(nvrtc ${site_packages}/nvidia/cu13/lib/libnvrtc.so.13)
+set(nvrtc ${site_packages}/nvidia/cu13/lib)
 set(frontend_needed 1.32)
 set(frontend "")
 get_filename_component(environment "${site_packages}/../../.." ABSOLUTE)
@@ -20,8 +20,8 @@ endif()
 set(why "the headers of nvidia-cudnn-frontend are not in ${site_packages}/include; pip install --no-deps nvidia-cudnn-frontend")
 if(NOT SWITCHYARD_CUDNN_FRONTEND STREQUAL "" AND NOT SWITCHYARD_CUDNN_FRONTEND)
   set(why "SWITCHYARD_CUDNN_FRONTEND is ${SWITCHYARD_CUDNN_FRONTEND}")
-elseif(NOT EXISTS ${cudnn}/include/cudnn.h OR NOT EXISTS ${cudnn}/lib/libcudnn.so.9 OR NOT EXISTS ${nvrtc})
-  set(why "${cudnn}/include/cudnn.h, ${cudnn}/lib/libcudnn.so.9 or ${nvrtc} is missing")
+elseif(NOT EXISTS ${cudnn}/include/cudnn.h OR NOT EXISTS ${cudnn}/lib/libcudnn.so.9 OR NOT EXISTS ${nvrtc}/libnvrtc.so.13)
+  set(why "${cudnn}/include/cudnn.h, ${cudnn}/lib/libcudnn.so.9 or ${nvrtc}/libnvrtc.so.13 is missing")
 else()
   foreach(folder ${folders})
     if(EXISTS ${folder}/cudnn_frontend_version.h AND NOT frontend)
@@ -39,14 +39,12 @@ endif()
 
 if(frontend)
   message(STATUS "Attention on GPUs: cuDNN through its frontend ${version} in ${frontend}")
-  function(switchyard_import_cudnn name path)
-    add_library(${name} SHARED IMPORTED GLOBAL)
-    set_target_properties(${name} PROPERTIES IMPORTED_LOCATION ${path})
-    target_link_libraries(switchyard_cudnn INTERFACE ${name})
-  endfunction()
+  add_library(cudnn SHARED IMPORTED GLOBAL)
+  set_target_properties(cudnn PROPERTIES IMPORTED_LOCATION ${cudnn}/lib/libcudnn.so.9)
   add_library(switchyard_cudnn INTERFACE)
-  switchyard_import_cudnn(cudnn ${cudnn}/lib/libcudnn.so.9)
-  switchyard_import_cudnn(nvrtc ${nvrtc})   # named by a norm of the frontend's that nothing here uses
+  # NVRTC is named by a norm of the frontend's that nothing here uses. As a path, CMake would see two folders that both
+  # hold the CUDA runtime, torch's and the toolkit's, and warn for every program.
+  target_link_libraries(switchyard_cudnn INTERFACE cudnn -L${nvrtc} -l:libnvrtc.so.13)
   target_include_directories(switchyard_cudnn SYSTEM INTERFACE ${frontend} ${cudnn}/include)
   # Its JSON and its log of every call are left out: they are most of the time that it takes to compile.
   target_compile_definitions(switchyard_cudnn INTERFACE SWITCHYARD_CUDNN_ATTENTION CUDNN_FRONTEND_SKIP_JSON_LIB

@@ -21,7 +21,7 @@ class CudnnAttention {
  public:
   // The plans of a case: built at its first use and kept as long as the process, because recorded CUDA graphs hold
   // their kernels. nullptr where cuDNN has no kernel for it; the first time, the log says why. Any thread may call
-  // this.
+  // this; a plan runs in one thread at a time.
   static const CudnnAttention* find(const CudnnAttentionCase& which, cudnnContext* handle);
 
   // Bytes that the caller lends to a call.

@@ -76,7 +76,7 @@ void describe_forward(graph::Graph& g, const CudnnAttentionCase& c) {
   const TensorPointer q = input(g, kQ, part_of_qkv(c, c.heads)), k = input(g, kK, part_of_qkv(c, c.kv_heads)),
                       v = input(g, kV, part_of_qkv(c, c.kv_heads));
   auto attributes = causal<graph::SDPA_attributes>(c, "attention");
-  attributes.set_generate_stats(true);  // also where nobody reads them: a recomputed forward has the same kernel then
+  attributes.set_generate_stats(true);  // also where nobody reads them: evaluation has training's kernel then
   const auto [out, stats] = g.sdpa(q, k, v, attributes);
   describe(out->set_output(true), kOut, output(c));
   describe(stats->set_output(true), kStatistics, statistics(c), cudnn_frontend::DataType_t::FLOAT);

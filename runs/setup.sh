@@ -70,6 +70,7 @@ configure() {
   if [[ -n $done_key && ($done_kind != "$kind" || $done_torch != "$torch") ]]; then rm -f "$build/CMakeCache.txt"; fi
   [[ -z ${toolkit:-} ]] || export CUDA_PATH=$toolkit CUDAToolkit_ROOT=$toolkit
   [[ $kind != cuda ]] || export CUDACXX=$nvcc
+  [[ -z ${cudnn_frontend:-} ]] || cmake_args=("-DSWITCHYARD_CUDNN_FRONTEND=$cudnn_frontend" "${cmake_args[@]}")
   step "configuring ($kind)" cmake -G Ninja -S "$root" -B "$build" -DWITH_CUDA=$with_cuda -DSWITCHYARD_TORCH="$torch" "${cmake_args[@]}"
 }
 
@@ -93,6 +94,7 @@ else
   if [[ $kind == cuda ]]; then
     check_driver
     ensure_nvcc
+    ensure_cudnn_frontend
   fi
   say "torch: $torch${nvcc:+, nvcc: $nvcc}"
   need_space "$build" 2000 "building"

@@ -1,6 +1,7 @@
 # The CUDA compiler: an installed CUDA 13, otherwise the Python registry's nvcc laid out as a toolkit. Sourced by
-# runs/setup.sh. Sets nvcc, and toolkit when it is ours.
+# runs/setup.sh. Sets nvcc, and toolkit when it is ours; cudnn_frontend, where torch's environment lacks its headers.
 cuda_version=13.0.2
+cudnn_frontend_version=1.32.0
 
 find_nvcc() {
   local candidate
@@ -43,6 +44,36 @@ ensure_nvcc() {
   exec 8>&-
   nvcc=$toolkit/bin/nvcc
   "$nvcc" --version >/dev/null || die "the CUDA compiler in $folder does not run; remove that folder and try again"
+}
+
+# The headers of the package alone: the rest is Python, and cuDNN comes with torch. No header, no failure: torch has an
+# attention of its own.
+fetch_cudnn_frontend() {
+  local folder=$1
+  if new_environment "$folder.new" --no-deps "nvidia-cudnn-frontend==$cudnn_frontend_version"; then
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    mv "$folder.new"/lib/python3*/site-packages/include "$folder/include"
+  fi
+  rm -rf "$folder.new"
+}
+
+ensure_cudnn_frontend() {
+  local folder=$cache/cudnn-frontend-$cudnn_frontend_version
+  cudnn_frontend=
+  [[ ! -e ${torch%/torch}/include/cudnn_frontend.h ]] || return 0      # cmake looks there
+  exec 8>"$cache/.lock"
+  flock 8
+  if [[ ! -e $folder/include/cudnn_frontend.h ]]; then
+    need_space "$cache" 200 "cuDNN's frontend"
+    step "headers of cuDNN's frontend $cudnn_frontend_version into $folder" fetch_cudnn_frontend "$folder"
+  fi
+  exec 8>&-
+  if [[ -e $folder/include/cudnn_frontend.h ]]; then
+    cudnn_frontend=$folder/include
+  else
+    say "without the headers of cuDNN's frontend: attention on GPUs will be torch's; later: runs/setup.sh --force"
+  fi
 }
 
 # A driver older than the toolkit loads nothing of it: better said now than at the first kernel.

@@ -98,10 +98,16 @@ class Clock {
   void time_product(const std::string& name, double flops, const std::function<void(Stream)>& launch) {
     measure({name, 0, flops / product_rate_, flops, true}, launch);
   }
+  // For work that is timed elsewhere: whether it is asked for, and its line.
+  bool asks_for(const std::string& name) const { return name.find(only_) != std::string::npos; }
+  void keep_product(const std::string& name, double flops, double seconds) {
+    keep({name, seconds, flops / product_rate_, flops, true});
+  }
   const std::vector<KernelTiming>& timings() const { return timings_; }
 
  private:
   void measure(KernelTiming timing, const std::function<void(Stream)>& launch);
+  void keep(KernelTiming timing);
   double seconds_of(const std::function<void(Stream)>& launch);
   double seconds_between(const std::function<void()>& work);
   double measure_copy_rate();

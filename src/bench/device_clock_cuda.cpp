@@ -37,9 +37,13 @@ double Clock::measure_copy_rate() {
 }
 
 void Clock::measure(KernelTiming timing, const std::function<void(Stream)>& launch) {
-  SWITCHYARD_CUDA(cudaDeviceSynchronize());  // buffers were filled through another stream
-  if (timing.name.find(only_) == std::string::npos) return launch(stream_);  // later kernels may read its results
+  SWITCHYARD_CUDA(cudaDeviceSynchronize());            // buffers were filled through another stream
+  if (!asks_for(timing.name)) return launch(stream_);  // later kernels may read its results
   timing.seconds = seconds_of(launch);
+  keep(std::move(timing));
+}
+
+void Clock::keep(KernelTiming timing) {
   std::printf("%-46s %10.1f %10.1f %8.0f %-8s %8.0f%%\n", timing.name.c_str(), timing.seconds * 1e6,
               timing.floor_seconds * 1e6, timing.work / timing.seconds * (timing.product ? 1e-12 : 1e-9),
               timing.product ? "TFLOP/s" : "GB/s", 100 * timing.floor_seconds / timing.seconds);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "bench/attention_timings.h"
 #include "bench/device_clock.h"
 #include "bench/kernel_timings.h"
 #include "bench/routing_timings.h"
@@ -344,6 +345,7 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
   const kernels::DeviceInfo device = kernels::device_info(0);
   Clock clock(product_rate, only);
   time_norm_and_rope(clock);
+  for (const int window : {kS, kS / 2}) time_attention(clock, kT / kS, {kS, kH, kH, kC, window});
   time_activation(clock);
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
   for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);

@@ -45,8 +45,7 @@ at::Tensor Attention::project(const at::Tensor& n_TD, const at::Tensor& value, c
 at::Tensor Attention::forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                               const StepContext& step) const {
   const at::Tensor qkv = project(n_TD, value, tables, step);
-  const auto parts = qkv.view({qkv.size(0), heads_ + 2 * kv_heads_, head_dim_}).split_with_sizes({heads_, kv_heads_, kv_heads_}, 1);
-  return out_->forward(ops::attention(parts[0], parts[1], parts[2], step.seq_len, window_), step);
+  return out_->forward(ops::attention(qkv, {step.seq_len, heads_, kv_heads_, head_dim_, window_}), step);
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,

@@ -2,7 +2,18 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <cmath>
+
+#include "base/error.h"
+
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/cudnn/Handle.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "ops/cudnn_attention.h"
+#endif
 
 namespace switchyard::ops {
 namespace {
@@ -14,35 +25,122 @@ Tensor visible(std::int64_t queries, std::int64_t keys, int window, at::Device d
   return column.le(row).logical_and(column.gt(row - window));
 }
 
-Tensor heads_first(const Tensor& x_THC, int seq_len) {  // [B, H, S, C], a view
-  return x_THC.view({x_THC.size(0) / seq_len, seq_len, x_THC.size(1), x_THC.size(2)}).transpose(1, 2);
+struct Heads {
+  Tensor q_BHSC, k_BKSC, v_BKSC;
+};
+
+void check(const Tensor& qkv, const AttentionShape& s) {
+  SWITCHYARD_ASSERT(qkv.dim() == 2 && qkv.size(0) % s.seq_len == 0 &&
+                        qkv.size(1) == std::int64_t{s.heads + 2 * s.kv_heads} * s.head_dim,
+                    "qkv is [sequences * seq_len, (heads + 2 kv_heads) * head_dim]");
+  SWITCHYARD_ASSERT(s.heads % s.kv_heads == 0 && s.window >= 1,
+                    "whole groups of query heads, and a window of one or more");
+}
+
+Heads views_of(const Tensor& qkv, const AttentionShape& s) {
+  // One split: the gradient of three narrowed views would be three tensors of zeros and two sums.
+  const auto parts = qkv.reshape({qkv.size(0) / s.seq_len, s.seq_len, s.heads + 2 * s.kv_heads, s.head_dim})
+                         .split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 2);
+  return {parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2)};
 }
 
 Tensor tokens_first(const Tensor& x_BHSC) {  // [T, H*C]
   return x_BHSC.transpose(1, 2).reshape({x_BHSC.size(0) * x_BHSC.size(2), x_BHSC.size(1) * x_BHSC.size(3)});
 }
 
-}  // namespace
-
-Tensor attention(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, int seq_len, int window) {
-  const Tensor q = heads_first(q_THC, seq_len), k = heads_first(k_TKC, seq_len), v = heads_first(v_TKC, seq_len);
-  const bool grouped = q_THC.size(1) != k_TKC.size(1);
-  if (window < seq_len)
-    return tokens_first(at::scaled_dot_product_attention(q, k, v, visible(seq_len, seq_len, window, q.device()), 0.0,
-                                                         false, std::nullopt, grouped));
-  // torch asks cuDNN for no fixed order of dq's sums; its flash attention has one.
-  if (q.is_cuda() && q.scalar_type() == at::kBFloat16 && !at::globalContext().deterministicAlgorithms())
+Tensor attention_of_torch(const Tensor& qkv, const AttentionShape& s) {
+  const auto [q, k, v] = views_of(qkv, s);
+  const bool grouped = s.heads != s.kv_heads;
+  if (s.window < s.seq_len)
+    return tokens_first(at::scaled_dot_product_attention(q, k, v, visible(s.seq_len, s.seq_len, s.window, q.device()),
+                                                         0.0, false, std::nullopt, grouped));
+#ifndef SWITCHYARD_CUDNN_ATTENTION
+  // The fastest that torch has, where it takes the shape; but torch asks cuDNN for no fixed order of dq's sums.
+  if (q.is_cuda() && q.scalar_type() == at::kBFloat16 && !at::globalContext().deterministicAlgorithms() &&
+      s.seq_len > 1 && s.head_dim % 8 == 0 && s.head_dim <= 128)
     return tokens_first(std::get<0>(at::_scaled_dot_product_cudnn_attention(
         q, k, v, std::nullopt, at::GradMode::is_enabled(), 0.0, /*is_causal=*/true)));
+#endif
   return tokens_first(at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, true, std::nullopt, grouped));
 }
 
-Tensor attention_reference(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, int seq_len, int window) {
-  const std::int64_t group = q_THC.size(1) / k_TKC.size(1);
-  const Tensor q = heads_first(q_THC, seq_len), k = heads_first(k_TKC, seq_len).repeat_interleave(group, 1),
-               v = heads_first(v_TKC, seq_len).repeat_interleave(group, 1);
-  const Tensor score = at::matmul(q, k.transpose(-2, -1)) / std::sqrt(static_cast<double>(q.size(-1)));
-  const Tensor hidden = visible(seq_len, seq_len, window, q.device()).logical_not();
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The plans for this tensor, or nullptr: another type or device, or nothing that cuDNN has a kernel for.
+const CudnnAttention* packed_plans(const Tensor& qkv, const AttentionShape& s) {
+  if (!qkv.is_cuda() || qkv.scalar_type() != at::kBFloat16 || qkv.numel() == 0) return nullptr;
+  if (at::cuda::getDeviceProperties(qkv.get_device())->major < 8) return nullptr;
+  const bool training = at::GradMode::is_enabled() && qkv.requires_grad();
+  return CudnnAttention::find(
+      {qkv.get_device(), qkv.size(0) / s.seq_len, s.seq_len, s.heads, s.kv_heads, s.head_dim,
+       std::min(s.window, s.seq_len), training, training && at::globalContext().deterministicAlgorithms()},
+      at::native::getCudnnHandle());
+}
+
+// cuDNN reads and writes 16 bytes at a time, and trusts the address.
+Tensor dense(const Tensor& x) {
+  const Tensor rows = x.contiguous();
+  return reinterpret_cast<std::uintptr_t>(rows.data_ptr()) % 16 == 0 ? rows : rows.clone();
+}
+
+Tensor lent(std::int64_t bytes, const Tensor& like) { return at::empty({bytes}, like.options().dtype(at::kByte)); }
+
+class PackedAttention : public torch::autograd::Function<PackedAttention> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& packed, const AttentionShape& s,
+                        const CudnnAttention* plans) {
+    const Tensor qkv = dense(packed);
+    const Tensor out = at::empty({qkv.size(0), std::int64_t{s.heads} * s.head_dim}, qkv.options());
+    const Tensor statistics = at::empty({qkv.size(0) * s.heads}, qkv.options().dtype(at::kFloat));
+    const Tensor workspace = lent(plans->forward_workspace(), qkv);
+    plans->forward({qkv.data_ptr(), out.data_ptr(), statistics.data_ptr<float>(), workspace.data_ptr()},
+                   at::native::getCudnnHandle());
+    context->save_for_backward({qkv, out, statistics});
+    context->saved_data["plans"] = reinterpret_cast<std::int64_t>(plans);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const variable_list saved = context->get_saved_variables();
+    const Tensor &qkv = saved[0], &out = saved[1], &statistics = saved[2];
+    const auto* plans = reinterpret_cast<const CudnnAttention*>(context->saved_data["plans"].toInt());
+    const Tensor d_out = dense(grads[0]), d_qkv = at::empty_like(qkv),
+                 workspace = lent(plans->backward_workspace(), qkv);
+    plans->backward({qkv.data_ptr(), out.data_ptr(), d_out.data_ptr(), statistics.data_ptr<float>(), d_qkv.data_ptr(),
+                     workspace.data_ptr()},
+                    at::native::getCudnnHandle());
+    return {d_qkv, Tensor(), Tensor()};
+  }
+};
+#endif
+
+}  // namespace
+
+Tensor attention(const Tensor& qkv, const AttentionShape& shape) {
+  check(qkv, shape);
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+  if (const CudnnAttention* plans = packed_plans(qkv, shape)) return PackedAttention::apply(qkv, shape, plans);
+#endif
+  return attention_of_torch(qkv, shape);
+}
+
+bool attention_is_packed([[maybe_unused]] const Tensor& qkv, [[maybe_unused]] const AttentionShape& shape) {
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+  return packed_plans(qkv, shape) != nullptr;
+#else
+  return false;
+#endif
+}
+
+Tensor attention_reference(const Tensor& qkv, const AttentionShape& s) {
+  check(qkv, s);
+  const Heads heads = views_of(qkv, s);
+  const std::int64_t group = s.heads / s.kv_heads;
+  const Tensor k = heads.k_BKSC.repeat_interleave(group, 1), v = heads.v_BKSC.repeat_interleave(group, 1);
+  const Tensor score = at::matmul(heads.q_BHSC, k.transpose(-2, -1)) / std::sqrt(static_cast<double>(s.head_dim));
+  const Tensor hidden = visible(s.seq_len, s.seq_len, s.window, qkv.device()).logical_not();
   return tokens_first(at::matmul(at::softmax(score.masked_fill(hidden, -INFINITY), -1), v));
 }
 

@@ -7,11 +7,22 @@ namespace switchyard::ops {
 
 using at::Tensor;
 
-// q [T, H, C], k and v [T, KV, C] with T = sequences * seq_len; query head h reads kv head h * KV / H (Ainslie 2023).
-// Token i sees tokens (i - window, i]; window >= seq_len: all before it. Returns [T, H*C].
-// cuDNN for bf16 and full windows on Hopper and Ampere, torch's other fused kernels elsewhere.
-Tensor attention(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, int seq_len, int window);
-Tensor attention_reference(const Tensor& q_THC, const Tensor& k_TKC, const Tensor& v_TKC, int seq_len, int window);
+// heads is a multiple of kv_heads: query head h reads kv head h * kv_heads / heads (Ainslie 2023). Token i sees tokens
+// (i - window, i], window >= 1; window >= seq_len: all before it.
+struct AttentionShape {
+  int seq_len, heads, kv_heads, head_dim, window;
+};
+
+// qkv [T, (H + 2 KV) C]: of each token H query heads, then KV key heads, then KV value heads, C channels each (as the
+// projection writes it); T = sequences * seq_len. Returns [T, H*C]. The gradient comes back as one tensor of qkv's
+// shape. bf16 on a GPU: cuDNN's fused kernels, which read and write the packed tensors where they are. torch's fused
+// kernels on CPUs, for fp32, and where cuDNN has none for the shape (the log says so once). A shape's first call builds
+// its plans: make it before a CUDA graph is recorded.
+Tensor attention(const Tensor& qkv, const AttentionShape& shape);
+Tensor attention_reference(const Tensor& qkv, const AttentionShape& shape);
+
+// Whether attention() of this tensor runs cuDNN's kernels through our plans, as it does or does not require a gradient.
+bool attention_is_packed(const Tensor& qkv, const AttentionShape& shape);
 
 // One more token at the end of a cache: q [B, H, n, C] against k, v [B, KV, length, C]; the n queries are the last n
 // positions. For generation; no gradient.

@@ -50,14 +50,15 @@ ComputeDevice cpu_device(const Config& config) {
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
-// What is not ours to order: cuBLAS, cuDNN and torch's attention. Before the first of them is used.
+// What is not ours to order: cuBLAS, cuDNN and torch's attention, which ops/attention.h asks for where cuDNN has no
+// kernel. Before the first of them is used.
 void use_deterministic_algorithms() {
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // cuBLAS promises one order for a fixed workspace
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);  // our kernels overwrite what they are given
   at::globalContext().setDeterministicCuDNN(true);
-  at::globalContext().setSDPUseCuDNN(false);  // its attention has no fixed order at torch's hands
-  log::info("train.deterministic: torch keeps to algorithms of a fixed order; attention by flash attention, not cuDNN");
+  at::globalContext().setSDPUseCuDNN(false);  // torch's own call of it asks for no fixed order
+  log::info("train.deterministic: torch and cuDNN keep to algorithms of a fixed order, which are slower");
 }
 
 // Else the first kernel ends the run with "no kernel image is available".

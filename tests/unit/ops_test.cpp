@@ -5,7 +5,6 @@
 
 #include "ops/activation.h"
 #include "ops/add_norm.h"
-#include "ops/attention.h"
 #include "ops/dropout.h"
 #include "ops/gradient.h"
 #include "ops/head_loss.h"
@@ -232,30 +231,6 @@ TEST(ProjectQkv, ScoresDependOnPositionDifferencesOnly) {
   const Tensor score = at::mm(out.narrow(1, 0, 32), out.narrow(1, 32, 32).t());
   EXPECT_NEAR(score[10][3].item<float>(), score[30][23].item<float>(), 1e-4);
   EXPECT_NEAR(score[7][7].item<float>(), score[39][39].item<float>(), 1e-4);
-}
-
-struct AttentionCase {
-  const char* name;
-  int sequences, seq_len, heads, kv_heads, head_dim, window;
-};
-const std::vector<AttentionCase> kAttention = {
-    {"one head", 1, 8, 1, 1, 16, 8}, {"odd length", 2, 33, 4, 4, 32, 33},   {"grouped queries", 2, 24, 6, 2, 32, 24},
-    {"window", 2, 24, 4, 4, 32, 7},  {"window of one", 1, 12, 2, 2, 16, 1},
-};
-
-TEST(Attention, MatchesReferenceAndNeverLooksAhead) {
-  for (const at::Device device : devices())
-    for (const AttentionCase& c : kAttention) {
-      ParameterStore none;
-      const auto run = [&](auto op) {
-        const std::int64_t tokens = c.sequences * c.seq_len;
-        const Tensor q = leaf(random({tokens, c.heads, c.head_dim}, 1), device),
-                     k = leaf(random({tokens, c.kv_heads, c.head_dim}, 2), device),
-                     v = leaf(random({tokens, c.kv_heads, c.head_dim}, 3), device);
-        return differentiate({op(q, k, v, c.seq_len, c.window)}, {q, k, v}, none);
-      };
-      expect_close(run(attention), run(attention_reference), 5e-5, c.name);
-    }
 }
 
 TEST(Activation, MatchesReference) {

@@ -49,12 +49,23 @@ constexpr int tile_columns(int columns) {
   return waste < 0 || (waste == 0 && E == Epilogue::kRelu2Backward) ? 192 : 256;
 }
 
+// Blocks of a cluster: of rows, as their tiles of 128 come in twos or not; of a weight gradient, whose tiles know no
+// token, where an expert's come in twos along the side that they do not share.
+int blocks_of(const RowGroups& g) {
+  SWITCHYARD_ASSERT(g.alignment == 128 || g.alignment == 256, "grouped products align rows to 128 or 256");
+  SWITCHYARD_ASSERT(g.row_capacity % g.alignment == 0, "rows are a multiple of their alignment");
+  return g.alignment / 128;
+}
+int blocks_of(const GroupedWgrad& a) {
+  const int tiles =
+      a.b_index ? ceil_div(a.columns, tile_columns<Epilogue::kAdd>(a.columns)) : ceil_div(a.rows, grouped::kTileRows);
+  return tiles % 2 == 0 ? 2 : blocks_of(a.groups);
+}
+
 // run(number) with a number that the compiler knows.
 template <class Run>
-void with_blocks(const RowGroups& groups, Run run) {
-  SWITCHYARD_ASSERT(groups.alignment == 128 || groups.alignment == 256, "grouped products align rows to 128 or 256");
-  SWITCHYARD_ASSERT(groups.row_capacity % groups.alignment == 0, "rows are a multiple of their alignment");
-  if (groups.alignment == 256)
+void with_blocks(int blocks, Run run) {
+  if (blocks == 2)
     run(std::integral_constant<int, 2>());
   else
     run(std::integral_constant<int, 1>());
@@ -111,7 +122,7 @@ void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
     maps.columns = matrix_map<K>(a.weight, a.inner, a.columns, g.experts);
     launch<K>(maps, p, stream);
   };
-  with_blocks(g, [&](auto blocks) {
+  with_blocks(blocks_of(g), [&](auto blocks) {
     with_columns<E>(a.columns, [&](auto columns) {
       if (a.row_index)
         launch_kind(Kind<F, Gather::kRows, blocks(), E, columns()>());
@@ -192,7 +203,7 @@ void grouped_wgrad(const GroupedWgrad& a, Stream stream) {
     p.column_tiles = ceil_div(a.columns, K::kColumns * kColumnTiles);
     launch<K>(maps, p, stream);
   };
-  with_blocks(g, [&](auto blocks) {
+  with_blocks(blocks_of(a), [&](auto blocks) {
     with_columns<Epilogue::kAdd>(a.columns, [&](auto columns) {
       if (a.a_index)
         launch_kind(Kind<Form::kWgrad, Gather::kRows, blocks(), Epilogue::kAdd, columns()>());

@@ -27,10 +27,19 @@ struct Halves {
     unpack(high, b);
   }
 };
+// In one store: between loads of the same buffer the compiler makes four of it.
+__device__ __forceinline__ void store_whole(bf16* p, const float (&f)[kPack]) {
+  Pack<bf16> v;
+  pack(f, v);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.raw.x), "r"(v.raw.y), "r"(v.raw.z),
+               "r"(v.raw.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_whole(float* p, const float (&f)[kPack]) { store_floats(p, f); }
 template <class T>
 __device__ __forceinline__ void store_halves(T* p, int half, const float (&a)[kPack], const float (&b)[kPack]) {
-  store_floats(p, a);
-  store_floats(p + half, b);
+  store_whole(p, a);
+  store_whole(p + half, b);
 }
 
 // Which token, head and channels this lane works on; `there` is false for lanes beyond a head's channels.
@@ -104,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2) qkv_rope_ker
   const Place<kLanes> at(size.head_dim);
   if (at.token >= size.tokens) return;
   const int half = size.head_dim / 2, rotated = size.rotated();
+  const float share = 1.0f / static_cast<float>(size.head_dim);
   T* row = a.qkv + at.token * size.width() + at.channel;
   const Rotation rotation(a.cos, a.sin, at.token, size.seq_len, half, at.channel, at.there);
 
@@ -122,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2) qkv_rope_ker
       in[i].to_floats(low, high);
       if (a.inverse_rms) {
         const float squares = head_dot<kLanes>(low, high, low, high);
-        const float inverse = rsqrtf(squares / static_cast<float>(size.head_dim) + a.eps);
+        const float inverse = rsqrtf(fmaf(squares, share, a.eps));
         scale_halves(low, high, inverse);
         if (there && at.channel == 0) a.inverse_rms[at.token * rotated + h] = inverse;
       }
@@ -139,6 +149,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_rope_backward_kernel(QkvRopeB
   const Place<kLanes> at(size.head_dim);
   if (at.token >= size.tokens) return;
   const int half = size.head_dim / 2, rotated = size.rotated();
+  const float share = 1.0f / static_cast<float>(size.head_dim);
   const std::int64_t row = at.token * size.width() + at.channel;
   const Rotation rotation(a.cos, a.sin, at.token, size.seq_len, half, at.channel, at.there);
 
@@ -161,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_rope_backward_kernel(QkvRopeB
       if (a.inverse_rms) {
         float low[kPack], high[kPack];
         out[i].to_floats(low, high);
-        const float along = head_dot<kLanes>(low, high, d_low, d_high) / static_cast<float>(size.head_dim);
+        const float along = head_dot<kLanes>(low, high, d_low, d_high) * share;
 #pragma unroll
         for (int c = 0; c < kPack; ++c) {
           d_low[c] = inverse[i] * fmaf(-along, low[c], d_low[c]);
@@ -271,8 +282,7 @@ void for_tokens(const QkvHeads& size, Launch launch) {
 
 template <class T>
 void qkv_rope(const QkvRope<T>& a, Stream stream) {
-  for_tokens(a.size,
-             [&](auto blocks, auto lanes) { qkv_rope_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a); });
+  for_tokens(a.size, [&](auto blocks, auto lanes) { qkv_rope_kernel<T, lanes()><<<blocks, kThreads, 0, stream>>>(a); });
 }
 template <class T>
 void qkv_rope_backward(const QkvRopeBackward<T>& a, Stream stream) {

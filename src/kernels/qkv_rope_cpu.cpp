@@ -20,8 +20,7 @@ template <class T>
 SWITCHYARD_INLINE void rotate_back(const T* out, T* d, const float* cos, const float* sin, int half, bool norm,
                                    T inverse) {
   T along = 0;
-  if (norm)
-    along = sum<T>(2 * half, [&](auto at) { return at(d) * at(out); }) / static_cast<T>(2 * half);
+  if (norm) along = sum<T>(2 * half, [&](auto at) { return at(d) * at(out); }) / static_cast<T>(2 * half);
   each<T>(half, [&](auto at) {
     auto a = at(d), b = at(d + half);
     if (norm) {

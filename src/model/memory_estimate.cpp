@@ -122,21 +122,24 @@ std::int64_t block_workspace(const Config& config, int layer) {
   return activation_elements_per_token(config, layer) + std::max<std::int64_t>(0, feed_forward - gone);
 }
 
-// The head's turn or a block's, and with either the residual stream's gradients: of x, of x0 and of n; ops add to them
-// in place.
+// The head's turn or a block's, and with either the residual stream's gradients: of x, of x0 and of n, with INL of its
+// fp32 velocity; ops add to them in place.
 std::int64_t workspace_bytes(const Config& config) {
   const std::int64_t tokens = micro_tokens(config), bytes = compute_bytes(config), width = config.model.n_embd;
   const std::int64_t chunk = std::min(tokens, ops::head_chunk_tokens(config.model.vocab_size, bytes));
   const std::int64_t head = chunk * config.model.vocab_size * bytes;
   std::int64_t block = 0;
   for (int layer = 0; layer < config.model.n_layer; ++layer) block = std::max(block, block_workspace(config, layer));
-  return std::max(head, tokens * block * bytes) + 3 * tokens * width * bytes;
+  const std::int64_t stream = (3 + (config.model.inl.enabled ? words(config) : 0)) * width;
+  return std::max(head, tokens * block * bytes) + tokens * stream * bytes;
 }
 
 }  // namespace
 
-// attention     q, k, v before and after rotation and norm, its output, a fp32 log-sum a head; the value embedding and
-//               its gate where the layer has them; with weights on the norms of q and k also what they multiply
+// attention     q, k, v, its output, a fp32 log-sum a head and 1/rms a head of q and k; the value embedding and its
+// gate
+//               where the layer has them; with weights on the norms of q and k also what they multiply and what came
+//               before
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation, or the latter alone (relu^2 in the products)
 // MoE           of the top_k rows the pre-activation, or the activation where it tells the other, or both (SwiGLU in
@@ -151,9 +154,11 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   const ModelConfig& model = config.model;
   const std::int64_t words = switchyard::words(config), width = model.n_embd;
   const std::int64_t inputs = is_gated(model.mlp) ? 2 : 1;
-  std::int64_t elements = 2 * (q_width(model) + 2 * kv_width(model)) + q_width(model) + head_count(model) * words;
+  const std::int64_t qkv = q_width(model) + 2 * kv_width(model);
+  std::int64_t elements = qkv + q_width(model) + head_count(model) * words;
+  if (model.qk_norm) elements += (head_count(model) + kv_head_count(model)) * words;
   if (has_value_embedding(model, layer)) elements += kv_width(model) + kv_head_count(model);
-  if (model.qk_norm_weight) elements += q_width(model) + kv_width(model);
+  if (model.qk_norm && model.qk_norm_weight) elements += qkv + q_width(model) + kv_width(model);
   const std::int64_t norms = model.block == "parallel" && !model.norm_weight ? 1 : 2;
   elements += ((model.block == "parallel" ? 1 : 2) + norms) * width + norms * words;
   if (model.inl.enabled) elements += (1 + words) * width;

@@ -26,7 +26,7 @@ void rotate(const Projected& out, const RotaryTables& tables, const QkvShape& s)
       out.qkv,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::QkvRope<T>{heads_of(s, out.qkv.size(0)),  pointer<T>(out.qkv),
+        return kernels::QkvRope<T>{heads_of(s, out.qkv.size(0)),    pointer<T>(out.qkv),
                                    pointer<float>(out.inverse_rms), pointer<float>(tables.cos_SC),
                                    pointer<float>(tables.sin_SC),   static_cast<float>(s.eps)};
       },
@@ -42,7 +42,7 @@ void rotate_back(const Tensor& d_qkv, const Projected& out, const RotaryTables& 
       d_qkv,
       [&](auto type) {
         using T = typename decltype(type)::type;
-        return kernels::QkvRopeBackward<T>{heads_of(s, d_qkv.size(0)),     pointer<T>(out.qkv),
+        return kernels::QkvRopeBackward<T>{heads_of(s, d_qkv.size(0)),      pointer<T>(out.qkv),
                                            pointer<float>(out.inverse_rms), pointer<float>(tables.cos_SC),
                                            pointer<float>(tables.sin_SC),   pointer<T>(d_qkv)};
       },
@@ -117,7 +117,7 @@ class ProjectQkv : public torch::autograd::Function<ProjectQkv> {
     const Projected out{saved[1], saved[2]};
     const ValueInput value{saved[3], saved[4]};
     const QkvShape s{static_cast<int>(shape[0]), static_cast<int>(shape[1]), static_cast<int>(shape[2]),
-                     static_cast<int>(shape[3]), out.inverse_rms.defined(), 0.0};
+                     static_cast<int>(shape[3]), out.inverse_rms.defined(),  0.0};
 
     const Tensor d_qkv = own_gradient(grads[0], out.qkv);
     const ValueInput d_value = value.value.defined() ? value_gradients(d_qkv, value, s) : ValueInput();

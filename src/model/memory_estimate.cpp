@@ -136,10 +136,8 @@ std::int64_t workspace_bytes(const Config& config) {
 
 }  // namespace
 
-// attention     q, k, v, its output, a fp32 log-sum a head and 1/rms a head of q and k; the value embedding and its
-// gate
-//               where the layer has them; with weights on the norms of q and k also what they multiply and what came
-//               before
+// attention     q, k, v, its output, a fp32 log-sum a head and 1/rms a head of q and k; value embedding and gate where
+//               the layer has them; with weights on the norms of q and k also what they multiply and what came before
 // residual      x' and its norm n, after attention and after the feed-forward, a fp32 1/rms with each
 // dense mlp     the pre-activation (two when gated) and the activation, or the latter alone (relu^2 in the products)
 // MoE           of the top_k rows the pre-activation, or the activation where it tells the other, or both (SwiGLU in

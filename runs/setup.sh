@@ -70,7 +70,8 @@ configure() {
   if [[ -n $done_key && ($done_kind != "$kind" || $done_torch != "$torch") ]]; then rm -f "$build/CMakeCache.txt"; fi
   [[ -z ${toolkit:-} ]] || export CUDA_PATH=$toolkit CUDAToolkit_ROOT=$toolkit
   [[ $kind != cuda ]] || export CUDACXX=$nvcc
-  [[ -z ${cudnn_frontend:-} ]] || cmake_args=("-DSWITCHYARD_CUDNN_FRONTEND=$cudnn_frontend" "${cmake_args[@]}")
+  # Always: an earlier folder that cmake remembers may be gone.
+  [[ $kind != cuda ]] || cmake_args=("-DSWITCHYARD_CUDNN_FRONTEND=${cudnn_frontend:-}" "${cmake_args[@]}")
   step "configuring ($kind)" cmake -G Ninja -S "$root" -B "$build" -DWITH_CUDA=$with_cuda -DSWITCHYARD_TORCH="$torch" "${cmake_args[@]}"
 }
 

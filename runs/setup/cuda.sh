@@ -50,7 +50,7 @@ ensure_nvcc() {
 # attention of its own.
 fetch_cudnn_frontend() {
   local folder=$1
-  if new_environment "$folder.new" --no-deps "nvidia-cudnn-frontend==$cudnn_frontend_version"; then
+  if new_environment "$folder.new" --no-deps --only-binary :all: "nvidia-cudnn-frontend==$cudnn_frontend_version"; then
     rm -rf "$folder"
     mkdir -p "$folder"
     mv "$folder.new"/lib/python3*/site-packages/include "$folder/include"
@@ -59,9 +59,11 @@ fetch_cudnn_frontend() {
 }
 
 ensure_cudnn_frontend() {
-  local folder=$cache/cudnn-frontend-$cudnn_frontend_version
+  local folder=$cache/cudnn-frontend-$cudnn_frontend_version minor=${cudnn_frontend_version#*.}
   cudnn_frontend=
-  [[ ! -e ${torch%/torch}/include/cudnn_frontend.h ]] || return 0      # cmake looks there
+  [[ ${cmake_args[*]:-} != *SWITCHYARD_CUDNN_FRONTEND=* ]] || return 0
+  # Where torch's environment holds that version cmake finds it, but it would find an older one as well.
+  ! grep -qsx "#define CUDNN_FRONTEND_MINOR_VERSION ${minor%%.*}" "${torch%/torch}/include/cudnn_frontend_version.h" || return 0
   exec 8>"$cache/.lock"
   flock 8
   if [[ ! -e $folder/include/cudnn_frontend.h ]]; then

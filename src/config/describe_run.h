@@ -31,7 +31,8 @@ void describe_loop(V& v, TrainConfig& c) {
   v.field("deterministic", c.deterministic, any(),
           "Bitwise repeatable on a GPU too: torch and cuDNN keep to algorithms of a fixed order, or stop with an error "
           "where there is none. Our own kernels always do. Attention's backward is slower then, and borrows 2 seq_len "
-          "bytes a token and head. A CPU run is repeatable without it.");
+          "bytes a token and head; above 4 GiB of that a window_pattern with S stops with an error, which a smaller "
+          "train.micro_batch cures. A CPU run is repeatable without it.");
   v.field("log_every", c.log_every, at_least(1), "Steps between log lines; the device is asked for figures only then.",
           "T3");
   v.field("eval_every", c.eval_every, at_least(0), "Steps between evaluations on held-out text. 0: only at the end.",

@@ -50,12 +50,8 @@ constexpr int tile_columns(int columns) {
 }
 
 // Blocks of a cluster: of rows, as their tiles of 128 come in twos or not; of a weight gradient, whose tiles know no
-// token, where an expert's come in twos along the side that they do not share.
-int blocks_of(const RowGroups& g) {
-  SWITCHYARD_ASSERT(g.alignment == 128 || g.alignment == 256, "grouped products align rows to 128 or 256");
-  SWITCHYARD_ASSERT(g.row_capacity % g.alignment == 0, "rows are a multiple of their alignment");
-  return g.alignment / 128;
-}
+// token, also where an expert's come in twos along the side that they do not share.
+int blocks_of(const RowGroups& g) { return g.alignment / 128; }
 int blocks_of(const GroupedWgrad& a) {
   const int tiles =
       a.b_index ? ceil_div(a.columns, tile_columns<Epilogue::kAdd>(a.columns)) : ceil_div(a.rows, grouped::kTileRows);
@@ -81,6 +77,8 @@ void with_columns(int columns, Run run) {
 }
 
 Problem problem_of(const RowGroups& g) {
+  SWITCHYARD_ASSERT(g.alignment == 128 || g.alignment == 256, "grouped products align rows to 128 or 256");
+  SWITCHYARD_ASSERT(g.row_capacity % g.alignment == 0, "rows are a multiple of their alignment");
   Problem p{};
   p.offset = g.offset, p.count = g.count, p.tile_expert = g.tile_expert, p.longest_first = g.longest_first;
   p.scheduler = g.scheduler;

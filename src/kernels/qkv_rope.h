@@ -22,7 +22,7 @@ template <class T>
 struct QkvRope {
   QkvHeads size;
   T* qkv;
-  float* inverse_rms;  // [T, H + KV]  1 / rms, for backward; null: no norm
+  float* inverse_rms;  // [T, H + KV]  1 / rms, for backward, fp32 for double too; null: no norm
   const float* cos;    // [S, C/2]
   const float* sin;    // [S, C/2]
   float eps;

@@ -112,10 +112,20 @@ std::int64_t feed_forward_workspace(const Config& config, int layer) {
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
 
+// What attention's backward borrows for a fixed order of its sums, by ops/cudnn_attention_cuda.cpp, which does without
+// beyond 4 GiB. Otherwise its turn, by which the feed-forward has let go what it kept, is the smaller one.
+std::int64_t ordered_attention_workspace(const Config& config) {
+  if (!config.train.deterministic || config.precision.mode == "fp32" || config.device == "cpu") return 0;
+  const std::int64_t scores = std::int64_t{head_count(config.model)} * config.model.seq_len;
+  if (micro_tokens(config) * scores * 2 > std::int64_t{4} << 30) return 0;
+  return scores + 2 * (q_width(config.model) + kv_width(config.model));
+}
+
 // A block's turn. One that is computed again brings all that it keeps; by then the head's input and its gradient have
 // gone, of the stream's gradients one is made, and a dense MLP lets its activation go before its last gradient.
 std::int64_t block_workspace(const Config& config, int layer) {
-  const std::int64_t feed_forward = feed_forward_workspace(config, layer);
+  const std::int64_t feed_forward =
+      std::max(feed_forward_workspace(config, layer), ordered_attention_workspace(config));
   if (!recomputes_blocks(config)) return feed_forward;
   const std::int64_t gone =
       4 * std::int64_t{config.model.n_embd} + (is_moe_layer(config, layer) ? 0 : ffn_width(config.model));

@@ -38,10 +38,15 @@ void check(const Tensor& qkv, const AttentionShape& s) {
 }
 
 Heads views_of(const Tensor& qkv, const AttentionShape& s) {
-  // One split: the gradient of three narrowed views would be three tensors of zeros and two sums.
-  const auto parts = qkv.reshape({qkv.size(0) / s.seq_len, s.seq_len, s.heads + 2 * s.kv_heads, s.head_dim})
-                         .split_with_sizes({s.heads, s.kv_heads, s.kv_heads}, 2);
-  return {parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2)};
+  // One split: the gradient of three narrowed views would be three tensors of zeros and two sums. Of qkv itself, so
+  // that its gradient is no view, which the next backward would not dare to write into.
+  const std::int64_t channels = s.head_dim;
+  const auto parts =
+      qkv.split_with_sizes({s.heads * channels, s.kv_heads * channels, s.kv_heads * channels}, /*dim=*/1);
+  const auto heads_first = [&](const Tensor& part, int heads) {
+    return part.view({qkv.size(0) / s.seq_len, s.seq_len, heads, s.head_dim}).transpose(1, 2);
+  };
+  return {heads_first(parts[0], s.heads), heads_first(parts[1], s.kv_heads), heads_first(parts[2], s.kv_heads)};
 }
 
 Tensor tokens_first(const Tensor& x_BHSC) {  // [T, H*C]

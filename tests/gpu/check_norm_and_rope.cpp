@@ -237,13 +237,15 @@ void check_rope(Report& report, const RopeCase& c) {
   });
 
   const Values out = values_of(qkv);
-  Values want(in.host), want_d(given_d.host), want_dvalue(value.host.size()), want_dgate(gate.host.size());
+  Values want_inverse(inverse.size()), want(in.host), want_d(given_d.host), want_dvalue(value.host.size()),
+      want_dgate(gate.host.size());
   for (int t = 0; t < c.tokens; ++t) {
     const double* cs = &cos.host[t % c.seq_len * half];
     const double* sn = &sin.host[t % c.seq_len * half];
     for (int h = 0; h < rotated; ++h) {
       const int at = (t * all + h) * C;
       const Head head = turn_head(c, &in.host[at], cs, sn);
+      want_inverse[static_cast<std::size_t>(t) * rotated + h] = head.inverse;
       const Values back = turn_head_back(c, &out[at], head.inverse, &given_d.host[at], cs, sn);
       for (int i = 0; i < C; ++i) want[at + i] = head.out[i], want_d[at + i] = back[i];
     }
@@ -262,6 +264,7 @@ void check_rope(Report& report, const RopeCase& c) {
   const std::string forward = "qkv_rope " + type_name<T>(), backward = "qkv_rope_backward " + type_name<T>(),
                     name = c.name;
   report.compare(forward, name + ": qkv", out, want, bound_of<T>());
+  if (c.norm) report.compare(forward, name + ": 1 / rms", values_of(inverse), want_inverse, bound_of<float>());
   report.compare(backward, name + ": d_qkv", values_of(d), want_d, bound_of<T>());
   if (c.value) {
     report.compare(backward, name + ": d_value", values_of(d_value), want_dvalue, bound_of<T>());

@@ -221,6 +221,35 @@ TEST(ProjectQkv, MatchesReference) {
       }
 }
 
+// The gradient is turned in place where it is ours alone, and nowhere else; tables may be longer than the sequences, or
+// begin at a later position, and x may be columns of a wider tensor.
+TEST(ProjectQkv, OverwritesNoGradientOfOthers) {
+  const QkvCase c{"", 3, 8, 4, 2, 16, true, false, false};
+  for (const at::Device device : devices())
+    for (const bool shared : {false, true})
+      for (const std::int64_t first : {0, 5}) {
+        const auto run = [&](auto op) {
+          ParameterStore store;
+          Parameter& w = store.add("qkv", ParameterKind::kAttention, {8 * 16, 24}, {Init::Kind::kNormal, 0.3});
+          store.allocate(device, at::kFloat, store.contiguous());
+          store.initialize(7);
+          const Tensor wide = leaf(random({24, 40}, 1), device), other = leaf(random({24, 8 * 16}, 2), device);
+          RotaryTables tables = rotary_tables(20, c.head_dim, 10000, device);
+          tables = {tables.cos_SC.narrow(0, first, 10), tables.sin_SC.narrow(0, first, 10)};
+          const QkvShape shape{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6, nullptr, nullptr};
+          const Tensor out = op(wide.narrow(1, 8, 24), w, ValueInput(), tables, shape, LinearProducts::plain());
+          // A product hands out a gradient of its own; a sum gives both readers the one that it was given.
+          const Tensor root = shared ? out + other : out * other, seed = random({24, 8 * 16}, 3).to(device);
+          const Tensor kept = seed.clone();
+          torch::autograd::backward({root}, {seed});
+          EXPECT_TRUE(at::equal(seed, kept));
+          return Results{out, wide.grad(), other.grad(), w.grad};
+        };
+        expect_close(run(project_qkv), run(project_qkv_reference), 2e-5,
+                     shared ? "a sum reads it" : "a product reads it");
+      }
+}
+
 TEST(ProjectQkv, ScoresDependOnPositionDifferencesOnly) {
   ParameterStore store;
   Parameter& w = store.add("qkv", ParameterKind::kAttention, {3 * 32, 8}, {Init::Kind::kNormal, 1.0});

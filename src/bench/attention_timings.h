@@ -5,12 +5,12 @@
 
 namespace switchyard::bench {
 
-struct AttentionTimings {
+struct AttentionSizes {  // ops::AttentionShape, whose header brings torch's
   int seq_len, heads, kv_heads, head_dim, window;
 };
 
 // Forward and backward of ops/attention.h on the packed tensor, then torch's call of cuDNN on q, k, v apart (with a
 // mask where there is a window). FLOPs: of the scores that are seen alone, five products in backward.
-void time_attention(Clock& clock, int sequences, const AttentionTimings& shape);
+void time_attention(Clock& clock, int sequences, const AttentionSizes& shape);
 
 }  // namespace switchyard::bench

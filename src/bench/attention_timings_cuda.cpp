@@ -19,7 +19,7 @@ Tensor noise(at::IntArrayRef size) {
 }
 
 // Scores that are seen, of all heads.
-double scores(int sequences, const AttentionTimings& s) {
+double scores(int sequences, const AttentionSizes& s) {
   double seen = 0;
   for (int token = 0; token < s.seq_len; ++token) seen += std::min(token + 1, s.window);
   return seen * sequences * s.heads;
@@ -37,7 +37,7 @@ void time_passes_of(Clock& clock, const std::string& name, double flops, const s
 
 }  // namespace
 
-void time_attention(Clock& clock, int sequences, const AttentionTimings& s) {
+void time_attention(Clock& clock, int sequences, const AttentionSizes& s) {
   const std::string window = s.window < s.seq_len ? " window " + std::to_string(s.window) : "";
   const std::string ours = "attention" + window, torchs = "attention of torch" + window;
   if (!clock.asks_for(ours + " backward") && !clock.asks_for(torchs + " backward")) return;

@@ -7,6 +7,7 @@
 #include "model/accounting.h"
 #include "model/layer_rules.h"
 #include "model/linear_layers.h"
+#include "ops/cudnn_attention.h"
 #include "ops/head_chunk.h"
 
 namespace switchyard {
@@ -112,12 +113,12 @@ std::int64_t feed_forward_workspace(const Config& config, int layer) {
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
 
-// What attention's backward borrows for a fixed order of its sums, by ops/cudnn_attention_cuda.cpp, which does without
-// beyond 4 GiB. Otherwise its turn, by which the feed-forward has let go what it kept, is the smaller one.
+// What attention's backward has at once, with what it borrows for a fixed order of its sums. Without that its turn, by
+// which the feed-forward has let go what it kept, is the smaller one.
 std::int64_t ordered_attention_workspace(const Config& config) {
   if (!config.train.deterministic || config.precision.mode == "fp32" || config.device == "cpu") return 0;
   const std::int64_t scores = std::int64_t{head_count(config.model)} * config.model.seq_len;
-  if (micro_tokens(config) * scores * 2 > std::int64_t{4} << 30) return 0;
+  if (micro_tokens(config) * scores * 2 > ops::kMostOrderedAttentionBytes) return 0;
   return scores + 2 * (q_width(config.model) + kv_width(config.model));
 }
 

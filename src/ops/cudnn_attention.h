@@ -8,6 +8,9 @@ struct cudnnContext;  // what cudnnHandle_t points to
 
 namespace switchyard::ops {
 
+// The fixed order of dq's sums goes through a tensor as large as all scores: beyond this, torch's attention.
+inline constexpr std::int64_t kMostOrderedAttentionBytes = std::int64_t{4} << 30;
+
 // All that shapes a plan; seq_len to window as in ops/attention.h.
 struct CudnnAttentionCase {
   int device;  // the current one when the plan is looked up, and when it runs

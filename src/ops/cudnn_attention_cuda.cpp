@@ -23,9 +23,6 @@ using Pointers = std::unordered_map<std::int64_t, void*>;
 // Names of a graph's tensors in the list of pointers that it is run with.
 enum Name : std::int64_t { kQ = 1, kK, kV, kOut, kStatistics, kDOut, kDQ, kDK, kDV };
 
-// The fixed order of dq's sums goes through a tensor as large as all scores: beyond this, torch's flash attention.
-constexpr std::int64_t kDeterministicWorkspace = std::int64_t{4} << 30;
-
 void expect(cudnn_frontend::error_t status) {
   if (status.is_bad()) throw RunError("cuDNN's attention failed: " + status.get_message());
 }
@@ -93,7 +90,7 @@ void describe_backward(graph::Graph& g, const CudnnAttentionCase& c) {
   describe(d_q->set_output(true), kDQ, query);
   describe(d_k->set_output(true), kDK, key);
   describe(d_v->set_output(true), kDV, key);
-  if (c.deterministic) g.deselect_workspace_greater_than(kDeterministicWorkspace);
+  if (c.deterministic) g.deselect_workspace_greater_than(kMostOrderedAttentionBytes);
 }
 
 // A described graph with the kernel that cuDNN's heuristics choose for it.

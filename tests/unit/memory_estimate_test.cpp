@@ -119,6 +119,34 @@ TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndWideOnesTheirRo
 }
 #endif
 
+// The scores of a micro-batch, once, in 16 bits, where they take at most 4 GiB; else attention goes without.
+TEST(MemoryEstimateTest, AFixedOrderOfAttentionsSumsBorrowsTheScores) {
+  struct OrderedCase {
+    const char *device, *mode;
+    std::int64_t micro_batch, borrowed;  // sequences; bytes
+  };
+  const std::int64_t of_a_sequence = std::int64_t{12} * 1024 * 1024 * 2;
+  for (const OrderedCase& c : std::vector<OrderedCase>{{"cuda", "bf16", 64, 64 * of_a_sequence},
+                                                       {"cuda", "bf16", 128, 128 * of_a_sequence},
+                                                       {"cuda", "bf16", 256, 0},
+                                                       {"cuda", "fp32", 64, 0},
+                                                       {"cpu", "bf16", 64, 0}}) {
+    const auto workspace = [&](const char* deterministic) {
+      return estimate_memory(load_config("dense_d12",
+                                         {{"device", c.device},
+                                          {"precision.mode", c.mode},
+                                          {"train.deterministic", deterministic},
+                                          {"model.vocab_size", "1024"},  // so that the head's turn is a small one
+                                          {"train.micro_batch", std::to_string(c.micro_batch)}},
+                                         SWITCHYARD_SOURCE_DIR)
+                                 .config,
+                             1)
+          .workspace;
+    };
+    EXPECT_EQ(workspace("true") - workspace("false"), c.borrowed) << c.device << " " << c.mode << " " << c.micro_batch;
+  }
+}
+
 // runs/LOG.md, one H200: the allocator's reserved peak of training, which holds its gaps too.
 TEST(MemoryEstimateTest, IsNearWhatAGpuReserved) {
   struct Measured {

@@ -191,14 +191,16 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   });
   {
     const Filled<bf16> gated(2 * matrix), pre(2 * wide.device.size());
+    Buffer<bf16> gradients(2 * wide.device.size());
     Buffer<float> parts(static_cast<std::size_t>(kernels::grouped_dot_parts(N, Act::kSwiglu)) * capacity);
     clock.time_product(std::string(c.name) + ": up, gathered, swiglu", 2 * flops, [&](Stream s) {
       kernels::grouped_forward(
           {groups, x.get(), index, gated.get(), wide.get(), D, N, Act::kSwiglu, weight.get(), pre.get()}, s);
     });
     time("down dgrad, gathered, swiglu backward", [&](Stream s) {
-      kernels::grouped_dgrad(
-          {groups, x.get(), index, down.get(), pre.get(), pre.get(), weight.get(), parts.get(), D, N, Act::kSwiglu}, s);
+      kernels::grouped_dgrad({groups, x.get(), index, down.get(), gradients.get(), pre.get(), weight.get(), parts.get(),
+                              D, N, Act::kSwiglu},
+                             s);
     });
   }
   time("down", [&](Stream s) {

@@ -45,11 +45,11 @@ struct RowWeights {
   }
 };
 template <class K>
-__device__ __forceinline__ RowWeights row_weights(const Problem& p, const Place& place, int index, int total,
+__device__ __forceinline__ RowWeights row_weights(const Problem& p, const Place& place, const Extent& extent, int index,
                                                   int block) {
   RowWeights weight;
-  if (!K::kWeighs || !p.row_weight || index >= total) return weight;
-  const float* rows = p.row_weight + tile_at<K>(p, index, block).row + place.row;
+  if (!K::kWeighs || !p.row_weight || index >= extent.tiles) return weight;
+  const float* rows = p.row_weight + tile_at<K>(p, extent, index, block).row + place.row;
   weight.of[0] = rows[0], weight.of[1] = rows[8];
   return weight;
 }

@@ -49,13 +49,12 @@ constexpr int tile_columns(int columns) {
   return waste < 0 || (waste == 0 && E == Epilogue::kRelu2Backward) ? 192 : 256;
 }
 
-// Blocks of a cluster: of rows, as their tiles of 128 come in twos or not; of a weight gradient, whose tiles know no
-// token, also where an expert's come in twos along the side that they do not share.
-int blocks_of(const RowGroups& g) { return g.alignment / 128; }
+// Blocks of a weight gradient's cluster: two where an expert's tiles come in twos along the side that they do not
+// share.
 int blocks_of(const GroupedWgrad& a) {
   const int tiles =
       a.b_index ? ceil_div(a.columns, tile_columns<Epilogue::kAdd>(a.columns)) : ceil_div(a.rows, grouped::kTileRows);
-  return tiles % 2 == 0 ? 2 : blocks_of(a.groups);
+  return tiles % 2 == 0 ? 2 : 1;
 }
 
 // run(number) with a number that the compiler knows.
@@ -77,13 +76,13 @@ void with_columns(int columns, Run run) {
 }
 
 Problem problem_of(const RowGroups& g) {
-  SWITCHYARD_ASSERT(g.alignment == 128 || g.alignment == 256, "grouped products align rows to 128 or 256");
+  SWITCHYARD_ASSERT(g.alignment > 0 && g.alignment % grouped::kTileRows == 0, "grouped products align rows to 128");
   SWITCHYARD_ASSERT(g.row_capacity % g.alignment == 0, "rows are a multiple of their alignment");
   Problem p{};
   p.offset = g.offset, p.count = g.count, p.tile_expert = g.tile_expert, p.longest_first = g.longest_first;
   p.scheduler = g.scheduler;
   p.row_capacity = g.row_capacity;
-  p.experts = g.experts;
+  p.experts = g.experts, p.alignment = g.alignment;
   return p;
 }
 
@@ -120,13 +119,11 @@ void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
     maps.columns = matrix_map<K>(a.weight, a.inner, a.columns, g.experts);
     launch<K>(maps, p, stream);
   };
-  with_blocks(blocks_of(g), [&](auto blocks) {
-    with_columns<E>(a.columns, [&](auto columns) {
-      if (a.row_index)
-        launch_kind(Kind<F, Gather::kRows, blocks(), E, columns()>());
-      else
-        launch_kind(Kind<F, Gather::kNone, blocks(), E, columns()>());
-    });
+  with_columns<E>(a.columns, [&](auto columns) {
+    if (a.row_index)
+      launch_kind(Kind<F, Gather::kRows, 2, E, columns()>());
+    else
+      launch_kind(Kind<F, Gather::kNone, 2, E, columns()>());
   });
 }
 

@@ -1,7 +1,8 @@
 // The product kernel behind kernels/grouped_gemm.h. One block a multiprocessor works through tiles of 128 rows by 128,
 // 192 or 256 columns: a producer warpgroup fills a ring of stages, 64 deep in K, two consumer warpgroups multiply 64
 // rows each out of them and finish the tile through shared memory. In a cluster of two blocks, which take neighbouring
-// row tiles, each loads half of the matrix tile for both (or the other way round: Kind::kSharesRows).
+// row tiles, each loads half of the matrix tile for both (or the other way round: Kind::kSharesRows), except where two
+// experts meet: there each loads all of its own.
 #pragma once
 
 #include "kernels/grouped_epilogue.cuh"
@@ -11,23 +12,24 @@
 
 namespace switchyard::kernels::grouped {
 
-// One stage's boxes of the right operand, by one thread.
-template <class K>
+// One stage's boxes of the right operand, by one thread: every kSharing-th, for as many blocks.
+template <class K, int kSharing>
 __device__ __forceinline__ void load_columns(const Maps& maps, const Tile& t, int depth, std::uint32_t to,
                                              std::uint32_t full, int block) {
-  const int column = t.column_tile * K::kUnits;
+  const int column = t.column_tile * K::kUnits, first = kSharing > 1 ? block : 0;
   if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
-    for (int half = block; half < 2; half += K::kBlocks)
-      hopper::load_box<K::kBlocks>(to + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
-                                   2 * t.expert + half);
+    for (int half = first; half < 2; half += kSharing)
+      hopper::load_box<kSharing>(to + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
+                                 2 * t.expert + half);
   } else if constexpr (K::kForm == Form::kForward) {
     constexpr int kShare = K::kColumns / K::kBlocks;
-    hopper::load_box<K::kBlocks>(to + block * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
-                                 column + block * kShare, t.expert);
+    for (int share = first; share < K::kBlocks; share += kSharing)
+      hopper::load_box<kSharing>(to + share * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
+                                 column + share * kShare, t.expert);
   } else {
-    for (int piece = block; piece < K::kPieces; piece += K::kBlocks)
-      hopper::load_box<K::kBlocks>(to + piece * kBox, &maps.columns, full, column + piece * 64, depth,
-                                   K::kForm == Form::kDgrad ? t.expert : 0);
+    for (int piece = first; piece < K::kPieces; piece += kSharing)
+      hopper::load_box<kSharing>(to + piece * kBox, &maps.columns, full, column + piece * 64, depth,
+                                 K::kForm == Form::kDgrad ? t.expert : 0);
   }
 }
 // And of the left one.
@@ -48,7 +50,12 @@ __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int 
                                            std::uint32_t columns, std::uint32_t full, int block) {
   constexpr bool kRows = K::kGather != Gather::kRows, kColumns = K::kGather != Gather::kColumns;
   hopper::barrier_expect(full, (kRows ? kRowBytes : 0) + (kColumns ? K::kColumnBytes : 0));
-  if constexpr (kColumns) load_columns<K>(maps, t, depth, columns, full, block);
+  if constexpr (kColumns) {
+    if (t.shares)
+      load_columns<K, K::kBlocks>(maps, t, depth, columns, full, block);
+    else
+      load_columns<K, 1>(maps, t, depth, columns, full, block);
+  }
   if constexpr (kRows) load_rows<K>(maps, t, depth, rows, full, block);
 }
 
@@ -84,12 +91,12 @@ struct Gathering {
 
 template <class K>
 __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
-                                        int first, int total, int block) {
+                                        int first, const Extent& extent, int block) {
   const int t = threadIdx.x % 128;
   Ring<K::kStages> ring(1);
   Gathering<K> gathering;
-  for (int index = first, n = 0; index < total; ++n) {
-    const Tile tile = tile_at<K>(p, index, block);
+  for (int index = first, n = 0; index < extent.tiles; ++n) {
+    const Tile tile = tile_at<K>(p, extent, index, block);
     int drawn = 0;
     // Late, so that who is free first gets the longest tile that is left; early enough to hide the way to memory.
     const int draw_at = max(0, tile.steps - 8);
@@ -188,21 +195,21 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
 
 template <class K>
 __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
-                                        int first, int total, int block) {
+                                        int first, const Extent& extent, int block) {
   Place place(threadIdx.x / 128 - 1, shared.pieces, K::kBuffers);
   const std::uint32_t loaded = shared.loaded + 8 * place.group;
   Ring<K::kStages> ring(0);
   float d[K::kColumns / 2];
-  RowWeights coming = row_weights<K>(p, place, first, total, block);
-  for (int index = first, n = 0; index < total; ++n) {
-    const Tile tile = tile_at<K>(p, index, block);
+  RowWeights coming = row_weights<K>(p, place, extent, first, block);
+  for (int index = first, n = 0; index < extent.tiles; ++n) {
+    const Tile tile = tile_at<K>(p, extent, index, block);
     if (K::kForm != Form::kWgrad || tile.steps > 0) {
       multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
         if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
       // A tile ahead, for they are 700 clocks away, and a fence of the next products would wait for them.
       const RowWeights weight = coming.never_zero();
-      coming = row_weights<K>(p, place, index + clusters, total, block);
+      coming = row_weights<K>(p, place, extent, index + clusters, block);
       if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);
@@ -232,14 +239,15 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_cons
     hopper::cluster_sync();
   else
     __syncthreads();
-  const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks, total = tile_count<K>(p);
+  const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks;
+  const Extent extent = extent_of<K>(p);
   if (threadIdx.x < 128) {
     hopper::give_up_registers<K::kGathers ? 56 : 40>();
-    if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, total, block);
+    if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   } else {
     hopper::take_registers<K::kGathers ? 224 : 232>();
-    consume<K>(maps, p, shared, clusters, first, total, block);
+    consume<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   }
   if (K::kBlocks > 1) hopper::cluster_sync();  // a block must not end while others write into its shared memory

@@ -15,7 +15,7 @@ struct RowGroups {
   const int* longest_first;  // [E] experts by falling count; null: in order
   int* scheduler;            // two ints, zero; every product leaves them zero
   int experts;
-  int alignment;  // 128, or 256: two blocks share the matrix tiles they read, faster where experts have many rows
+  int alignment;  // of every offset, 128 or a multiple: tiles of 128 rows go in twos, best both of one expert
   std::int64_t row_capacity;  // a multiple of alignment
 };
 
@@ -53,7 +53,7 @@ struct GroupedDgradOf {
   const T* rows;            // [R, K], or with an index [T, K]
   const int* row_index;     // [R] or null
   const T* weight;          // [E, K, N]
-  T* out;                   // [R, N], SwiGLU [R, 2N]: gates, then values
+  T* out;                   // [R, N], SwiGLU [R, 2N]: gates, then values; not hidden's own memory
   const T* hidden;          // relu^2: forward's out [R, N]; SwiGLU: its pre [R, 2N]; else null
   const float* row_weight;  // [R], null: 1; forward's; read only with an activation
   float* dot;               // [P, R], null: not wanted; only with an activation

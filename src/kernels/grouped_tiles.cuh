@@ -51,24 +51,31 @@ struct Problem {
   bool keep;       // SwiGLU: the pre-activation is wanted too
   bool keep_rows;  // the gathered rows are wanted too
   std::int64_t row_capacity;
-  int experts, depth_steps, gathered_width;
+  int experts, alignment, depth_steps, gathered_width;
   int row_tiles, column_tiles;  // of one expert's gradient (wgrad), those that a cluster shares counted once; of all
 };
 
 struct Tile {
   int row, column_tile, expert, first_step, steps;
+  bool shares;  // the cluster's tiles are one expert's, so that its blocks load together what both multiply
 };
 
+// Of a launch, for all of its threads.
+struct Extent {
+  int rows, tiles;  // rows in use; tiles of all, those of a cluster counted once
+};
 template <class K>
-__device__ __forceinline__ int tile_count(const Problem& p) {
-  if (K::kForm == Form::kWgrad) return p.experts * p.row_tiles * p.column_tiles;
+__device__ __forceinline__ Extent extent_of(const Problem& p) {
+  if (K::kForm == Form::kWgrad) return {0, p.experts * p.row_tiles * p.column_tiles};
   const int rows = p.offset ? p.offset[p.experts] : static_cast<int>(p.row_capacity);
-  return rows / (kTileRows * K::kBlocks) * p.column_tiles;
+  constexpr int kRows = kTileRows * K::kBlocks;
+  return {rows, (rows + kRows - 1) / kRows * p.column_tiles};
 }
 
 template <class K>
-__device__ __forceinline__ Tile tile_at(const Problem& p, int index, int block) {
+__device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, int index, int block) {
   Tile t;
+  t.shares = true;
   if constexpr (K::kForm == Form::kWgrad) {
     const int per = p.row_tiles * p.column_tiles, place = index / per, r = index - place * per;
     const int row_tile = r / p.column_tiles, column_tile = r - row_tile * p.column_tiles;
@@ -81,8 +88,12 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, int index, int block) 
   } else {
     const int row_tile = index / p.column_tiles;
     t.column_tile = index - row_tile * p.column_tiles;
-    t.row = (row_tile * K::kBlocks + block) * kTileRows;
-    t.expert = p.tile_expert ? p.tile_expert[row_tile] : 0;
+    // The last tile may have no neighbour: then all blocks of its cluster take it, and write the same.
+    const auto row_of = [&](int of) { return min((row_tile * K::kBlocks + of) * kTileRows, extent.rows - kTileRows); };
+    const auto expert_of = [&](int row) { return p.tile_expert ? p.tile_expert[row / p.alignment] : 0; };
+    t.row = row_of(block);
+    t.expert = expert_of(t.row);
+    if (K::kBlocks > 1) t.shares = expert_of(row_of(0)) == expert_of(row_of(K::kBlocks - 1));
     t.first_step = 0;
     t.steps = p.depth_steps;
   }

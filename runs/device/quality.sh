@@ -4,7 +4,7 @@
 # Usage: runs/device/quality.sh OLDER_BIN NEWER_BIN OUT [CONFIG [OPTION…]]
 #   default: moe_8x2, 65,536 tokens a micro-batch, 131,072 a step: four runs of two minutes on an H100
 #   STEPS (default 500)     SEEDS (default "1 2")     CORPUS: shards of data/python_env.sh; default: the default corpus,
-#   which such a run reads several times
+#   which such a run reads several times     KEEP=1: the newer build's checkpoints stay, for runs/bench.sh --checkpoint
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 older=${1:?folder of the older programs} newer=${2:?folder of the newer programs} out=${3:?a folder for the results}
@@ -16,12 +16,12 @@ options=("${@:5}")
 ((steps >= 10)) || { echo "STEPS=$steps: evaluations come ten times, so it takes at least 10" >&2; exit 2; }
 for bin in "$older" "$newer"; do [[ -x $bin/train ]] || { echo "$bin holds no program train" >&2; exit 2; }; done
 mkdir -p "$out" || exit
-run() {   # BUILD SEED OPTION…: into OUT/BUILD.SEED; checkpoints are not kept, they are gigabytes
+run() {   # BUILD SEED OPTION…: into OUT/BUILD.SEED; checkpoints are gigabytes
   local name=$1.$2
   "${!1}/train" --config "configs/$config.json" --train.out "$out/$name" --data.cache "$out/cache" --train.seed "$2" \
     --train.log_every 50 --train.sample_tokens 1 "${options[@]}" "${@:3}" >"$out/$name.log" 2>&1
   local code=$?
-  rm -rf "$out/$name/checkpoints"
+  [[ -n ${KEEP:-} && $1 == newer ]] || rm -rf "$out/$name/checkpoints"
   ((code == 0)) || { echo "$name ended with code $code" >&2; tail -n 5 "$out/$name.log" >&2; }
   return $code
 }

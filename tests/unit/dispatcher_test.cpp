@@ -72,8 +72,9 @@ class SparseLayer {
     const at::Tensor x = given_x.clone().requires_grad_(true);
     const at::Tensor logits = given_logits.defined() ? given_logits : at::mm(x, attach(parameter("router.weight")).t());
     const MoeOutput output = moe->forward({x, logits}, step);
-    torch::autograd::backward({output.out_TD}, {random({x.size(0), kWidth}, 9)});
-    Outcome result{output.out_TD.detach(), x.grad(), output.routing, {}};
+    const at::Tensor out = ops::summed(output.out);
+    torch::autograd::backward({out}, {random({x.size(0), kWidth}, 9)});
+    Outcome result{out.detach(), x.grad(), output.routing, {}};
     for (const auto& p : store.all()) result.grad[p->name] = p->grad.clone();
     return result;
   }

@@ -18,11 +18,12 @@ constexpr int kBlockThreads = kThreads == kWarp ? kWarp* kRowWarps : kThreads;
 template <int kThreads>
 constexpr int kBlockRows = kBlockThreads<kThreads> / kThreads;
 
-// Adds token t's rows to `sum` in order of k, kTogether in flight at once; 2 says that there are no more.
+// The sum of token t's rows in order of k, kTogether in flight at once; 2 says that there are no more.
 template <class T, int kThreads, int kPacks, int kTogether>
-__device__ __forceinline__ void add_rows(const AddNorm<T>& a, std::int64_t t, int lane, float (&sum)[kPacks][kPack]) {
+__device__ __forceinline__ void sum_rows(const AddNorm<T>& a, std::int64_t t, int lane, Pack<T> (&delta)[kPacks]) {
   const int packs = a.width / kPack, top_k = a.rows.top_k;
   const int* row_of = a.rows.row_of + t * top_k;
+  float sum[kPacks][kPack] = {};
   int k = 0;
   do {
     int row[kTogether];
@@ -50,9 +51,11 @@ __device__ __forceinline__ void add_rows(const AddNorm<T>& a, std::int64_t t, in
     }
     k += kTogether;
   } while (kTogether > 2 && k < top_k);
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) pack(sum[i], delta[i]);
 }
 
-// kTogether: of the rows whose sum is added (add_rows); 0: there is none, but delta may be.
+// kTogether: of the rows whose sum is delta (sum_rows); 0: there are none.
 template <class T, int kThreads, int kPacks, int kTogether>
 __global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNorm<T> a) {
   constexpr bool kRows = kTogether > 0;
@@ -71,20 +74,14 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNo
     x0[i] = load_pack_if(there && a.x0, a.x0 + row + p * kPack);
   }
   const float keep = a.keep ? *a.keep : 1.0f, again = a.x0 ? *a.again : 0.0f;
-  float sum[kRows ? kPacks : 1][kPack] = {};
-  if constexpr (kRows) add_rows<T, kThreads, kPacks, kTogether>(a, t, lane, sum);
+  if constexpr (kRows) sum_rows<T, kThreads, kPacks, kTogether>(a, t, lane, delta);
 
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     float r[kPack], d[kPack], z[kPack];
     unpack(x[i], r);
-    if constexpr (kRows) {
-#pragma unroll
-      for (int c = 0; c < kPack; ++c) d[c] = sum[i][c];
-    } else {
-      unpack(delta[i], d);
-    }
+    unpack(delta[i], d);
     unpack(x0[i], z);
 #pragma unroll
     for (int c = 0; c < kPack; ++c) r[c] = fmaf(again, z[c], keep * (r[c] + d[c]));

@@ -11,7 +11,7 @@ namespace switchyard::kernels {
 // normed   = gain * residual / rms(residual),   rms(r) = sqrt(mean(r^2) + eps)
 // Sums in fp32 (double on CPU for double). `residual` is rounded to T first and the norm is taken of the rounded value,
 // so that backward, which reads the stored residual, differentiates what forward computed.
-// delta may be a sum of rows that has not been taken: its sum, in order of k, is not rounded to T before it is added.
+// delta may be the sum of a token's rows, taken here in order of k and rounded to T: the bits of a pass of its own.
 template <class T>
 struct AddNorm {
   const T* x;          // [T, D]

@@ -11,6 +11,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) { return sum_rows(RowSum{rows_RD, plan.row_of_TK}); }
+
 enum class Direction { kToRows, kFromRows };
 
 // values [T, K] to rows [R], or the sum of values [P, R] from rows to [T, K].
@@ -45,12 +47,12 @@ Tensor move_values(const Tensor& values, const DispatchPlan& plan, Direction dir
 struct Call : torch::CustomClassHolder {
   ExpertWeights experts;
   DispatchPlan plan;
+  bool sums;       // forward takes the sum of the rows, which are weighted already; else it leaves them here
+  Tensor rows_RD;  // undefined again once moe_ffn_rows has them
   const GroupedProducts* products;
   MoeFfnOptions options;
-  bool keep;       // hidden units for backward
-  bool sums;       // in forward; else its rows, which are weighted already, go out by rows_RD
-  Tensor rows_RD;  // undefined again once they are out
-  Tensor id_R;     // with dropout: what its rows are called
+  bool keep;    // hidden units for backward
+  Tensor id_R;  // with dropout: what its rows are called
 
   // Null where the activation is not part of the products; dropout comes between the two.
   const FusedExperts* whole() const { return options.dropout.on() ? nullptr : products->whole(); }
@@ -78,25 +80,25 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
     Hidden hidden;
-    RowSum rows{Tensor(), plan.row_of_TK};
+    Tensor rows_RD;
     if (const FusedExperts* whole = call->whole()) {
       const FusedExperts::Forward result = whole->forward(x, move_values(weight_TK, plan, Direction::kToRows),
                                                           *experts.up, *experts.down, experts.kind, plan);
       hidden.pre = result.pre_RN;
-      rows.rows_RD = result.out_RD;
+      rows_RD = result.out_RD;
     } else if (call->fused()) {
       hidden = call->hidden(x, weight_TK, call->keep);
-      rows.rows_RD = products->forward(hidden.active_RN, *experts.down, plan);
+      rows_RD = products->forward(hidden.active_RN, *experts.down, plan);
     } else {
       hidden = call->hidden(x, weight_TK, call->keep);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
       activation_rows(hidden.pre, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R,
                       plan.rows_in_use(), experts.kind, active);
       call->drop_(active);
-      rows.rows_RD = products->forward(active, *experts.down, plan);
+      rows_RD = products->forward(active, *experts.down, plan);
     }
-    const Tensor out = call->sums ? sum_rows(rows) : stand_in_for(rows);
-    if (!call->sums) call->rows_RD = rows.rows_RD;
+    const Tensor out = call->sums ? sum_rows(rows_RD, plan) : stand_in_for({rows_RD, plan.row_of_TK});
+    if (!call->sums) call->rows_RD = rows_RD;
     if (call->options.zero.any()) add_zero_experts_(out, x, weight_TK, call->options.zero);
     if (!call->keep) hidden = {};
     // Where the rows of x are kept, they are all that backward of the experts reads of it.
@@ -120,7 +122,7 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                         : call.fused() ? through_fused(call, x, dy_TD, weight_TK, hidden)
                                        : through_activation(call, x, dy_TD, weight_TK, hidden);
     experts.up->grad_added();
-    const Tensor dx = sum_rows({d.dx_RD, plan.row_of_TK});
+    const Tensor dx = sum_rows(d.dx_RD, plan);
     const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
     Tensor d_map, d_vector;
     if (const ZeroExperts& zero = call.options.zero; zero.any())
@@ -194,8 +196,8 @@ Addend run(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& exp
   if (at::GradMode::is_enabled()) experts.up->use(), experts.down->use();
   auto call = c10::make_intrusive<Call>();
   call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
-  call->keep = at::GradMode::is_enabled() && !options.recompute;
   call->sums = sums;
+  call->keep = at::GradMode::is_enabled() && !options.recompute;
   if (options.dropout.on())
     call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
   const Tensor out = MoeFfn::apply(x_TD, weight_TK, experts.up->compute, optional(options.zero.map_J2D),

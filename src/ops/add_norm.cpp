@@ -52,8 +52,9 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     const Tensor delta = maybe_delta.value_or(Tensor()), x0 = maybe_x0.value_or(Tensor());
     const std::int64_t tokens = x.size(0), width = x.size(1);
     const bool summed = rows.rows_RD.defined();  // then delta has no values
-    SWITCHYARD_ASSERT(!summed || (rows.rows_RD.scalar_type() == x.scalar_type() && rows.rows_RD.size(1) == width),
-                      "the rows of a norm's addend are not like its x");
+    SWITCHYARD_ASSERT(!summed || (rows.rows_RD.scalar_type() == x.scalar_type() && rows.rows_RD.is_contiguous() &&
+                                  rows.rows_RD.size(1) == width && rows.row_of_TK.size(0) == tokens),
+                      "the rows that a norm sums are not like its x");
     const bool stored = delta.defined() || r.keep;
     Tensor residual = stored ? at::empty_like(x) : Tensor(), normed = at::empty_like(x);
     Tensor inverse_rms = at::empty({tokens}, x.options().dtype(at::kFloat));

@@ -40,7 +40,7 @@ __device__ __forceinline__ void sum_rows(const AddNorm<T>& a, std::int64_t t, in
       }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      if (row[j] < 0) continue;  // and so no load moves behind the uses of another
+      if (row[j] < 0) continue;  // a branch, so that no load moves behind the uses of another
 #pragma unroll
       for (int i = 0; i < kPacks; ++i) {
         float f[kPack];

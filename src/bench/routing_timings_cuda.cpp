@@ -1,4 +1,5 @@
 #include "bench/routing_timings.h"
+#include "kernels/add_norm.h"
 #include "kernels/choice.h"
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
@@ -120,6 +121,22 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
   const kernels::Combine<bf16> c{rows.get(), r.row_of.get(), out.get(), r.T, r.K, r.D};
   clock.time("permute_rows" + of, bytes, [&](Stream s) { kernels::permute_rows(g, s); });
   clock.time("combine" + of, bytes, [&](Stream s) { kernels::combine(c, s); });
+  Buffer<bf16> residual(x.device.size());
+  Buffer<float> inverse(r.T);
+  const kernels::AddNorm<bf16> n{x.get(),
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 residual.get(),
+                                 out.get(),
+                                 inverse.get(),
+                                 r.T,
+                                 r.D,
+                                 1e-6f,
+                                 {rows.get(), r.row_of.get(), r.K}};
+  clock.time("add_norm of rows" + of, bytes * (r.K + 3) / (r.K + 1), [&](Stream s) { kernels::add_norm(n, s); });
 }
 
 void time_noise(Clock& clock, const Routed& r, const std::string& of) {

@@ -83,9 +83,9 @@ SparseLayer::SparseLayer(const Config& config, Init up, Init down, const ops::Gr
 }
 
 Tensor SparseLayer::forward(const Tensor& x_TD, const StepContext& step) const {
-  if (!moe_->norm_weight()) return moe_->forward({x_TD, Tensor()}, step).out_TD;
+  if (!moe_->norm_weight()) return ops::summed(moe_->forward({x_TD, Tensor()}, step).out);
   const ops::RouterLogits logits = ops::router_logits(x_TD, *moe_->norm_weight());
-  return moe_->forward({logits.x_TD, logits.logits_TE}, step).out_TD;
+  return ops::summed(moe_->forward({logits.x_TD, logits.logits_TE}, step).out);
 }
 
 void SparseLayer::prepare(const ComputeDevice& device) {

@@ -1,5 +1,6 @@
 // One warp a row up to width 1024, one block a row beyond it: the row waits in registers between the sum of squares and
-// its use, so every tensor crosses memory once. All loads of a row are issued before the first is used.
+// its use, so every tensor crosses memory once. All loads of a row are issued before the first is used; of rows to be
+// summed, up to four are in flight at once, behind the loads of their places.
 #include <algorithm>
 
 #include "kernels/add_norm.h"
@@ -17,8 +18,47 @@ constexpr int kBlockThreads = kThreads == kWarp ? kWarp* kRowWarps : kThreads;
 template <int kThreads>
 constexpr int kBlockRows = kBlockThreads<kThreads> / kThreads;
 
-template <class T, int kThreads, int kPacks>
+// The sum of token t's rows in order of k, kTogether in flight at once; 2 says that there are no more.
+template <class T, int kThreads, int kPacks, int kTogether>
+__device__ __forceinline__ void sum_rows(const AddNorm<T>& a, std::int64_t t, int lane, Pack<T> (&delta)[kPacks]) {
+  const int packs = a.width / kPack, top_k = a.rows.top_k;
+  const int* row_of = a.rows.row_of + t * top_k;
+  float sum[kPacks][kPack] = {};
+  int k = 0;
+  do {
+    int row[kTogether];
+    Pack<T> v[kTogether][kPacks];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) row[j] = k + j < top_k ? row_of[k + j] : -1;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j)
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+        const int p = lane + i * kThreads;
+        v[j][i] = load_pack_if(row[j] >= 0 && p < packs,
+                               a.rows.rows + static_cast<std::int64_t>(row[j]) * a.width + p * kPack);
+      }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      if (row[j] < 0) continue;  // a branch, so that no load moves behind the uses of another
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+        float f[kPack];
+        unpack(v[j][i], f);
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) sum[i][c] += f[c];
+      }
+    }
+    k += kTogether;
+  } while (kTogether > 2 && k < top_k);
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) pack(sum[i], delta[i]);
+}
+
+// kTogether: of the rows whose sum is delta (sum_rows); 0: there are none.
+template <class T, int kThreads, int kPacks, int kTogether>
 __global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNorm<T> a) {
+  constexpr bool kRows = kTogether > 0;
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kBlockRows<kThreads> + threadIdx.x / kThreads;
   if (t >= a.tokens) return;
   const int lane = threadIdx.x % kThreads, packs = a.width / kPack;
@@ -30,10 +70,11 @@ __global__ void __launch_bounds__(kBlockThreads<kThreads>) add_norm_kernel(AddNo
     const int p = lane + i * kThreads;
     const bool there = p < packs;
     x[i] = load_pack_if(there, a.x + row + p * kPack);
-    delta[i] = load_pack_if(there && a.delta, a.delta + row + p * kPack);
+    if constexpr (!kRows) delta[i] = load_pack_if(there && a.delta, a.delta + row + p * kPack);
     x0[i] = load_pack_if(there && a.x0, a.x0 + row + p * kPack);
   }
   const float keep = a.keep ? *a.keep : 1.0f, again = a.x0 ? *a.again : 0.0f;
+  if constexpr (kRows) sum_rows<T, kThreads, kPacks, kTogether>(a, t, lane, delta);
 
   float squares = 0;
 #pragma unroll
@@ -250,10 +291,16 @@ std::int64_t add_norm_scratch(std::int64_t tokens, int width) { return backward_
 template <class T>
 void add_norm(const AddNorm<T>& a, Stream stream) {
   if (a.tokens == 0) return;
+  SWITCHYARD_ASSERT(!(a.delta && a.rows.rows), "rows are summed instead of delta");
   with_row_shape(a.width, [&](auto threads, auto packs) {
-    constexpr int kThreads = decltype(threads)::value;
+    constexpr int kThreads = decltype(threads)::value, kPacks = decltype(packs)::value;
     const auto blocks = static_cast<unsigned>(ceil_div<std::int64_t>(a.tokens, kBlockRows<kThreads>));
-    add_norm_kernel<T, kThreads, decltype(packs)::value><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+    if (!a.rows.rows)
+      add_norm_kernel<T, kThreads, kPacks, 0><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+    else if (a.rows.top_k <= 2)
+      add_norm_kernel<T, kThreads, kPacks, 2><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
+    else
+      add_norm_kernel<T, kThreads, kPacks, 4><<<blocks, kBlockThreads<kThreads>, 0, stream>>>(a);
   });
   SWITCHYARD_CUDA_LAUNCHED();
 }

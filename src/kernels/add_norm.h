@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/philox.h"  // SWITCHYARD_HOST_DEVICE
+#include "kernels/row_sum.h"
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
@@ -10,6 +11,7 @@ namespace switchyard::kernels {
 // normed   = gain * residual / rms(residual),   rms(r) = sqrt(mean(r^2) + eps)
 // Sums in fp32 (double on CPU for double). `residual` is rounded to T first and the norm is taken of the rounded value,
 // so that backward, which reads the stored residual, differentiates what forward computed.
+// delta may be the sum of a token's rows, taken here in order of k and rounded to T: the bits of a pass of its own.
 template <class T>
 struct AddNorm {
   const T* x;          // [T, D]
@@ -24,6 +26,7 @@ struct AddNorm {
   std::int64_t tokens;
   int width;  // a multiple of 8 on CUDA
   float eps;
+  RowSum<T> rows = {};  // instead of delta
 };
 
 // From d_residual (may be null) and d_normed (may be null), with total = d_residual + backward of the norm:

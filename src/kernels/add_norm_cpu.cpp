@@ -1,16 +1,26 @@
+#include <vector>
+
 #include "base/error.h"
 #include "kernels/add_norm.h"
+#include "kernels/dispatch.h"
 #include "kernels/vector_math.h"
 
 namespace switchyard::kernels {
 namespace {
 
+// What is added to token t's row: its row of delta, the sum of its rows, which `sum` then holds, or null.
+template <class T>
+const T* delta_of(const AddNorm<T>& p, std::int64_t t, std::vector<T>& sum) {
+  if (!p.rows.rows) return p.delta ? p.delta + t * p.width : nullptr;
+  combine_cpu(Combine<T>{p.rows.rows, p.rows.row_of + t * p.rows.top_k, sum.data(), 1, p.rows.top_k, p.width}, {0, 1});
+  return sum.data();
+}
+
 // Of one token: residual = keep * (x + delta) + again * x0, stored if wanted; returns the sum of its squares.
 template <class T>
-SWITCHYARD_INLINE T add_row(const AddNorm<T>& p, std::int64_t row, T keep, T again) {
+SWITCHYARD_INLINE T add_row(const AddNorm<T>& p, std::int64_t row, const T* delta, T keep, T again) {
   const std::int64_t first = row * p.width;
   const T* x = p.x + first;
-  const T* delta = p.delta ? p.delta + first : nullptr;
   const T* x0 = p.x0 ? p.x0 + first : nullptr;
   T* residual = p.residual ? p.residual + first : nullptr;
   return sum<T>(p.width, [&](auto at) {
@@ -27,11 +37,13 @@ SWITCHYARD_INLINE T add_row(const AddNorm<T>& p, std::int64_t row, T keep, T aga
 
 template <class T>
 void add_norm_cpu(const AddNorm<T>& p, Range tokens) {
-  SWITCHYARD_ASSERT(p.residual || !(p.delta || p.x0 || p.keep), "only a plain norm may leave its residual unstored");
+  SWITCHYARD_ASSERT(p.residual || !(p.delta || p.rows.rows || p.x0 || p.keep),
+                    "only a plain norm may leave its residual unstored");
   const T keep = p.keep ? static_cast<T>(*p.keep) : T(1);
   const T again = p.x0 ? static_cast<T>(*p.again) : T(0);
+  std::vector<T> sum(p.rows.rows ? static_cast<std::size_t>(p.width) : 0);  // of one token, so that it stays in cache
   for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
-    const T squares = add_row(p, t, keep, again);
+    const T squares = add_row(p, t, delta_of(p, t, sum), keep, again);
     const T inverse = T(1) / std::sqrt(squares / static_cast<T>(p.width) + static_cast<T>(p.eps));
     p.inverse_rms[t] = static_cast<float>(inverse);
     const std::int64_t first = t * p.width;

@@ -74,11 +74,11 @@ std::optional<Routing> Block::run_recomputed(Stream& stream, const at::Tensor& v
                                              const StepContext& step) const {
   std::optional<Routing> routing;  // of the first run, which alone writes it
   const std::vector<at::Tensor> outputs =
-      ops::recompute({stream.x_TD, stream.delta_TD, stream.x0_TD, stream.v_TD, value},
+      ops::recompute({stream.x_TD, ops::summed(stream.delta), stream.x0_TD, stream.v_TD, value},
                      [this, tables, step, &routing](const std::vector<at::Tensor>& in) {
                        Stream at{in[0], in[1], in[2], in[3]};
                        std::optional<Routing> decided = run(at, in[4], tables, step, nullptr);
-                       std::vector<at::Tensor> out{at.x_TD, at.delta_TD, at.x0_TD, at.v_TD};
+                       std::vector<at::Tensor> out{at.x_TD, ops::summed(at.delta), at.x0_TD, at.v_TD};
                        if (decided)
                          for (const at::Tensor* tensor : tensors_of(*decided)) out.push_back(*tensor);
                        if (!ops::is_recomputing()) routing = std::move(decided);
@@ -99,19 +99,22 @@ ops::Normed Block::second_norm(const ops::Normed& in, const at::Tensor& attended
 std::optional<Routing> Block::run(Stream& stream, const at::Tensor& value, const ops::RotaryTables& tables,
                                   const StepContext& step, KvCache::LayerCache* cache) const {
   const double dropout = step.training ? dropout_ : 0;
-  const ops::Normed in = ops::add_norm(stream.x_TD, stream.delta_TD, stream.x0_TD, before_attention_);
+  // Rows are let go with the norm that sums them.
+  const ops::Normed in = ops::add_norm(stream.x_TD, std::exchange(stream.delta, {}), stream.x0_TD, before_attention_);
   const at::Tensor attention = cache ? attention_->forward_cached(in.n_TD, value, tables, step, *cache)
                                      : attention_->forward(in.n_TD, value, tables, step);
   const at::Tensor attended = ops::dropout(attention, dropout, 2 * layer_, step.dropout);
   const ops::Normed middle = second_norm(in, attended);
-  at::Tensor out;
+  ops::Addend out;
   std::optional<Routing> routing = feed_forward(middle, out, step);
-  if (step.watch && !ops::is_recomputing()) show(step.watch, in.x_TD, attended, routing, out);
-  out = ops::dropout(out, dropout, 2 * layer_ + 1, step.dropout);
-  stream = {middle.x_TD, parallel_ ? attended + out : out, in.x0_TD, stream.v_TD};
+  if (step.watch || dropout > 0 || parallel_ || inl_) out = ops::summed(out);  // they read its values
+  if (step.watch && !ops::is_recomputing()) show(step.watch, in.x_TD, attended, routing, out.delta_TD);
+  if (dropout > 0) out = ops::dropout(out.delta_TD, dropout, 2 * layer_ + 1, step.dropout);
+  if (parallel_) out = attended + out.delta_TD;
+  stream = {middle.x_TD, out, in.x0_TD, stream.v_TD};
   if (inl_) {
-    const ops::InlState moved = inl_->forward({stream.x_TD + stream.delta_TD, stream.v_TD});
-    stream = {moved.h_TD, at::Tensor(), stream.x0_TD, moved.v_TD};
+    const ops::InlState moved = inl_->forward({stream.x_TD + stream.delta.delta_TD, stream.v_TD});
+    stream = {moved.h_TD, {}, stream.x0_TD, moved.v_TD};
   }
   return routing;
 }
@@ -126,15 +129,15 @@ void Block::show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& a
   watch(Watched::kFfn, layer_, out_TD);
 }
 
-std::optional<Routing> Block::feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const {
+std::optional<Routing> Block::feed_forward(const ops::Normed& in, ops::Addend& out, const StepContext& step) const {
 #ifdef SWITCHYARD_WITH_MOE
   if (moe_) {
     MoeOutput output = moe_->forward({in.n_TD, in.logits_TE}, step);
-    out_TD = output.out_TD;
+    out = output.out;
     return output.routing;
   }
 #endif
-  out_TD = mlp_->forward(in.n_TD, step);
+  out = mlp_->forward(in.n_TD, step);
   return std::nullopt;
 }
 

@@ -24,7 +24,8 @@ inline std::vector<at::Tensor*> tensors_of(Routing&) { return {}; }
 // The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
 // with the norm that follows. The first x travels along: each block hands it on to the next (ops/gradient.h).
 struct Stream {
-  at::Tensor x_TD, delta_TD;  // delta undefined: nothing to add
+  at::Tensor x_TD;
+  ops::Addend delta;
   at::Tensor x0_TD;
   at::Tensor v_TD;  // INL's velocity, fp32; undefined: 0
 };
@@ -58,7 +59,7 @@ class Block : public Layer {
   ops::Normed second_norm(const ops::Normed& in, const at::Tensor& attended_TD) const;
   void show(const Watch& watch, const at::Tensor& x_TD, const at::Tensor& attended_TD,
             const std::optional<Routing>& routing, const at::Tensor& out_TD) const;
-  std::optional<Routing> feed_forward(const ops::Normed& in, at::Tensor& out_TD, const StepContext& step) const;
+  std::optional<Routing> feed_forward(const ops::Normed& in, ops::Addend& out, const StepContext& step) const;
 
   const int layer_;
   const double dropout_;

@@ -93,7 +93,7 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
   const at::Tensor order = step.training ? ops::token_order(tokens_T) : at::Tensor();
   at::Tensor x0 = ops::embedding(tokens_T, *embed_, order);
   if (config_.model.embed_norm) x0 = ops::rms_norm(x0, nullptr, config_.model.norm_eps);
-  Stream stream{x0, at::Tensor(), x0, at::Tensor()};
+  Stream stream{x0, {}, x0, at::Tensor()};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor value = value_embeds_[i] ? ops::embedding(tokens_T, *value_embeds_[i], order) : at::Tensor();
     std::optional<Routing> routing =
@@ -102,7 +102,7 @@ at::Tensor Gpt::run_blocks(const at::Tensor& tokens_T, const StepContext& given,
     if (step.training && totals_.velocity_L.defined())
       totals_.velocity_L[static_cast<std::int64_t>(i)].add_(stream.v_TD.detach().square().mean());
   }
-  return ops::add_norm(stream.x_TD, stream.delta_TD, at::Tensor(), final_norm_).n_TD;
+  return ops::add_norm(stream.x_TD, std::exchange(stream.delta, {}), at::Tensor(), final_norm_).n_TD;
 }
 
 ModelOutput Gpt::forward(const at::Tensor& tokens_T, const at::Tensor& targets_T, const StepContext& step) {

@@ -20,6 +20,12 @@ const float* scalar(const Parameter* parameter, int index) {
   return parameter->master.data_ptr<float>() + index;
 }
 
+template <class T>
+kernels::RowSum<T> sum_of(const RowSum& rows) {
+  if (!rows.rows_RD.defined()) return {};
+  return {pointer<T>(rows.rows_RD), pointer<int>(rows.row_of_TK), static_cast<int>(rows.row_of_TK.size(1))};
+}
+
 // CPU backward: each range sums its tokens, ranges are added in order, so the result does not depend on timing.
 template <class T>
 void backward_on_cpu(const kernels::AddNormBackward<T>& work) {
@@ -42,9 +48,13 @@ void backward_on_cpu(const kernels::AddNormBackward<T>& work) {
 class AddNorm : public torch::autograd::Function<AddNorm> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& x, const std::optional<Tensor>& maybe_delta,
-                               const std::optional<Tensor>& maybe_x0, const Residual& r) {
+                               const std::optional<Tensor>& maybe_x0, const Residual& r, const RowSum& rows) {
     const Tensor delta = maybe_delta.value_or(Tensor()), x0 = maybe_x0.value_or(Tensor());
     const std::int64_t tokens = x.size(0), width = x.size(1);
+    const bool summed = rows.rows_RD.defined();  // then delta has no values
+    SWITCHYARD_ASSERT(!summed || (rows.rows_RD.scalar_type() == x.scalar_type() && rows.rows_RD.is_contiguous() &&
+                                  rows.rows_RD.size(1) == width && rows.row_of_TK.size(0) == tokens),
+                      "the rows that a norm sums are not like its x");
     const bool stored = delta.defined() || r.keep;
     Tensor residual = stored ? at::empty_like(x) : Tensor(), normed = at::empty_like(x);
     Tensor inverse_rms = at::empty({tokens}, x.options().dtype(at::kFloat));
@@ -53,7 +63,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
         [&](auto type) {
           using T = typename decltype(type)::type;
           return kernels::AddNorm<T>{pointer<T>(x),
-                                     pointer<T>(delta),
+                                     summed ? nullptr : pointer<T>(delta),
                                      r.keep ? pointer<T>(x0) : nullptr,
                                      scalar(r.keep, r.index),
                                      scalar(r.again, r.index),
@@ -63,7 +73,8 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
                                      inverse_rms.data_ptr<float>(),
                                      tokens,
                                      static_cast<int>(width),
-                                     static_cast<float>(r.eps)};
+                                     static_cast<float>(r.eps),
+                                     sum_of<T>(rows)};
         },
         [](const auto& work, kernels::Stream stream) { kernels::add_norm(work, stream); },
         [](const auto& work) {
@@ -134,21 +145,21 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     for (const Parameter* p : {keep, again, gain})
       if (p) p->grad_added();
     // d_x goes out twice: neither of its two readers may write into it, and is_ours tells them so.
-    return {d_x, context->saved_data["delta"].toBool() ? d_x : Tensor(), d_x0, Tensor()};
+    return {d_x, context->saved_data["delta"].toBool() ? d_x : Tensor(), d_x0, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
-Normed add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual) {
+Normed add_norm(const Tensor& x_TD, const Addend& delta, const Tensor& x0_TD, const Residual& residual) {
 #ifdef SWITCHYARD_WITH_CUDA
-  if (norm_takes_router(x_TD, delta_TD, residual)) return add_norm_router(x_TD, delta_TD, residual);
+  if (norm_takes_router(x_TD, delta.delta_TD, residual)) return add_norm_router(x_TD, summed(delta), residual);
 #endif
   if (at::GradMode::is_enabled())
     for (const Parameter* p : {residual.keep, residual.again, residual.gain})
       if (p) p->use();
-  const variable_list out =
-      AddNorm::apply(x_TD, optional(delta_TD), residual.keep ? optional(x0_TD) : std::nullopt, residual);
+  const variable_list out = AddNorm::apply(x_TD, optional(delta.delta_TD),
+                                           residual.keep ? optional(x0_TD) : std::nullopt, residual, delta.rows);
   Normed normed{out.size() > 1 ? out[1] : x_TD, out[0], out.size() > 2 ? out[2] : Tensor(), Tensor()};
   if (residual.router) {
     const RouterLogits routed = router_logits(normed.n_TD, *residual.router);

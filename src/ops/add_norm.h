@@ -1,6 +1,7 @@
 // ops/add_norm.h: the residual stream's add and the norm that follows.
 #pragma once
 
+#include "ops/addend.h"
 #include "ops/parameter.h"
 
 namespace switchyard::ops {
@@ -23,9 +24,10 @@ struct Normed {
   Tensor logits_TE;  // n W^T in fp32, with a router (ops/router_scores.h)
 };
 
-// delta may be undefined (nothing to add); x0 is needed with keep. Shapes [T, D]; D a multiple of 8.
+// delta may be undefined (nothing to add), or rows that are summed here; x0 is needed with keep. Shapes [T, D]; D a
+// multiple of 8.
 // Gradients for x, delta and x0 go to autograd, those of the scalars and the gain into their slices.
-Normed add_norm(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);
+Normed add_norm(const Tensor& x_TD, const Addend& delta, const Tensor& x0_TD, const Residual& residual);
 
 // The same in plain ATen, slow and obvious; tests compare the two, forward and backward.
 Normed add_norm_reference(const Tensor& x_TD, const Tensor& delta_TD, const Tensor& x0_TD, const Residual& residual);

@@ -11,22 +11,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// The sum of each token's rows, which are weighted already.
-Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) {
-  Tensor out = at::empty({plan.tokens, rows_RD.size(1)}, rows_RD.options());
-  launch(
-      rows_RD,
-      [&](auto type) {
-        using T = typename decltype(type)::type;
-        return kernels::Combine<T>{pointer<T>(rows_RD), plan.row_of_TK.data_ptr<int>(),   pointer<T>(out), plan.tokens,
-                                   plan.top_k,          static_cast<int>(rows_RD.size(1))};
-      },
-      [](const auto& work, kernels::Stream stream) { kernels::combine(work, stream); },
-      [](const auto& work) {
-        parallel_ranges(work.tokens, 64, [&](kernels::Range range) { kernels::combine_cpu(work, range); });
-      });
-  return out;
-}
+Tensor sum_rows(const Tensor& rows_RD, const DispatchPlan& plan) { return sum_rows(RowSum{rows_RD, plan.row_of_TK}); }
 
 enum class Direction { kToRows, kFromRows };
 
@@ -62,6 +47,8 @@ Tensor move_values(const Tensor& values, const DispatchPlan& plan, Direction dir
 struct Call : torch::CustomClassHolder {
   ExpertWeights experts;
   DispatchPlan plan;
+  bool sums;       // forward takes the sum of the rows, which are weighted already; else it leaves them here
+  Tensor rows_RD;  // undefined again once moe_ffn_rows has them
   const GroupedProducts* products;
   MoeFfnOptions options;
   bool keep;    // hidden units for backward
@@ -93,23 +80,25 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
     const auto& [experts, plan, products] = std::tie(call->experts, call->plan, call->products);
     const Tensor weight_TK = given_weight.to(at::kFloat).contiguous();
     Hidden hidden;
-    Tensor out;
+    Tensor rows_RD;
     if (const FusedExperts* whole = call->whole()) {
       const FusedExperts::Forward result = whole->forward(x, move_values(weight_TK, plan, Direction::kToRows),
                                                           *experts.up, *experts.down, experts.kind, plan);
       hidden.pre = result.pre_RN;
-      out = sum_rows(result.out_RD, plan);
+      rows_RD = result.out_RD;
     } else if (call->fused()) {
       hidden = call->hidden(x, weight_TK, call->keep);
-      out = sum_rows(products->forward(hidden.active_RN, *experts.down, plan), plan);
+      rows_RD = products->forward(hidden.active_RN, *experts.down, plan);
     } else {
       hidden = call->hidden(x, weight_TK, call->keep);
       Tensor active = at::empty({plan.row_capacity, experts.down->shape[2]}, x.options());
       activation_rows(hidden.pre, move_values(weight_TK, plan, Direction::kToRows), plan.token_of_row_R,
                       plan.rows_in_use(), experts.kind, active);
       call->drop_(active);
-      out = sum_rows(products->forward(active, *experts.down, plan), plan);
+      rows_RD = products->forward(active, *experts.down, plan);
     }
+    const Tensor out = call->sums ? sum_rows(rows_RD, plan) : stand_in_for({rows_RD, plan.row_of_TK});
+    if (!call->sums) call->rows_RD = rows_RD;
     if (call->options.zero.any()) add_zero_experts_(out, x, weight_TK, call->options.zero);
     if (!call->keep) hidden = {};
     // Where the rows of x are kept, they are all that backward of the experts reads of it.
@@ -201,18 +190,32 @@ Tensor hidden_factors(const Tensor& expert_TK, const ExpertWeights& experts, con
   return factor;
 }
 
+// sums: whether forward takes the sum.
+Addend run(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
+           const GroupedProducts& products, const MoeFfnOptions& options, bool sums) {
+  if (at::GradMode::is_enabled()) experts.up->use(), experts.down->use();
+  auto call = c10::make_intrusive<Call>();
+  call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
+  call->sums = sums;
+  call->keep = at::GradMode::is_enabled() && !options.recompute;
+  if (options.dropout.on())
+    call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
+  const Tensor out = MoeFfn::apply(x_TD, weight_TK, experts.up->compute, optional(options.zero.map_J2D),
+                                   optional(options.zero.vector_JD), call);
+  if (sums) return out;
+  return {out, {std::move(call->rows_RD), plan.row_of_TK}};
+}
+
 }  // namespace
 
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
                const GroupedProducts& products, const MoeFfnOptions& options) {
-  if (at::GradMode::is_enabled()) experts.up->use(), experts.down->use();
-  auto call = c10::make_intrusive<Call>();
-  call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
-  call->keep = at::GradMode::is_enabled() && !options.recompute;
-  if (options.dropout.on())
-    call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
-  return MoeFfn::apply(x_TD, weight_TK, experts.up->compute, optional(options.zero.map_J2D),
-                       optional(options.zero.vector_JD), call);
+  return run(x_TD, weight_TK, experts, plan, products, options, /*sums=*/true).delta_TD;
+}
+
+Addend moe_ffn_rows(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
+                    const GroupedProducts& products, const MoeFfnOptions& options) {
+  return run(x_TD, weight_TK, experts, plan, products, options, /*sums=*/options.zero.any());
 }
 
 Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,

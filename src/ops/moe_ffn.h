@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/activation.h"
+#include "ops/addend.h"
 #include "ops/dispatch_plan.h"
 #include "ops/grouped_products.h"
 #include "ops/hidden_dropout.h"
@@ -27,6 +28,10 @@ struct MoeFfnOptions {
 // where A comes with the products; and x, or its rows where the products leave them.
 Tensor moe_ffn(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
                const GroupedProducts& products, const MoeFfnOptions& options = {});
+
+// The same where a norm reads it: the rows and a stand-in for their sum; the sum itself where zero experts join it.
+Addend moe_ffn_rows(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& experts, const DispatchPlan& plan,
+                    const GroupedProducts& products, const MoeFfnOptions& options = {});
 
 // A loop over experts in plain ATen; expert_TK [T, K] int32.
 Tensor moe_ffn_reference(const Tensor& x_TD, const Tensor& weight_TK, const Tensor& expert_TK,

@@ -118,6 +118,7 @@ class Random {
     for (double& v : values) v = draw(engine_);
     return values;
   }
+  double one() { return std::normal_distribution<double>()(engine_); }
   int below(int limit) { return static_cast<int>(engine_() % static_cast<unsigned>(limit)); }
 
  private:

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
+#include <functional>
 
 #include "model/moe/moe.h"
 
@@ -72,8 +73,9 @@ class SparseLayer {
     const at::Tensor x = given_x.clone().requires_grad_(true);
     const at::Tensor logits = given_logits.defined() ? given_logits : at::mm(x, attach(parameter("router.weight")).t());
     const MoeOutput output = moe->forward({x, logits}, step);
-    torch::autograd::backward({output.out_TD}, {random({x.size(0), kWidth}, 9)});
-    Outcome result{output.out_TD.detach(), x.grad(), output.routing, {}};
+    const at::Tensor out = ops::summed(output.out);
+    torch::autograd::backward({out}, {random({x.size(0), kWidth}, 9)});
+    Outcome result{out.detach(), x.grad(), output.routing, {}};
     for (const auto& p : store.all()) result.grad[p->name] = p->grad.clone();
     return result;
   }
@@ -103,6 +105,23 @@ at::Tensor skewed_logits() {
 }
 
 std::int64_t number(const at::Tensor& counter) { return counter.item<std::int64_t>(); }
+
+// Which layers leave the sum of their rows to the norm behind them: all whose output is the experts' sum alone.
+TEST(SparseLayer, LeavesTheSumToTheNorm) {
+  const auto leaves = [](const std::function<void(Config&)>& change) {
+    Config config = base();
+    change(config);
+    SparseLayer layer(config);
+    const at::Tensor x = random({kTokens, kWidth}, 1);
+    return layer.moe->forward({x, random({kTokens, 6}, 2)}, step_of()).out.rows.rows_RD.defined();
+  };
+  EXPECT_TRUE(leaves([](Config&) {}));
+  EXPECT_TRUE(leaves([](Config& c) { c.moe.capacity_factor = 0.8; }));
+  EXPECT_TRUE(leaves([](Config& c) { c.moe.aux_injection = "autograd"; }));
+  EXPECT_TRUE(leaves([](Config& c) { c.moe.warmup_steps = 10; }));
+  EXPECT_FALSE(leaves([](Config& c) { c.moe.warmup_steps = 10, c.moe.warmup_mode = "dense_average"; }));
+  EXPECT_FALSE(leaves([](Config& c) { c.moe.backend = "reference"; }));
+}
 
 TEST(Dispatcher, OffHandsOnTheRoutersOwnTensors) {
   const Config config = base();

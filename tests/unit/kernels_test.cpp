@@ -2,6 +2,7 @@
 // bitwise the same however the rows are split.
 #include "kernels/activation.h"
 #include "kernels/add_norm.h"
+#include "kernels/dispatch.h"
 #include "kernels/vector_math.h"
 #include "kernels_testing.h"
 
@@ -91,11 +92,12 @@ struct NormRun {
   std::vector<float> keep = {0.75f}, again = {0.25f}, gain = normal<float>(c.width, 6),
                      inverse_rms = unwritten<float>(c.tokens);
   std::vector<double> sums = std::vector<double>(2 + c.width);
-  float wanted = 0;  // where a sum would go: tells the kernel to compute it
+  float wanted = 0;     // where a sum would go: tells the kernel to compute it
+  RowSum<T> rows = {};  // instead of delta
 
   void forward(bool split = false) {
     const AddNorm<T> p{x.data(),
-                       c.delta ? delta.data() : nullptr,
+                       c.delta && !rows.rows ? delta.data() : nullptr,
                        c.x0 ? x0.data() : nullptr,
                        keep.data(),
                        again.data(),
@@ -105,7 +107,8 @@ struct NormRun {
                        inverse_rms.data(),
                        c.tokens,
                        c.width,
-                       1e-6f};
+                       1e-6f,
+                       rows};
     in_pieces(c.tokens, split, [&](Range r) { add_norm_cpu(p, r); });
   }
   void backward(bool split = false) {
@@ -175,6 +178,33 @@ TEST(AddNorm, BackwardIsTheGradient) {
     if (c.x0) expect_gradient(run.again, std::vector<double>{run.sums[1]}, loss, "again");
     if (c.gain) expect_gradient(run.gain, std::vector<double>(run.sums.begin() + 2, run.sums.end()), loss, "gain");
   }
+}
+
+// Rows whose sum the norm takes: the bits of a sum and a norm behind it.
+template <class T>
+void expect_rows_as_in_two_passes(const NormCase& c, int top_k) {
+  const std::int64_t assignments = c.tokens * top_k;
+  std::vector<int> row_of(assignments);
+  for (std::int64_t i = 0; i < assignments; ++i) row_of[i] = i % 5 == 1 ? -1 : static_cast<int>(assignments - 1 - i);
+  const std::vector<T> rows = normal<T>(assignments * c.width, 9);
+  NormRun<T> two{c}, one{c};
+  two.delta = unwritten<T>(two.n);
+  combine_cpu(Combine<T>{rows.data(), row_of.data(), two.delta.data(), c.tokens, top_k, c.width}, {0, c.tokens});
+  two.forward();
+  one.rows = {rows.data(), row_of.data(), top_k};
+  one.forward(/*split=*/true);
+  EXPECT_TRUE(same_bits(one.residual, two.residual) && same_bits(one.normed, two.normed) &&
+              same_bits(one.inverse_rms, two.inverse_rms))
+      << c.name << ", K " << top_k;
+}
+
+TEST(AddNorm, SumsRowsAsAPassOfTheirOwn) {
+  for (const NormCase& c : kNormCases)
+    for (const int top_k : {1, 2, 3, 8}) {
+      if (!c.delta) continue;
+      expect_rows_as_in_two_passes<float>(c, top_k);
+      expect_rows_as_in_two_passes<double>(c, top_k);
+    }
 }
 
 // d_x0 may hold the gradient of x0's other readers; without d_x it takes the part of x too.

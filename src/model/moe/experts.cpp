@@ -36,7 +36,7 @@ ops::HiddenDropout Experts::hidden_dropout(const StepContext& step) const {
   return {step.training ? hidden_dropout_ : 0, draw_site(RouterDraw::kHidden, layer_), step.dropout};
 }
 
-at::Tensor Experts::forward(const Dispatched& rows, const StepContext& step) const {
+ops::Addend Experts::forward(const Dispatched& rows, const StepContext& step) const {
   const at::Tensor& x_TD = rows.x_TD;
   const ops::MoeFfnOptions options{recompute_, hidden_dropout(step), rows.zero};
   if (reference_) return ops::moe_ffn_reference(x_TD, rows.weight_TK, rows.expert_TK, weights_, options);
@@ -44,7 +44,7 @@ at::Tensor Experts::forward(const Dispatched& rows, const StepContext& step) con
       step.training && fp8_ ? *fp8_ : ops::GroupedProducts::choose(x_TD.device(), x_TD.scalar_type());
   const ops::DispatchPlan plan =
       ops::dispatch(rows.expert_TK, experts_, products.alignment(rows.expert_TK.numel(), experts_));
-  return ops::moe_ffn(x_TD, rows.weight_TK, weights_, plan, products, options);
+  return ops::moe_ffn_rows(x_TD, rows.weight_TK, weights_, plan, products, options);
 }
 
 SharedExperts::SharedExperts(ParameterStore& store, const std::string& name, ParameterKind kind,

@@ -24,8 +24,8 @@ class Experts : public Layer {
   Experts(ParameterStore& store, const std::string& name, const ExpertShape& shape, const Config& config, int layer,
           const PrecisionPolicy& policy);
 
-  // The sum over the chosen experts of weight * expert(x), and what zero experts add to it, [T, D].
-  at::Tensor forward(const Dispatched& rows, const StepContext& step) const;
+  // The sum over the chosen experts of weight * expert(x), and what zero experts add to it, [T, D]; or its rows.
+  ops::Addend forward(const Dispatched& rows, const StepContext& step) const;
 
  private:
   ops::HiddenDropout hidden_dropout(const StepContext& step) const;

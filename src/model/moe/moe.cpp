@@ -22,9 +22,10 @@ Moe::Moe(ParameterStore& store, const std::string& name, const MoeShape& shape, 
         "flexible", std::make_shared<FlexibleFfn>(store, name, shape.dense, config.moe.combine_init, policy));
 }
 
-at::Tensor Moe::joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, at::Tensor fade,
-                       const StepContext& step) const {
-  at::Tensor out_TD = routed_TD;
+ops::Addend Moe::joined(const ops::Addend& routed, const at::Tensor& x_TD, at::Tensor fade,
+                        const StepContext& step) const {
+  if (!shared_ && !flexible_ && !fade.defined()) return routed;
+  at::Tensor out_TD = ops::summed(routed);
   const at::Tensor shared_TD = shared_ ? shared_->forward(x_TD, step) : at::Tensor();
   if (fade.defined() && warm_up_.averages(step)) {
     out_TD = shared_ ? ops::mix(out_TD, shared_TD, fade) : ops::scaled(out_TD, fade);
@@ -45,12 +46,13 @@ MoeOutput Moe::forward(RouterInput in, const StepContext& step) const {
     rows.weight_TK = rows.weight_TK * fade;  // the sum is linear in the weights: no pass over [T, D]
     fade = at::Tensor();
   }
-  at::Tensor out_TD = joined(experts_->forward(rows, step), rows.x_TD, fade, step);
+  ops::Addend out = joined(experts_->forward(rows, step), rows.x_TD, fade, step);
   if (inject_ && step.training) {
     const at::Tensor weighted_L = layer_losses(stacked({routing}), config_, step).weighted_L;
-    if (weighted_L.defined()) out_TD = ops::inject_loss(out_TD, weighted_L, step.loss_scale);
+    // The loss enters by the gradient, whose way a stand-in is too.
+    if (weighted_L.defined()) out.delta_TD = ops::inject_loss(out.delta_TD, weighted_L, step.loss_scale);
   }
-  return {out_TD, routing};
+  return {out, routing};
 }
 
 }  // namespace switchyard

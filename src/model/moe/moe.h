@@ -16,7 +16,7 @@ struct MoeShape {
 };
 
 struct MoeOutput {
-  at::Tensor out_TD;
+  ops::Addend out;  // [T, D]; the sum of its rows is left where it is the experts' alone
   Routing routing;  // the caller adds its losses to the total, except where they were injected (moe_spec E15)
 };
 
@@ -26,13 +26,12 @@ class Moe : public Layer {
       const RouterPlace& place, const PrecisionPolicy& policy);
   // What the norm before the layer multiplies with, or null (Router::norm_weight).
   const Parameter* norm_weight() const { return router_->norm_weight(); }
-  // The whole layer, in the order of moe_spec 2.9. Returns [T, D].
+  // The whole layer, in the order of moe_spec 2.9.
   MoeOutput forward(RouterInput in, const StepContext& step) const;
 
  private:
   // What stands beside the routed experts joins their sum. fade: WarmUp::fade where it is not in that sum already.
-  at::Tensor joined(const at::Tensor& routed_TD, const at::Tensor& x_TD, at::Tensor fade,
-                    const StepContext& step) const;
+  ops::Addend joined(const ops::Addend& routed, const at::Tensor& x_TD, at::Tensor fade, const StepContext& step) const;
 
   const Config config_;
   const bool inject_;

@@ -1,5 +1,5 @@
-// kernels/quad_rows.cuh: RowSum where four neighbouring lanes share a token. Each keeps one of four row indices, so that
-// they are read once, before the loads that wait for them, and cost a register.
+// kernels/quad_rows.cuh: RowSum where four neighbouring lanes share a token. Each keeps one of four row indices, so
+// that they are read once, before the loads that wait for them, and cost a register.
 #pragma once
 
 #include "kernels/row_sum.h"

@@ -3,9 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/dispatch.h"
-#include "ops/add_norm_router.h"
 #include "ops/launch.h"
-#include "ops/router_scores.h"
 #include "ops/row_gradient.h"
 
 namespace switchyard::ops {
@@ -203,10 +201,7 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
 // Where backward may leave the rows of x's gradient: not where zero experts add to their sum.
 c10::intrusive_ptr<RowGradient> row_gradient(const Tensor& x, const ZeroExperts& zero) {
   if (!at::GradMode::is_enabled() || zero.any()) return {};
-  auto found = row_gradient_of_router(x);
-#ifdef SWITCHYARD_WITH_CUDA
-  if (!found) found = row_gradient_of_norm(x);
-#endif
+  auto found = row_gradient_before(x);
   return found && found->claim() ? found : nullptr;
 }
 

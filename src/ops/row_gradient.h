@@ -66,4 +66,7 @@ c10::intrusive_ptr<RowGradient> row_gradient_of(const Tensor& x, std::uint32_t o
   return c10::intrusive_ptr<RowGradient>::reclaim(static_cast<RowGradient*>(capsule.release()));
 }
 
+// That of the op which gives out x [T, D] and takes rows; null where none does.
+c10::intrusive_ptr<RowGradient> row_gradient_before(const Tensor& x_TD);
+
 }  // namespace switchyard::ops

@@ -122,7 +122,8 @@ TEST(RowGradient, ReachesTheOpThatGaveOutTheInput) {
       // By differences: every op here is smooth.
       const at::NoGradGuard no_grad;
       const Tensor step = random({7, 8}, 3, at::kDouble);
-      const double h = 1e-6, want = passes * ((c.run(x + h * step) - c.run(x - h * step)) / (2 * h) * seed).sum().item<double>();
+      const double h = 1e-6,
+                   want = passes * ((c.run(x + h * step) - c.run(x - h * step)) / (2 * h) * seed).sum().item<double>();
       EXPECT_NEAR((x.grad() * step).sum().item<double>(), want, 1e-6 * (1 + std::fabs(want))) << c.name;
       EXPECT_EQ(rows_taken, passes * c.taken) << c.name;
     }
@@ -169,9 +170,7 @@ std::vector<Tensor> gradients(const LayerCase& c, at::Device device, at::ScalarT
                 products, {c.recompute_experts});
     const auto place = row_gradient_before(n.n_TD);
     EXPECT_EQ(place != nullptr, device.is_cuda()) << c.name;
-    if (place) {
-      EXPECT_EQ(place->claim(), apart) << c.name;
-    }
+    if (place) { EXPECT_EQ(place->claim(), apart) << c.name; }
     return {n.x_TD, c.shared ? routed + n.n_TD * factor : routed};
   };
   const std::vector<Tensor> out = c.recompute_all ? recompute({x, delta}, layer) : layer({x, delta});

@@ -69,7 +69,7 @@ __device__ __forceinline__ void multiply(const unsigned (&given)[kSteps][kTerms<
 // For the channels of chunk blockIdx.y.
 template <class T, int kSteps>
 __global__ void __launch_bounds__(shape<T, kSteps>().threads, shape<T, kSteps>().resident)
-    kernel(RouterLogitsBackward<T> a, int expert0, int chunk) {
+    input_gradient_kernel(RouterLogitsBackward<T> a, int expert0, int chunk) {
   constexpr int kOf = kTerms<T>, kUnroll = sizeof(T) == 2 ? 4 : 2;
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
@@ -135,7 +135,7 @@ __device__ __forceinline__ void load_rows(const T* from, int width, const int (&
 // of eight rows stay in registers.
 template <class T, int kSteps>
 __global__ void __launch_bounds__(shape<T, kSteps>().threads, shape<T, kSteps>().resident)
-    kernel_with_rows(RouterLogitsBackward<T> a, int expert0, int chunk, RowSum<T> of, bool overwrite) {
+    input_gradient_from_rows_kernel(RouterLogitsBackward<T> a, int expert0, int chunk, RowSum<T> of, bool overwrite) {
   constexpr int kOf = kTerms<T>;
   extern __shared__ uint4 staged[];
   const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;

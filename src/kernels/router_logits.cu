@@ -272,8 +272,8 @@ void input_gradient(const RouterLogitsBackward<T>& a, Stream stream, const Rows&
                expert0, chunk, args...);
       };
       if constexpr (sizeof...(Rows) > 0)
-        if (expert0 == 0) return run(input_gradient::kernel_with_rows<T, kSteps>, rows...);
-      run(input_gradient::kernel<T, kSteps>);
+        if (expert0 == 0) return run(input_gradient::input_gradient_from_rows_kernel<T, kSteps>, rows...);
+      run(input_gradient::input_gradient_kernel<T, kSteps>);
     });
   }
 }

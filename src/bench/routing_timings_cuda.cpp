@@ -1,5 +1,6 @@
 #include "bench/routing_timings.h"
 #include "kernels/add_norm.h"
+#include "kernels/add_norm_router.h"
 #include "kernels/choice.h"
 #include "kernels/dispatch.h"
 #include "kernels/dropout.h"
@@ -7,6 +8,7 @@
 #include "kernels/noise.h"
 #include "kernels/reroute.h"
 #include "kernels/router.h"
+#include "kernels/router_logits.h"
 #include "kernels/row_norms.h"
 #include "kernels/zero_experts.h"
 
@@ -137,6 +139,70 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
                                  1e-6f,
                                  {rows.get(), r.row_of.get(), r.K}};
   clock.time("add_norm of rows" + of, bytes * (r.K + 3) / (r.K + 1), [&](Stream s) { kernels::add_norm(n, s); });
+}
+
+// Where each assignment's row lies when experts are chosen at random.
+std::vector<int> random_rows(const Routed& r) {
+  std::vector<int> expert(r.R), next(r.E + 1, 0), row_of(r.R);
+  std::uint32_t state = 1;
+  for (int& e : expert) {
+    state = state * 1664525u + 1013904223u;
+    e = static_cast<int>((state >> 8) % static_cast<unsigned>(r.E));
+    ++next[e + 1];
+  }
+  for (int e = 0; e < r.E; ++e) next[e + 1] += next[e];
+  for (int i = 0; i < r.R; ++i) row_of[i] = next[expert[i]]++;
+  return row_of;
+}
+
+// The experts' gradient of their input, summed by a pass of its own and read by the kernel before them, or summed by
+// it.
+void time_row_gradient(Clock& clock, const Routed& r, const std::string& of) {
+  const std::size_t size = static_cast<std::size_t>(r.T) * r.D, weights = static_cast<std::size_t>(r.E) * r.D;
+  const Buffer<int> row_of(random_rows(r));
+  const Filled<bf16> rows(static_cast<std::size_t>(r.R) * r.D), x(size), d_residual(size);
+  Buffer<bf16> sum(size), d_x(size);
+  const Filled<float> w(weights), d_w(weights), d_logits(static_cast<std::size_t>(r.T) * r.E), inverse(r.T);
+  const kernels::Combine<bf16> combine{rows.get(), row_of.get(), sum.get(), r.T, r.K, r.D};
+  const kernels::RowSum<bf16> row_sum{rows.get(), row_of.get(), r.K};
+  const double pass = 2.0 * size, read = r.K * pass, logits = 2 * r.logit_bytes();
+  const auto time = [&](const std::string& name, double others, auto with_sum, auto with_rows) {
+    clock.time("combine, then " + name + of, read + 2 * pass + others, [&](Stream s) {
+      kernels::combine(combine, s);
+      with_sum(s);
+    });
+    clock.time(name + " with rows" + of, read + others, with_rows);
+  };
+  if (r.E <= 16) {
+    Buffer<float> scratch(kernels::add_norm_router_scratch(r.T, r.D, r.E));
+    kernels::AddNormRouterBackward<bf16> a{d_residual.get(),
+                                           nullptr,
+                                           d_logits.get(),
+                                           x.get(),
+                                           inverse.get(),
+                                           r.logits.get(),
+                                           nullptr,
+                                           w.get(),
+                                           d_x.get(),
+                                           d_w.get(),
+                                           nullptr,
+                                           scratch.get(),
+                                           r.T,
+                                           r.D,
+                                           r.E};
+    auto plain = a;
+    plain.d_normed = sum.get();
+    time(
+        "add_norm_router_backward", 3 * pass + logits, [&](Stream s) { kernels::add_norm_router_backward(plain, s); },
+        [&](Stream s) { kernels::add_norm_router_backward(a, s, row_sum); });
+    return;
+  }
+  Buffer<float> scratch(kernels::router_logits_scratch(r.T, r.D, r.E));
+  const kernels::RouterLogitsBackward<bf16> a{
+      x.get(), w.get(), d_logits.get(), sum.get(), d_w.get(), scratch.get(), r.T, r.D, r.E};
+  time(
+      "router_logits_backward", 2 * pass + logits, [&](Stream s) { kernels::router_logits_backward(a, s); },
+      [&](Stream s) { kernels::router_logits_backward(a, row_sum, true, s); });
 }
 
 void time_noise(Clock& clock, const Routed& r, const std::string& of) {
@@ -275,6 +341,7 @@ void time_routing(Clock& clock, const RoutingTimings& shape) {
   const Routed routed(shape);
   time_scores(clock, routed, shape.suffix);
   time_rows(clock, routed, shape.suffix);
+  time_row_gradient(clock, routed, shape.suffix);
   time_noise(clock, routed, shape.suffix);
   time_choice(clock, routed, shape.suffix);
   time_input(clock, routed, shape.suffix);

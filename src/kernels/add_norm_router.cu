@@ -6,57 +6,18 @@
 #include <algorithm>
 
 #include "kernels/add_norm_router.h"
+#include "kernels/add_norm_router_parts.cuh"
 #include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
-#include "kernels/router_weight.cuh"
 
 namespace switchyard::kernels {
 namespace {
 
-constexpr int kRows = 8;    // tokens a block has at once
-constexpr int kBlocks = 3;  // a warp's share of a row, in blocks of 32 channels
-constexpr int kShare = kBlocks * kBlock;
+using namespace norm_router;
+
 constexpr int kMostExperts = 16, kMostWarps = 16, kMostWidth = kMostWarps * kShare;
 constexpr int kMostResident = 4;  // blocks a multiprocessor in backward, where each leaves a partial sum
 constexpr int kNoLimit = 32;
-
-// Lane 4 g + q holds row g, columns 2 q and 2 q + 1; afterwards column g of rows 2 q and 2 q + 1.
-__device__ __forceinline__ unsigned transposed(unsigned v) {
-  unsigned out;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
-  return out;
-}
-
-// d += a b, of whose sixteen rows the first eight (d[2]) or all (d[4]) are wanted; the others of a are zero.
-__device__ __forceinline__ void mma_rows(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  mma(d, a, b0, b1);
-}
-__device__ __forceinline__ void mma_rows(float (&d)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("{\n.reg .f32 unused<2>;\n"
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, unused0, unused1}, {%2, %3, %4, %5}, {%6, %7}, "
-      "{%0, %1, %8, %8};\n}"
-      : "+f"(d[0]), "+f"(d[1])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
-}
-
-// Where a thread stands in a block's turn.
-struct Place {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, q = lane % 4;
-
-  __device__ int channel(int block) const { return warp * kShare + block * kBlock + q * kPack; }
-};
-
-// The sum over all lanes of each row, from each lane's part. `parts` must not be in use: a barrier stands between the
-// writes here and the reads, none before the writes.
-template <int kWarps>
-__device__ __forceinline__ float sum_of_row(float own, const Place& at, float (&parts)[kWarps][kRows]) {
-  own = lane_sum<4>(own);
-  if (at.q == 0) parts[at.warp][at.g] = own;
-  __syncthreads();
-  float sum = 0;
-  for (int warp = 0; warp < blockDim.x / kWarp; ++warp) sum += parts[warp][at.g];
-  return sum;
-}
 
 template <class T, int kTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? 3 : 1)
@@ -160,9 +121,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
 // Two terms of d_logits fill the operand's sixteen rows as (row g, row g + 8) where it is multiplied with W, and its
 // sixteen columns where it is multiplied with n; its third term, beside float rows, comes with zeros.
 // The norm's backward needs <residual, gain * (d_logits W)>, which is sum_e d_logits logits * rms: known before W.
-template <class T, int kTiles, int kWarps, bool kGain>
+// of: nothing, or the RowSum<T> that joins d_normed.
+template <class T, int kTiles, int kWarps, bool kGain, class... Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 && !kGain ? 2 : 1)
-    add_norm_router_backward_kernel(AddNormRouterBackward<T> a) {
+    add_norm_router_backward_kernel(AddNormRouterBackward<T> a, Rows... of) {
+  // Beyond eight experts d_w leaves no registers for a sum that is not rounded to T.
+  constexpr bool kFromRows = sizeof...(Rows) == 1, kExact = kFromRows && kTiles == 1;
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kGiven = (kOf + 1) / 2 * 2;
   extern __shared__ uint4 staged[];
   __shared__ float dots[2][kWarps][kRows];
@@ -173,6 +137,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
   float d_gain[kGain ? kBlocks : 1][kPack] = {};
 
   int turn = 0;
+  int ahead = -1;  // the row indices of the next turn's token
+  if constexpr (kFromRows) {
+    const std::int64_t t = std::int64_t{blockIdx.x} * kRows + at.g;
+    ahead = quad_index(of..., t < a.tokens, t);
+  }
   for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens;
        first += static_cast<std::int64_t>(gridDim.x) * kRows, turn ^= 1) {
     const std::int64_t t = first + at.g, row = t * a.width;
@@ -182,10 +151,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
     for (int i = 0; i < kBlocks; ++i) {
       there[i] = t < a.tokens && at.channel(i) < a.width;
       r[i] = load_pack_if(there[i], a.residual + row + at.channel(i));
-      dn[i] = load_pack_if(there[i] && a.d_normed, a.d_normed + row + at.channel(i));
-      late[i] = load_pack_if(there[i] && a.d_residual, a.d_residual + row + at.channel(i));
+      if constexpr (!kFromRows) dn[i] = load_pack_if(there[i] && a.d_normed, a.d_normed + row + at.channel(i));
+      if constexpr (!kFromRows || kExact)
+        late[i] = load_pack_if(there[i] && a.d_residual, a.d_residual + row + at.channel(i));
     }
     const float inverse = t < a.tokens ? a.inverse_rms[t] : 1.0f;
+    Pack<T> rows[2][kBlocks];
+    if constexpr (kFromRows) load_rows(of..., a.width, ahead, 0, at, there, rows);
 
     unsigned given[kGiven][2] = {}, turned[kGiven][2] = {};  // d_logits of row g, experts 8 h + 2 q, + 1; transposed
     float share = 0;
@@ -205,12 +177,30 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
       for (int j = 0; j < kOf; ++j) given[j][h] = term[j], turned[j][h] = transposed(term[j]);
     }
 
+    [[maybe_unused]] float sum[kBlocks][kPack];
+    if constexpr (kFromRows) {
+      sum_rows(of..., a.width, t, t < a.tokens, ahead, at, there, rows, sum);
+      const std::int64_t next = t + static_cast<std::int64_t>(gridDim.x) * kRows;
+      ahead = quad_index(of..., next < a.tokens, next);
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        if (a.d_normed) add_pack(load_pack_if(there[i], a.d_normed + row + at.channel(i)), sum[i]);
+        if constexpr (!kExact) {
+          pack(sum[i], dn[i]);
+          late[i] = load_pack_if(there[i] && a.d_residual, a.d_residual + row + at.channel(i));
+        }
+      }
+    }
+
     float dot = 0;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
       float f[kPack], g[kPack];
       unpack(r[i], f);
-      unpack(dn[i], g);
+      if constexpr (kExact)
+        copy(sum[i], g);
+      else
+        unpack(dn[i], g);
       if (a.gain) {
         float gain[kPack];
         unpack(load_pack_if(there[i], a.gain + at.channel(i)), gain);
@@ -244,7 +234,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
 
       float f[kPack], n[kPack], g[kPack], total[kPack];
       unpack(r[i], f);
-      unpack(dn[i], g);
+      if constexpr (kExact)
+        copy(sum[i], g);
+      else
+        unpack(dn[i], g);
       unpack(late[i], total);
 #pragma unroll
       for (int c = 0; c < kPack; ++c) {
@@ -317,8 +310,8 @@ int shared_bytes(int width, int tiles, int terms) {
 }
 
 // As many blocks as stay resident, at most `most` a multiprocessor: W is staged once for all rows of a block.
-template <class Kernel, class A>
-int launch(Kernel kernel, const A& a, int tiles, int terms, int most, Stream stream) {
+template <class Kernel, class A, class... Rows>
+int launch(Kernel kernel, const A& a, int tiles, int terms, int most, Stream stream, const Rows&... rows) {
   const int threads = ceil_div(a.width, kShare) * kWarp, bytes = shared_bytes(a.width, tiles, terms);
   SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   int resident = 0;
@@ -326,7 +319,7 @@ int launch(Kernel kernel, const A& a, int tiles, int terms, int most, Stream str
   SWITCHYARD_ASSERT(resident > 0, "the router's weight does not fit in shared memory");
   const int blocks =
       static_cast<int>(std::min<std::int64_t>(turns(a.tokens), std::min(resident, most) * multiprocessors()));
-  kernel<<<blocks, threads, bytes, stream>>>(a);
+  kernel<<<blocks, threads, bytes, stream>>>(a, rows...);
   SWITCHYARD_CUDA_LAUNCHED();
   return blocks;
 }
@@ -369,13 +362,19 @@ void add_norm_router(const AddNormRouter<T>& a, Stream stream) {
 }
 
 template <class T>
-void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream) {
+void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream, const RowSum<T>& rows) {
   if (a.tokens == 0) return;
   with_shape(a, [&](auto tiles, auto warps) {
     constexpr int kTiles = decltype(tiles)::value, kWarps = decltype(warps)::value;
-    const auto kernel = a.d_gain ? add_norm_router_backward_kernel<T, kTiles, kWarps, true>
-                                 : add_norm_router_backward_kernel<T, kTiles, kWarps, false>;
-    const int blocks = launch(kernel, a, kTiles, kTerms<T>, kMostResident, stream), columns = a.experts * a.width;
+    const auto run = [&](auto gain, const auto&... of) {
+      const auto kernel =
+          add_norm_router_backward_kernel<T, kTiles, kWarps, decltype(gain)::value, std::decay_t<decltype(of)>...>;
+      return launch(kernel, a, kTiles, kTerms<T>, kMostResident, stream, of...);
+    };
+    const auto with_gain = [&](const auto&... of) {
+      return a.d_gain ? run(std::true_type(), of...) : run(std::false_type(), of...);
+    };
+    const int blocks = rows.rows ? with_gain(rows) : with_gain(), columns = a.experts * a.width;
     add_columns(a.scratch, blocks, columns, a.d_w, stream);
     if (a.d_gain) add_columns(a.scratch + std::int64_t{blocks} * columns, blocks, a.width, a.d_gain, stream);
   });
@@ -383,7 +382,7 @@ void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream) 
 
 template void add_norm_router(const AddNormRouter<bf16>&, Stream);
 template void add_norm_router(const AddNormRouter<float>&, Stream);
-template void add_norm_router_backward(const AddNormRouterBackward<bf16>&, Stream);
-template void add_norm_router_backward(const AddNormRouterBackward<float>&, Stream);
+template void add_norm_router_backward(const AddNormRouterBackward<bf16>&, Stream, const RowSum<bf16>&);
+template void add_norm_router_backward(const AddNormRouterBackward<float>&, Stream, const RowSum<float>&);
 
 }  // namespace switchyard::kernels

@@ -2,6 +2,7 @@
 // pass: the normed row is multiplied, and takes its gradient from the logits, while it is in registers. CUDA only.
 #pragma once
 
+#include "kernels/row_sum.h"
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
@@ -24,8 +25,9 @@ struct AddNormRouter {
   float eps;
 };
 
-// With g = gain * (d_normed + d_logits w):  d_x = d_residual + backward of the norm of g (also the gradient of delta)
-//   d_w[e] += sum_t d_logits[t, e] normed[t],   d_gain += sum_t (d_normed + d_logits w) * residual / rms
+// With d_n = d_normed + sum of rows + d_logits w,  g = gain * d_n:
+//   d_x = d_residual + backward of the norm of g (also the gradient of delta)
+//   d_w[e] += sum_t d_logits[t, e] normed[t],   d_gain += sum_t d_n * residual / rms
 // Sums over tokens go through partial sums that a second kernel adds in a fixed order.
 template <class T>
 struct AddNormRouterBackward {
@@ -50,8 +52,9 @@ bool add_norm_takes_router(int width, int experts);
 
 template <class T>
 void add_norm_router(const AddNormRouter<T>&, Stream);  // bf16, float
+// rows: of the gradient of normed too, summed in fp32 and in order, beside d_normed.
 template <class T>
-void add_norm_router_backward(const AddNormRouterBackward<T>&, Stream);  // bf16, float
+void add_norm_router_backward(const AddNormRouterBackward<T>&, Stream, const RowSum<T>& rows = {});  // bf16, float
 std::int64_t add_norm_router_scratch(std::int64_t tokens, int width, int experts);
 
 }  // namespace switchyard::kernels

@@ -3,6 +3,7 @@
 #include "kernels/add_norm_router.h"
 #include "ops/add_norm_router.h"
 #include "ops/launch.h"
+#include "ops/row_gradient.h"
 
 namespace switchyard::ops {
 namespace {
@@ -33,6 +34,7 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
     context->save_for_backward({residual, inverse_rms, logits});
     context->saved_data["router"] = reinterpret_cast<std::int64_t>(r.router);
     context->saved_data["gain"] = reinterpret_cast<std::int64_t>(r.gain);
+    keep_row_gradient(context);
     context->set_materialize_grads(false);
     return {normed, residual, logits};
   }
@@ -47,6 +49,7 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
     const auto dense = [](const Tensor& grad) { return grad.defined() ? grad.contiguous() : Tensor(); };
     const Tensor d_normed = dense(grads[0]), d_residual = dense(grads[1]),
                  d_logits = grads[2].defined() ? grads[2].contiguous() : at::zeros_like(logits);
+    const RowSum rows = take_rows(context);
     const std::int64_t tokens = residual.size(0);
     const int width = static_cast<int>(residual.size(1)), experts = static_cast<int>(logits.size(1));
     const Tensor d_x = at::empty_like(residual),
@@ -59,7 +62,7 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
                                             values(gain), pointer<float>(router->compute), pointer<T>(d_x),
                                             pointer<float>(router->grad), gain ? pointer<float>(gain->grad) : nullptr,
                                             pointer<float>(scratch), tokens, width, experts},
-          current_stream(residual));
+          current_stream(residual), kernel_rows<T>(rows, residual));
     });
     for (const Parameter* p : {router, gain})
       if (p) p->grad_added();
@@ -69,6 +72,10 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
 };
 
 }  // namespace
+
+c10::intrusive_ptr<RowGradient> row_gradient_of_norm(const Tensor& x_TD) {
+  return row_gradient_of<AddNormRouter>(x_TD, 0);
+}
 
 bool norm_takes_router(const Tensor& x_TD, const Tensor& delta_TD, const Residual& residual) {
   return x_TD.is_cuda() && delta_TD.defined() && residual.router && !residual.keep &&

@@ -4,6 +4,7 @@
 
 #include "kernels/dispatch.h"
 #include "ops/launch.h"
+#include "ops/row_gradient.h"
 
 namespace switchyard::ops {
 namespace {
@@ -51,8 +52,9 @@ struct Call : torch::CustomClassHolder {
   Tensor rows_RD;  // undefined again once moe_ffn_rows has them
   const GroupedProducts* products;
   MoeFfnOptions options;
-  bool keep;    // hidden units for backward
-  Tensor id_R;  // with dropout: what its rows are called
+  bool keep;                            // hidden units for backward
+  Tensor id_R;                          // with dropout: what its rows are called
+  c10::intrusive_ptr<RowGradient> d_x;  // of the op that gave out x, which sums the rows; null: summed here
 
   // Null where the activation is not part of the products; dropout comes between the two.
   const FusedExperts* whole() const { return options.dropout.on() ? nullptr : products->whole(); }
@@ -122,7 +124,11 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
                         : call.fused() ? through_fused(call, x, dy_TD, weight_TK, hidden)
                                        : through_activation(call, x, dy_TD, weight_TK, hidden);
     experts.up->grad_added();
-    const Tensor dx = sum_rows(d.dx_RD, plan);
+    Tensor dx;
+    if (call.d_x)
+      call.d_x->put({d.dx_RD, plan.row_of_TK});
+    else
+      dx = sum_rows(d.dx_RD, plan);
     const Tensor d_weight = move_values(d.d_weight_PR, plan, Direction::kFromRows);
     Tensor d_map, d_vector;
     if (const ZeroExperts& zero = call.options.zero; zero.any())
@@ -181,6 +187,13 @@ class MoeFfn : public torch::autograd::Function<MoeFfn> {
   }
 };
 
+// Where backward may leave the rows of x's gradient: not where zero experts add to their sum.
+c10::intrusive_ptr<RowGradient> row_gradient(const Tensor& x, const ZeroExperts& zero) {
+  if (!at::GradMode::is_enabled() || zero.any()) return {};
+  auto found = row_gradient_before(x);
+  return found && found->claim() ? found : nullptr;
+}
+
 // What dropout multiplies the hidden units of each assignment by, [T*K, N] fp32.
 Tensor hidden_factors(const Tensor& expert_TK, const ExpertWeights& experts, const HiddenDropout& dropout) {
   const std::int64_t rows = expert_TK.numel();
@@ -198,6 +211,7 @@ Addend run(const Tensor& x_TD, const Tensor& weight_TK, const ExpertWeights& exp
   call->experts = experts, call->plan = plan, call->products = &products, call->options = options;
   call->sums = sums;
   call->keep = at::GradMode::is_enabled() && !options.recompute;
+  call->d_x = row_gradient(x_TD, options.zero);
   if (options.dropout.on())
     call->id_R = ids_to_rows(assignment_ids(options.dropout.key, plan.tokens, plan.top_k), plan);
   const Tensor out = MoeFfn::apply(x_TD, weight_TK, experts.up->compute, optional(options.zero.map_J2D),

@@ -1,0 +1,85 @@
+// kernels/add_norm_router_parts.cuh: where the threads of add_norm_router's kernels stand, and what they do together.
+#pragma once
+
+#include "kernels/quad_rows.cuh"
+#include "kernels/router_weight.cuh"
+
+namespace switchyard::kernels::norm_router {
+
+inline constexpr int kRows = 8;    // tokens a block has at once
+inline constexpr int kBlocks = 3;  // a warp's share of a row, in blocks of 32 channels
+inline constexpr int kShare = kBlocks * kBlock;
+
+// Lane 4 g + q holds row g, columns 2 q and 2 q + 1; afterwards column g of rows 2 q and 2 q + 1.
+__device__ __forceinline__ unsigned transposed(unsigned v) {
+  unsigned out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+  return out;
+}
+
+// d += a b, of whose sixteen rows the first eight (d[2]) or all (d[4]) are wanted; the others of a are zero.
+__device__ __forceinline__ void mma_rows(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  mma(d, a, b0, b1);
+}
+__device__ __forceinline__ void mma_rows(float (&d)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("{\n.reg .f32 unused<2>;\n"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, unused0, unused1}, {%2, %3, %4, %5}, {%6, %7}, "
+      "{%0, %1, %8, %8};\n}"
+      : "+f"(d[0]), "+f"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+// Where a thread stands in a block's turn.
+struct Place {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, q = lane % 4;
+
+  __device__ int channel(int block) const { return warp * kShare + block * kBlock + q * kPack; }
+};
+
+// The sum over all lanes of each row, from each lane's part. `parts` must not be in use: a barrier stands between the
+// writes here and the reads, none before the writes.
+template <int kWarps>
+__device__ __forceinline__ float sum_of_row(float own, const Place& at, float (&parts)[kWarps][kRows]) {
+  own = lane_sum<4>(own);
+  if (at.q == 0) parts[at.warp][at.g] = own;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < blockDim.x / kWarp; ++warp) sum += parts[warp][at.g];
+  return sum;
+}
+
+// Two rows of a token, numbers k and k + 1, in this thread's channels: as many as there are registers for beside what
+// the caller has under way. index: quad_index of the four that they are among.
+template <class T>
+__device__ __forceinline__ void load_rows(const RowSum<T>& of, int width, int index, int k, const Place& at,
+                                          const bool (&there)[kBlocks], Pack<T> (&v)[2][kBlocks]) {
+  const int row[2] = {index_of_quad(index, k), index_of_quad(index, k + 1)};
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+      v[j][i] =
+          load_pack_if(row[j] >= 0 && there[i], of.rows + static_cast<std::int64_t>(row[j]) * width + at.channel(i));
+}
+
+// The sum of token t's rows, of which `v` holds the first two.
+template <class T>
+__device__ __forceinline__ void sum_rows(const RowSum<T>& of, int width, std::int64_t t, bool real, int index,
+                                         const Place& at, const bool (&there)[kBlocks], Pack<T> (&v)[2][kBlocks],
+                                         float (&sum)[kBlocks][kPack]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) unpack(v[0][i], sum[i]), add_pack(v[1][i], sum[i]);
+  for (int k = 2; k < of.top_k; k += 2) {
+    if (k % kQuad == 0) index = quad_index(of, real, t, k);
+    load_rows(of, width, index, k, at, there, v);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) add_pack(v[0][i], sum[i]), add_pack(v[1][i], sum[i]);
+  }
+}
+
+__device__ __forceinline__ void copy(const float (&from)[kPack], float (&to)[kPack]) {
+#pragma unroll
+  for (int c = 0; c < kPack; ++c) to[c] = from[c];
+}
+
+}  // namespace switchyard::kernels::norm_router

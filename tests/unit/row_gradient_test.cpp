@@ -1,4 +1,4 @@
-// A gradient that is left as rows (ops/row_gradient.h): what autograd makes of it, on two ops of this file's; then
+// A gradient that is left as rows (ops/row_gradient.h): what autograd makes of it, on ops of this file's; then
 // moe_ffn behind the norm and the router's product, which take rows on CUDA.
 #include "ops/row_gradient.h"
 

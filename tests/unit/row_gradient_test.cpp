@@ -1,9 +1,12 @@
-// A gradient that is left as rows (ops/row_gradient.h): what autograd makes of it, on two ops of this file's; then
+// A gradient that is left as rows (ops/row_gradient.h): what autograd makes of it, on ops of this file's; then
 // moe_ffn behind the norm and the router's product, which take rows on CUDA.
 #include "ops/row_gradient.h"
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <functional>
 
 #include "ops/add_norm.h"
 #include "ops/moe_ffn.h"
@@ -46,6 +49,24 @@ class Giver : public torch::autograd::Function<Giver> {
   }
 };
 
+// {sin x, x itself}, as the router's product hands x on
+class Passer : public torch::autograd::Function<Passer> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& x) {
+    keep_row_gradient(context);
+    context->save_for_backward({x});
+    context->set_materialize_grads(false);
+    return {x.sin(), x};
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const RowSum rows = take_rows(context);
+    rows_taken += rows.rows_RD.defined();
+    Tensor d = grads[0] * context->get_saved_variables()[0].cos();
+    if (grads[1].defined()) d = d + grads[1];
+    return {rows.rows_RD.defined() ? d + summed(rows) : d};
+  }
+};
+
 struct Place : torch::CustomClassHolder {
   c10::intrusive_ptr<RowGradient> d_x;
 };
@@ -69,9 +90,10 @@ class Reader : public torch::autograd::Function<Reader> {
   }
 };
 
-Tensor read(const Tensor& x) {
+template <class Op = Giver>
+Tensor read(const Tensor& x, std::uint32_t output = 0) {
   auto place = c10::make_intrusive<Place>();
-  const auto found = row_gradient_of<Giver>(x, 0);
+  const auto found = row_gradient_of<Op>(x, output);
   if (found && found->claim()) place->d_x = found;
   return Reader::apply(x, place);
 }
@@ -102,6 +124,21 @@ const std::vector<GraphCase> kGraphs = {
        const Tensor y = Giver::apply(x);
        read(y);
        return y * 3;
+     }},
+    {"handed on", 1,
+     [](const Tensor& x) {
+       const variable_list y = Passer::apply(x.square());
+       return read<Passer>(y[1], 1) * y[0];
+     }},
+    {"handed on, beside a product", 1,
+     [](const Tensor& x) {
+       const variable_list y = Passer::apply(x.square());
+       return read<Passer>(y[1], 1) * y[0] * y[1];
+     }},
+    {"the other output", 0,
+     [](const Tensor& x) {
+       const variable_list y = Passer::apply(x.square());
+       return read<Passer>(y[0], 1) * y[1];
      }},
     {"computed again", 1,
      [](const Tensor& x) {

@@ -158,6 +158,7 @@ std::vector<int> random_rows(const Routed& r) {
 // The experts' gradient of their input, summed by a pass of its own and read by the kernel before them, or summed by
 // it.
 void time_row_gradient(Clock& clock, const Routed& r, const std::string& of) {
+  if (!kernels::add_norm_takes_router(r.D, r.E)) return;
   const std::size_t size = static_cast<std::size_t>(r.T) * r.D, weights = static_cast<std::size_t>(r.E) * r.D;
   const Buffer<int> row_of(random_rows(r));
   const Filled<bf16> rows(static_cast<std::size_t>(r.R) * r.D), x(size), d_residual(size);
@@ -166,43 +167,30 @@ void time_row_gradient(Clock& clock, const Routed& r, const std::string& of) {
   const kernels::Combine<bf16> combine{rows.get(), row_of.get(), sum.get(), r.T, r.K, r.D};
   const kernels::RowSum<bf16> row_sum{rows.get(), row_of.get(), r.K};
   const double pass = 2.0 * size, read = r.K * pass, logits = 2 * r.logit_bytes();
-  const auto time = [&](const std::string& name, double others, auto with_sum, auto with_rows) {
-    clock.time("combine, then " + name + of, read + 2 * pass + others, [&](Stream s) {
-      kernels::combine(combine, s);
-      with_sum(s);
-    });
-    clock.time(name + " with rows" + of, read + others, with_rows);
-  };
-  if (r.E <= 16) {
-    Buffer<float> scratch(kernels::add_norm_router_scratch(r.T, r.D, r.E));
-    kernels::AddNormRouterBackward<bf16> a{d_residual.get(),
-                                           nullptr,
-                                           d_logits.get(),
-                                           x.get(),
-                                           inverse.get(),
-                                           r.logits.get(),
-                                           nullptr,
-                                           w.get(),
-                                           d_x.get(),
-                                           d_w.get(),
-                                           nullptr,
-                                           scratch.get(),
-                                           r.T,
-                                           r.D,
-                                           r.E};
-    auto plain = a;
-    plain.d_normed = sum.get();
-    time(
-        "add_norm_router_backward", 3 * pass + logits, [&](Stream s) { kernels::add_norm_router_backward(plain, s); },
-        [&](Stream s) { kernels::add_norm_router_backward(a, s, row_sum); });
-    return;
-  }
-  Buffer<float> scratch(kernels::router_logits_scratch(r.T, r.D, r.E));
-  const kernels::RouterLogitsBackward<bf16> a{
-      x.get(), w.get(), d_logits.get(), sum.get(), d_w.get(), scratch.get(), r.T, r.D, r.E};
-  time(
-      "router_logits_backward", 2 * pass + logits, [&](Stream s) { kernels::router_logits_backward(a, s); },
-      [&](Stream s) { kernels::router_logits_backward(a, row_sum, true, s); });
+  Buffer<float> scratch(kernels::add_norm_router_scratch(r.T, r.D, r.E));
+  kernels::AddNormRouterBackward<bf16> a{d_residual.get(),
+                                         nullptr,
+                                         d_logits.get(),
+                                         x.get(),
+                                         inverse.get(),
+                                         r.logits.get(),
+                                         nullptr,
+                                         w.get(),
+                                         d_x.get(),
+                                         d_w.get(),
+                                         nullptr,
+                                         scratch.get(),
+                                         r.T,
+                                         r.D,
+                                         r.E};
+  auto plain = a;
+  plain.d_normed = sum.get();
+  clock.time("combine, then add_norm_router_backward" + of, read + 5 * pass + logits, [&](Stream s) {
+    kernels::combine(combine, s);
+    kernels::add_norm_router_backward(plain, s);
+  });
+  clock.time("add_norm_router_backward with rows" + of, read + 3 * pass + logits,
+             [&](Stream s) { kernels::add_norm_router_backward(a, s, row_sum); });
 }
 
 void time_noise(Clock& clock, const Routed& r, const std::string& of) {

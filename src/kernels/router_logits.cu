@@ -5,8 +5,8 @@
 
 #include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
-#include "kernels/router_input_gradient.cuh"
 #include "kernels/router_logits.h"
+#include "kernels/router_weight.cuh"
 #include "kernels/router_wide_gradient.cuh"
 
 namespace switchyard::kernels {
@@ -20,10 +20,22 @@ constexpr int kTokensAStep = 16;      // the summed dimension of one mma, in the
 constexpr int kGroup = 8 * kPack;     // channels a warp of the weight gradient owns
 constexpr int kExpertsAPass = 8 * 8;  // of the weight gradient
 
+// How a product takes its weight. With few experts small blocks share a multiprocessor. Many experts' weight as terms
+// fills its shared memory: one large block stages it once, then its warps run through the tokens without a barrier.
+template <class T>
+struct Shape {
+  int threads, resident;
+  bool whole;  // shared memory as large as there is
+};
 template <class T, int kTiles>
 constexpr Shape<T> logits_shape() {
   if (sizeof(T) == 4) return {256, 1, false};
   return kTiles <= 2 ? Shape<T>{256, 4, false} : Shape<T>{512, 1, true};
+}
+template <class T, int kSteps>
+constexpr Shape<T> gradient_shape() {
+  if (sizeof(T) == 4) return {256, 1, false};
+  return kSteps == 1 ? Shape<T>{256, 2, false} : kSteps == 8 ? Shape<T>{384, 1, true} : Shape<T>{512, 1, true};
 }
 
 // A warp takes kRows times 16 tokens; x goes from memory straight into the first operand's registers.
@@ -108,6 +120,79 @@ __global__ void __launch_bounds__(logits_shape<T, kTiles>().threads, logits_shap
           const int e = expert0 + 8 * n + 2 * q + i % 2;
           if (t < tokens && e < a.experts) a.logits[static_cast<std::int64_t>(t) * a.experts + e] = d[r][n][i];
         }
+  }
+}
+
+// d_x += d_logits W for the channels of chunk blockIdx.y; a warp takes 16 tokens, whose d_logits stay in registers.
+template <class T, int kSteps>
+__global__ void __launch_bounds__(gradient_shape<T, kSteps>().threads, gradient_shape<T, kSteps>().resident)
+    input_gradient_kernel(RouterLogitsBackward<T> a, int expert0, int chunk) {
+  constexpr int kOf = kTerms<T>, kUnroll = sizeof(T) == 2 ? 4 : 2, kTokens = 16;
+  extern __shared__ uint4 staged[];
+  const int lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
+  const int block0 = blockIdx.y * chunk, blocks = min(chunk, blocks_of(a.width) - block0);
+  stage_columns<kSteps, 2, kOf, sizeof(T) == 2 ? 4 : 1>(a.w, a.width, a.experts, expert0, block0, blocks, staged);
+  __syncthreads();
+
+  // Neighbouring tokens are other blocks': few tokens keep all blocks busy.
+  for (std::int64_t tile = blockIdx.x + threadIdx.x / kWarp * gridDim.x; tile * kTokens < a.tokens;
+       tile += gridDim.x * (blockDim.x / kWarp)) {
+    const std::int64_t token = tile * kTokens + g;
+    unsigned given[kSteps][kOf][4];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t t = token + 8 * (i % 2);
+        const int e = expert0 + step * 16 + 8 * (i / 2) + 2 * q;
+        const float* from = a.d_logits + t * a.experts + e;
+        unsigned term[kOf];
+        split(t < a.tokens && e < a.experts ? from[0] : 0.0f, t < a.tokens && e + 1 < a.experts ? from[1] : 0.0f, term);
+#pragma unroll
+        for (int j = 0; j < kOf; ++j) given[step][j][i] = term[j];
+      }
+
+    for (int b = 0; b < blocks; b += kUnroll) {
+      Pack<T> x[kUnroll][2];
+      bool there[kUnroll][2];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int channel = (block0 + b + u) * kBlock + q * kPack;
+          const std::int64_t t = token + 8 * i;
+          there[u][i] = b + u < blocks && channel < a.width && t < a.tokens;
+          x[u][i] = load_pack_if(there[u][i], a.d_x + t * a.width + channel);
+        }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (b + u >= blocks) break;
+        float d[4][4] = {};
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int j = 0; j < kOf; ++j) {
+            const uint4* at = staged + (((b + u) * kSteps + step) * kOf + j) * 2 * kWarp + lane;
+            const uint4 front = at[0], back = at[kWarp];
+#pragma unroll
+            for (int i = 0; i + j < kOf; ++i) {
+              mma(d[0], given[step][i], front.x, back.x);
+              mma(d[1], given[step][i], front.y, back.y);
+              mma(d[2], given[step][i], front.z, back.z);
+              mma(d[3], given[step][i], front.w, back.w);
+            }
+          }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (!there[u][i]) continue;
+          float f[kPack];
+          unpack(x[u][i], f);
+#pragma unroll
+          for (int c = 0; c < kPack; ++c) f[c] += d[c / 2][2 * i + c % 2];
+          store_floats(a.d_x + (token + 8 * i) * a.width + (block0 + b + u) * kBlock + q * kPack, f);
+        }
+      }
+    }
   }
 }
 
@@ -257,34 +342,19 @@ int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   return grid.partials;
 }
 
-// rows: none, or a RowSum<T> and whether d_x holds nothing yet; the first pass over experts takes them.
-template <class T, class... Rows>
-void input_gradient(const RouterLogitsBackward<T>& a, Stream stream, const Rows&... rows) {
+template <class T>
+void input_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   constexpr int kMost = 128;  // experts whose gradients fit in registers; more of them take more passes
   const int all = blocks_of(a.width);
   for (int expert0 = 0; expert0 < a.experts; expert0 += kMost) {
     with_pieces<8>(a.experts - expert0, 16, [&](auto steps) {
       constexpr int kSteps = decltype(steps)::value, kBytes = kSteps * kTerms<T> * 2 * kWarp * sizeof(uint4);
-      constexpr Shape<T> kShape = input_gradient::shape<T, kSteps>();
+      constexpr Shape<T> kShape = gradient_shape<T, kSteps>();
       const int chunk = pieces_at_once(kShape, all, kBytes);
-      const auto run = [&](auto kernel, const auto&... args) {
-        launch(kernel, kShape, ceil_div<std::int64_t>(a.tokens, 16), ceil_div(all, chunk), chunk * kBytes, stream, a,
-               expert0, chunk, args...);
-      };
-      if constexpr (sizeof...(Rows) > 0)
-        if (expert0 == 0) return run(input_gradient::input_gradient_from_rows_kernel<T, kSteps>, rows...);
-      run(input_gradient::input_gradient_kernel<T, kSteps>);
+      launch(input_gradient_kernel<T, kSteps>, kShape, ceil_div<std::int64_t>(a.tokens, 16), ceil_div(all, chunk),
+             chunk * kBytes, stream, a, expert0, chunk);
     });
   }
-}
-
-template <class T, class... Rows>
-void backward(const RouterLogitsBackward<T>& a, Stream stream, const Rows&... rows) {
-  check(a);
-  if (a.tokens == 0) return;
-  const int partials = weight_gradient(a, stream);
-  add_columns(a.scratch, partials, a.experts * a.width, a.d_w, stream);
-  input_gradient(a, stream, rows...);
 }
 
 }  // namespace
@@ -312,19 +382,16 @@ std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts) 
 
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
-  backward(a, stream);
-}
-
-template <class T>
-void router_logits_backward(const RouterLogitsBackward<T>& a, const RowSum<T>& rows, bool overwrite, Stream stream) {
-  backward(a, stream, rows, overwrite);
+  check(a);
+  if (a.tokens == 0) return;
+  const int partials = weight_gradient(a, stream);
+  add_columns(a.scratch, partials, a.experts * a.width, a.d_w, stream);
+  input_gradient(a, stream);
 }
 
 template void router_logits(const RouterLogits<bf16>&, Stream);
 template void router_logits(const RouterLogits<float>&, Stream);
 template void router_logits_backward(const RouterLogitsBackward<bf16>&, Stream);
 template void router_logits_backward(const RouterLogitsBackward<float>&, Stream);
-template void router_logits_backward(const RouterLogitsBackward<bf16>&, const RowSum<bf16>&, bool, Stream);
-template void router_logits_backward(const RouterLogitsBackward<float>&, const RowSum<float>&, bool, Stream);
 
 }  // namespace switchyard::kernels

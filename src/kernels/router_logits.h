@@ -2,7 +2,6 @@
 // gradients. CUDA only: on a CPU a library's product of floats is as fast.
 #pragma once
 
-#include "kernels/row_sum.h"
 #include "kernels/types.h"
 
 namespace switchyard::kernels {
@@ -36,10 +35,6 @@ template <class T>
 void router_logits(const RouterLogits<T>&, Stream);  // bf16, float
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>&, Stream);  // bf16, float
-// The same with another reader's gradient that comes as rows, summed in fp32 and in order: d_x += their sum too.
-// overwrite: d_x holds nothing yet.
-template <class T>
-void router_logits_backward(const RouterLogitsBackward<T>&, const RowSum<T>&, bool overwrite, Stream);  // bf16, float
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts);
 
 }  // namespace switchyard::kernels

@@ -5,6 +5,7 @@
 #include "kernels/add_norm.h"
 #include "ops/add_norm_router.h"
 #include "ops/gradient.h"
+#include "ops/kernel_rows.h"
 #include "ops/launch.h"
 #include "ops/router_scores.h"
 
@@ -18,12 +19,6 @@ const float* scalar(const Parameter* parameter, int index) {
   if (!parameter) return nullptr;
   SWITCHYARD_ASSERT(parameter->master.scalar_type() == at::kFloat, "residual scalars are fp32");
   return parameter->master.data_ptr<float>() + index;
-}
-
-template <class T>
-kernels::RowSum<T> sum_of(const RowSum& rows) {
-  if (!rows.rows_RD.defined()) return {};
-  return {pointer<T>(rows.rows_RD), pointer<int>(rows.row_of_TK), static_cast<int>(rows.row_of_TK.size(1))};
 }
 
 // CPU backward: each range sums its tokens, ranges are added in order, so the result does not depend on timing.
@@ -52,9 +47,6 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
     const Tensor delta = maybe_delta.value_or(Tensor()), x0 = maybe_x0.value_or(Tensor());
     const std::int64_t tokens = x.size(0), width = x.size(1);
     const bool summed = rows.rows_RD.defined();  // then delta has no values
-    SWITCHYARD_ASSERT(!summed || (rows.rows_RD.scalar_type() == x.scalar_type() && rows.rows_RD.is_contiguous() &&
-                                  rows.rows_RD.size(1) == width && rows.row_of_TK.size(0) == tokens),
-                      "the rows that a norm sums are not like its x");
     const bool stored = delta.defined() || r.keep;
     Tensor residual = stored ? at::empty_like(x) : Tensor(), normed = at::empty_like(x);
     Tensor inverse_rms = at::empty({tokens}, x.options().dtype(at::kFloat));
@@ -74,7 +66,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
                                      tokens,
                                      static_cast<int>(width),
                                      static_cast<float>(r.eps),
-                                     sum_of<T>(rows)};
+                                     kernel_rows<T>(rows, x)};
         },
         [](const auto& work, kernels::Stream stream) { kernels::add_norm(work, stream); },
         [](const auto& work) {

@@ -2,6 +2,7 @@
 
 #include "kernels/add_norm_router.h"
 #include "ops/add_norm_router.h"
+#include "ops/kernel_rows.h"
 #include "ops/launch.h"
 #include "ops/row_gradient.h"
 

@@ -8,7 +8,6 @@
 #include "ops/gradient.h"
 #include "ops/launch.h"
 #include "ops/linear.h"
-#include "ops/row_gradient.h"
 
 namespace switchyard::ops {
 namespace {
@@ -148,37 +147,20 @@ void logits_on_cuda(const Tensor& x, const Tensor& w, const Tensor& logits) {
   });
 }
 
-// d_x [T, D] may be changed, and is undefined where no reader of x but that of the rows has a gradient.
-Tensor backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logits, const Tensor& d_x,
-                        const RowSum& rows) {
+void backward_on_cuda(const Tensor& x, const Parameter& w, const Tensor& d_logits, const Tensor& d_x) {
   const int width = static_cast<int>(x.size(1)), experts = static_cast<int>(d_logits.size(1));
   const Tensor scratch =
       at::empty({kernels::router_logits_scratch(x.size(0), width, experts)}, x.options().dtype(at::kFloat));
-  const Tensor out = d_x.defined() ? d_x : at::empty_like(x);
   with_type_of(x, [&](auto type) {
     using T = typename decltype(type)::type;
-    const kernels::RouterLogitsBackward<T> work{pointer<T>(x),
-                                                pointer<float>(w.compute),
-                                                pointer<float>(d_logits),
-                                                pointer<T>(out),
-                                                pointer<float>(w.grad),
-                                                pointer<float>(scratch),
-                                                x.size(0),
-                                                width,
-                                                experts};
-    if (rows.rows_RD.defined())
-      kernels::router_logits_backward(work, kernel_rows<T>(rows, x), !d_x.defined(), current_stream(x));
-    else
-      kernels::router_logits_backward(work, current_stream(x));
+    kernels::router_logits_backward(
+        kernels::RouterLogitsBackward<T>{pointer<T>(x), pointer<float>(w.compute), pointer<float>(d_logits),
+                                         pointer<T>(d_x), pointer<float>(w.grad), pointer<float>(scratch), x.size(0),
+                                         width, experts},
+        current_stream(x));
   });
-  return out;
 }
 #endif
-
-// Of logits that nobody read.
-Tensor no_gradient(const Tensor& x, const Parameter& w) {
-  return at::zeros({x.size(0), w.compute.numel() / x.size(1)}, w.compute.options());
-}
 
 class LogitsOp : public torch::autograd::Function<LogitsOp> {
  public:
@@ -191,7 +173,6 @@ class LogitsOp : public torch::autograd::Function<LogitsOp> {
     Tensor logits;
     if (x.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
-      keep_row_gradient(context);
       logits = at::empty({x.size(0), w.size(0)}, w.options());
       logits_on_cuda(x, w, logits);
 #endif
@@ -204,14 +185,12 @@ class LogitsOp : public torch::autograd::Function<LogitsOp> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const auto* parameter = reinterpret_cast<const Parameter*>(context->saved_data["parameter"].toInt());
     const Tensor x = context->get_saved_variables()[0];
-    const RowSum rows = take_rows(context);
-    const bool as_rows = rows.rows_RD.defined();
-    Tensor d_x = as_rows && !grads[1].defined() ? Tensor() : own_gradient(grads[1], x);
-    if (grads[0].defined() || as_rows) {
-      const Tensor d_logits = grads[0].defined() ? grads[0].contiguous() : no_gradient(x, *parameter);
+    Tensor d_x = own_gradient(grads[1], x);
+    if (grads[0].defined()) {
+      const Tensor d_logits = grads[0].contiguous();
       if (x.is_cuda()) {
 #ifdef SWITCHYARD_WITH_CUDA
-        d_x = backward_on_cuda(x, *parameter, d_logits, d_x, rows);
+        backward_on_cuda(x, *parameter, d_logits, d_x);
 #endif
       } else {
         d_x.addmm_(d_logits, parameter->compute.detach().view({-1, x.size(1)}));
@@ -274,10 +253,6 @@ RouterScores router_scores_reference(const Tensor& given_TE, const Selection& se
           (prob * real).view({groups, group, experts}).sum(1),
           importance,
           z};
-}
-
-c10::intrusive_ptr<RowGradient> row_gradient_of_router(const Tensor& x_TD) {
-  return row_gradient_of<LogitsOp>(x_TD, 1);
 }
 
 RouterLogits router_logits(const Tensor& x_TD, const Parameter& w_ED) {

@@ -51,10 +51,6 @@ struct RouterLogits {
   Tensor x_TD;  // x itself, for its other readers: their gradient is added to in place (ops/gradient.h)
 };
 
-class RowGradient;
-// Where x is such a RouterLogits::x_TD on CUDA: where its gradient may be left as rows (ops/row_gradient.h); else null.
-c10::intrusive_ptr<RowGradient> row_gradient_of_router(const Tensor& x_TD);
-
 // logits = x W^T in fp32 whatever the type of x (moe_spec R4). x [T, D], on CUDA with D a multiple of 8; W [E, D] fp32,
 // or [D] as one row.
 RouterLogits router_logits(const Tensor& x_TD, const Parameter& w_ED);

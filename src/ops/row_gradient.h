@@ -11,8 +11,7 @@
 
 #include <utility>
 
-#include "kernels/row_sum.h"
-#include "ops/launch.h"
+#include "base/error.h"
 #include "ops/row_sum.h"
 
 namespace switchyard::ops {
@@ -43,16 +42,6 @@ inline RowSum take_rows(torch::autograd::AutogradContext* context) {
   if (found == context->saved_data.end()) return {};
   const auto capsule = found->second.toCapsule();
   return static_cast<RowGradient&>(*capsule).take();
-}
-
-// The same for a kernel whose work is of T, as `like` is.
-template <class T>
-kernels::RowSum<T> kernel_rows(const RowSum& rows, const Tensor& like) {
-  if (!rows.rows_RD.defined()) return {};
-  SWITCHYARD_ASSERT(rows.rows_RD.scalar_type() == like.scalar_type() && rows.rows_RD.is_contiguous() &&
-                        rows.rows_RD.size(1) == like.size(1) && rows.row_of_TK.size(0) == like.size(0),
-                    "rows are contiguous, of the type and width of the gradient that they are");
-  return {pointer<T>(rows.rows_RD), rows.row_of_TK.data_ptr<int>(), static_cast<int>(rows.row_of_TK.size(1))};
 }
 
 // That of Op, where the gradient of x goes to it as that of its output `output`; else null.

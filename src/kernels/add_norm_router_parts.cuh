@@ -1,8 +1,8 @@
 // kernels/add_norm_router_parts.cuh: where the threads of add_norm_router's kernels stand, and what they do together.
 #pragma once
 
-#include "kernels/quad_rows.cuh"
 #include "kernels/router_weight.cuh"
+#include "kernels/row_sum.h"
 
 namespace switchyard::kernels::norm_router {
 
@@ -27,6 +27,28 @@ __device__ __forceinline__ void mma_rows(float (&d)[2], const unsigned (&a)[4], 
       "{%0, %1, %8, %8};\n}"
       : "+f"(d[0]), "+f"(d[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+// Of a RowSum, each of the four lanes that share a row keeps one of four row indices, so that they are read once,
+// before the loads that wait for them, and cost a register.
+inline constexpr int kQuad = 4;
+
+// This lane's index of rows k .. k + 3 of token t; -1 beyond the last, and where `there` is false.
+template <class T>
+__device__ __forceinline__ int quad_index(const RowSum<T>& from, bool there, std::int64_t t, int k = 0) {
+  k += threadIdx.x % kQuad;
+  return there && k < from.top_k ? from.row_of[t * from.top_k + k] : -1;
+}
+
+// Index k mod 4 of those that the quad keeps. All 32 lanes call it.
+__device__ __forceinline__ int index_of_quad(int kept, int k) { return __shfl_sync(kAllLanes, kept, k, kQuad); }
+
+template <class T>
+__device__ __forceinline__ void add_pack(const Pack<T>& v, float (&sum)[kPack]) {
+  float f[kPack];
+  unpack(v, f);
+#pragma unroll
+  for (int c = 0; c < kPack; ++c) sum[c] += f[c];
 }
 
 // Where a thread stands in a block's turn.

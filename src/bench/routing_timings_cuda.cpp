@@ -8,7 +8,6 @@
 #include "kernels/noise.h"
 #include "kernels/reroute.h"
 #include "kernels/router.h"
-#include "kernels/router_logits.h"
 #include "kernels/row_norms.h"
 #include "kernels/zero_experts.h"
 
@@ -141,31 +140,16 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
   clock.time("add_norm of rows" + of, bytes * (r.K + 3) / (r.K + 1), [&](Stream s) { kernels::add_norm(n, s); });
 }
 
-// Where each assignment's row lies when experts are chosen at random.
-std::vector<int> random_rows(const Routed& r) {
-  std::vector<int> expert(r.R), next(r.E + 1, 0), row_of(r.R);
-  std::uint32_t state = 1;
-  for (int& e : expert) {
-    state = state * 1664525u + 1013904223u;
-    e = static_cast<int>((state >> 8) % static_cast<unsigned>(r.E));
-    ++next[e + 1];
-  }
-  for (int e = 0; e < r.E; ++e) next[e + 1] += next[e];
-  for (int i = 0; i < r.R; ++i) row_of[i] = next[expert[i]]++;
-  return row_of;
-}
-
 // The experts' gradient of their input, summed by a pass of its own and read by the kernel before them, or summed by
 // it.
 void time_row_gradient(Clock& clock, const Routed& r, const std::string& of) {
   if (!kernels::add_norm_takes_router(r.D, r.E)) return;
   const std::size_t size = static_cast<std::size_t>(r.T) * r.D, weights = static_cast<std::size_t>(r.E) * r.D;
-  const Buffer<int> row_of(random_rows(r));
-  const Filled<bf16> rows(static_cast<std::size_t>(r.R) * r.D), x(size), d_residual(size);
+  const Filled<bf16> rows(static_cast<std::size_t>(r.capacity) * r.D), x(size), d_residual(size);
   Buffer<bf16> sum(size), d_x(size);
   const Filled<float> w(weights), d_w(weights), d_logits(static_cast<std::size_t>(r.T) * r.E), inverse(r.T);
-  const kernels::Combine<bf16> combine{rows.get(), row_of.get(), sum.get(), r.T, r.K, r.D};
-  const kernels::RowSum<bf16> row_sum{rows.get(), row_of.get(), r.K};
+  const kernels::Combine<bf16> combine{rows.get(), r.row_of.get(), sum.get(), r.T, r.K, r.D};
+  const kernels::RowSum<bf16> row_sum{rows.get(), r.row_of.get(), r.K};
   const double pass = 2.0 * size, read = r.K * pass, logits = 2 * r.logit_bytes();
   Buffer<float> scratch(kernels::add_norm_router_scratch(r.T, r.D, r.E));
   kernels::AddNormRouterBackward<bf16> a{d_residual.get(),

@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16
   Finished before;
   for (int turn = 0;; ++turn) {
     const int t = blockIdx.x + turn * gridDim.x, stage = turn % stages;
-    const bool there = t<tokens, writes = turn> 0 && a.gradient;
+    const bool there = t < tokens;
+    const bool writes = turn > 0 && a.gradient;
     const bf16* row = reinterpret_cast<const bf16*>(buffer + stage * bytes);
     bf16* out = a.logits + static_cast<std::int64_t>(t - static_cast<int>(gridDim.x)) * a.vocab;  // of the row before
     const int target = there ? static_cast<int>(a.target[t]) : -1;  // first read when the row has been worked through

@@ -67,24 +67,34 @@ struct Gathering {
   static constexpr bool kDepthwise = K::kForm == Form::kWgrad;
   static constexpr int kRows = (kDepthwise ? kDepth : kTileRows) / 16;
   static constexpr int kBoxes = K::kGather == Gather::kColumns ? K::kPieces : kDepthwise ? kTileRows / 64 : 1;
-  int chunk = threadIdx.x % 8, row = threadIdx.x % 128 / 8, source[kRows];
+  const int chunk = threadIdx.x % 8, row = threadIdx.x % 128 / 8;
+  int source[kRows];
 
   __device__ __forceinline__ void look_up(const Problem& p, int first_row) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) source[i] = p.row_index[first_row + row + 16 * i];
   }
-  // Columns from `first` of the rows looked up.
+  // Columns from `first` of the rows looked up. Few instructions count here: four warps issue them for every stage.
   __device__ __forceinline__ void copy(const Problem& p, std::uint32_t to, int first) const {
+    const int column = first + chunk * 8;
     to += ((chunk ^ (row & 7)) << 4) + row * 128;
+    if (first + kBoxes * 64 <= p.gathered_width)
+      copy(p, to, column, [](int) { return true; });
+    else
+      copy(p, to, column, [&](int box) { return column + box * 64 < p.gathered_width; });
+  }
+
+ private:
+  template <class Inside>
+  __device__ __forceinline__ void copy(const Problem& p, std::uint32_t to, int column, Inside inside) const {
+    const unsigned stride = p.gathered_width * sizeof(bf16);
+    const char* columns = reinterpret_cast<const char*>(p.gathered + column);
 #pragma unroll
-    for (int box = 0; box < kBoxes; ++box) {
-      const int column = first + box * 64 + chunk * 8;
+    for (int i = 0; i < kRows; ++i) {
+      const char* from = columns + static_cast<std::uint64_t>(static_cast<unsigned>(max(source[i], 0))) * stride;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const bool there = source[i] >= 0 && column < p.gathered_width;
-        const bf16* from = p.gathered + static_cast<std::int64_t>(source[i]) * p.gathered_width + column;
-        hopper::copy_16(to + box * kBox + i * 2048, there ? from : p.gathered, there);
-      }
+      for (int box = 0; box < kBoxes; ++box)
+        hopper::copy_16(to + box * kBox + i * 2048, from + box * 128, source[i] >= 0 && inside(box));
     }
   }
 };

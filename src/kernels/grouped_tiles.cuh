@@ -162,13 +162,15 @@ __device__ __forceinline__ int next_tile(const Shared<K>& shared, int index, int
 template <class K>
 __device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int value, int block) {
   const int slot = n & 1;
-  if (block == 0) {
-    hopper::barrier_wait(shared.next_empty + 8 * slot, ((n >> 1) & 1) ^ 1);
-#pragma unroll
-    for (int b = 0; b < K::kBlocks; ++b)
+  if (block == 0) hopper::barrier_wait(shared.next_empty + 8 * slot, ((n >> 1) & 1) ^ 1);
+  if constexpr (K::kBlocks == 1) {
+    hopper::store_word(shared.next + 4 * slot, value);
+    hopper::barrier_arrive(shared.next_full + 8 * slot);
+  } else {
+    for (int b = 0; block == 0 && b < K::kBlocks; ++b)
       hopper::store_at(shared.next + 4 * slot, value, shared.next_full + 8 * slot, b);
+    hopper::barrier_expect(shared.next_full + 8 * slot, 4);
   }
-  hopper::barrier_expect(shared.next_full + 8 * slot, 4);
 }
 
 // rows: the left operand, or where its gathered rows go; columns: the right one; out; hidden: what backward of the

@@ -52,6 +52,9 @@ __device__ __forceinline__ void store_at(std::uint32_t word, int value, std::uin
       "r"(value), "r"(barrier), "r"(block)
       : "memory");
 }
+__device__ __forceinline__ void store_word(std::uint32_t word, int value) {
+  asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(word), "r"(value) : "memory");
+}
 __device__ __forceinline__ int load_word(std::uint32_t word) {
   int value;
   asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(value) : "r"(word) : "memory");

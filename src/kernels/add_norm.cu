@@ -5,6 +5,7 @@
 
 #include "kernels/add_norm.h"
 #include "kernels/cuda_check.h"
+#include "kernels/row_sum.cuh"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -18,39 +19,15 @@ constexpr int kBlockThreads = kThreads == kWarp ? kWarp* kRowWarps : kThreads;
 template <int kThreads>
 constexpr int kBlockRows = kBlockThreads<kThreads> / kThreads;
 
-// The sum of token t's rows in order of k, kTogether in flight at once; 2 says that there are no more.
+// The sum of token t's rows, kTogether in flight at once; 2 says that there are no more.
 template <class T, int kThreads, int kPacks, int kTogether>
 __device__ __forceinline__ void sum_rows(const AddNorm<T>& a, std::int64_t t, int lane, Pack<T> (&delta)[kPacks]) {
-  const int packs = a.width / kPack, top_k = a.rows.top_k;
-  const int* row_of = a.rows.row_of + t * top_k;
   float sum[kPacks][kPack] = {};
   int k = 0;
   do {
-    int row[kTogether];
-    Pack<T> v[kTogether][kPacks];
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) row[j] = k + j < top_k ? row_of[k + j] : -1;
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j)
-#pragma unroll
-      for (int i = 0; i < kPacks; ++i) {
-        const int p = lane + i * kThreads;
-        v[j][i] = load_pack_if(row[j] >= 0 && p < packs,
-                               a.rows.rows + static_cast<std::int64_t>(row[j]) * a.width + p * kPack);
-      }
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      if (row[j] < 0) continue;  // a branch, so that no load moves behind the uses of another
-#pragma unroll
-      for (int i = 0; i < kPacks; ++i) {
-        float f[kPack];
-        unpack(v[j][i], f);
-#pragma unroll
-        for (int c = 0; c < kPack; ++c) sum[i][c] += f[c];
-      }
-    }
+    add_rows<kTogether, kThreads>(a.rows, a.width, t, k, lane, sum);
     k += kTogether;
-  } while (kTogether > 2 && k < top_k);
+  } while (kTogether > 2 && k < a.rows.top_k);
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) pack(sum[i], delta[i]);
 }

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda_check.h"
 #include "kernels/dispatch.h"
+#include "kernels/row_sum.cuh"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -42,39 +43,16 @@ __global__ void __launch_bounds__(kThreads) permute_rows_kernel(PermuteRows<T> a
   }
 }
 
-// kTogether rows of a token are in flight at once; their sums still run in order of k.
+// kTogether rows of a token are in flight at once.
 template <class T, int kTogether>
 __global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
   const std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp;
   if (t >= a.tokens) return;
+  const RowSum<T> of{a.rows, a.row_of, a.top_k};
   const int packs = a.width / kPack;
   for (int base = threadIdx.x % kWarp; base < packs; base += kBatch * kWarp) {
     float sum[kBatch][kPack] = {};
-    for (int k = 0; k < a.top_k; k += kTogether) {
-      int row[kTogether];
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j) row[j] = k + j < a.top_k ? a.row_of[t * a.top_k + k + j] : -1;
-      Pack<T> v[kTogether][kBatch];
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j)
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int p = base + i * kWarp;
-          v[j][i] =
-              load_pack_if(row[j] >= 0 && p < packs, a.rows + static_cast<std::int64_t>(row[j]) * a.width + p * kPack);
-        }
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j) {
-        if (row[j] < 0) continue;
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          float f[kPack];
-          unpack(v[j][i], f);
-#pragma unroll
-          for (int c = 0; c < kPack; ++c) sum[i][c] += f[c];
-        }
-      }
-    }
+    for (int k = 0; k < a.top_k; k += kTogether) add_rows<kTogether, kWarp>(of, a.width, t, k, base, sum);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int p = base + i * kWarp;

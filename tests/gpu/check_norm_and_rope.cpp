@@ -3,6 +3,7 @@
 #include "kernels/add_norm.h"
 #include "kernels/dispatch.h"
 #include "kernels/qkv_rope.h"
+#include "row_sums.h"
 
 namespace switchyard::gpu_check {
 namespace {
@@ -46,51 +47,34 @@ const std::vector<NormCase> kNormCases = {
 };
 constexpr double kEps = 1e-6;
 
-// What a norm adds, [T, D]: a tensor, or rows that it sums. They stand in an order of their own, in part without a
-// name; token 2 and a fifth of the assignments have none.
+// What a norm adds, [T, D]: a tensor, or rows that it sums.
 template <class T>
 struct Delta {
+  Input<T> tensor;  // empty where rows are summed
+  Rows<T> rows;
   Values sum;
-  Input<T> tensor, rows;  // one of them is empty
-  Buffer<int> row_of;
 
   Delta(const NormCase& c, Random& random)
-      : Delta(c, random.normal(static_cast<std::size_t>(c.tokens) * c.width), places(c, random), random) {}
-  kernels::RowSum<T> rows_of(const NormCase& c) const {
-    return c.top_k > 0 ? kernels::RowSum<T>{rows.get(), row_of.get(), c.top_k} : kernels::RowSum<T>{};
-  }
+      : tensor(c.top_k > 0 ? Values() : random.normal(static_cast<std::size_t>(c.tokens) * c.width)),
+        rows(random, c.tokens, c.top_k, c.width),
+        sum(c.top_k > 0 ? added(rows, c.width) : tensor.host) {}
+  kernels::RowSum<T> rows_of(const NormCase& c) const { return c.top_k > 0 ? rows.of() : kernels::RowSum<T>{}; }
 
  private:
-  static constexpr int kUnnamed = 3;
-  static void add(double& sum, double value) { sum = static_cast<float>(sum) + static_cast<float>(value); }
-  static double rounded(double value) {
-    T rounded;
-    from_double(value, rounded);
-    return to_double(rounded);
-  }
-  static std::vector<int> places(const NormCase& c, Random& random) {
-    std::vector<int> place(static_cast<std::size_t>(c.tokens) * c.top_k);
-    for (std::size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int>(i) + kUnnamed;
-    for (std::size_t i = place.size(); i > 1; --i) std::swap(place[i - 1], place[random.below(static_cast<int>(i))]);
-    for (std::size_t i = 0; i < place.size(); ++i)
-      if (i % 5 == 4 || i / c.top_k == 2) place[i] = -1;
-    return place;
-  }
-  static Values row_values(const NormCase& c, const std::vector<int>& place, Random& random) {
-    if (c.top_k == 0) return {};
-    Values values((place.size() + kUnnamed) * c.width, 1e30);
-    for (const int row : place)
-      for (int j = 0; row >= 0 && j < c.width; ++j) values[static_cast<std::size_t>(row) * c.width + j] = random.one();
-    return values;
-  }
-  Delta(const NormCase& c, Values given, const std::vector<int>& place, Random& random)
-      : sum(given.size()), tensor(c.top_k > 0 ? Values() : given), rows(row_values(c, place, random)), row_of(place) {
-    if (c.top_k == 0) sum = tensor.host;
-    // Added in fp32, as the kernel adds: near the middle of two bf16 values another sum would round elsewhere.
-    for (std::size_t i = 0; i < place.size(); ++i)
-      for (int j = 0; place[i] >= 0 && j < c.width; ++j)
-        add(sum[i / c.top_k * c.width + j], rows[static_cast<std::size_t>(place[i]) * c.width + j]);
-    for (double& value : sum) value = rounded(value);
+  // Added in fp32, as the kernel adds: near the middle of two bf16 values another sum would round elsewhere.
+  static Values added(const Rows<T>& rows, int width) {
+    std::vector<float> sum(rows.sum.size());
+    for (std::size_t i = 0; i < rows.row_of.size(); ++i)
+      for (int j = 0; rows.row_of[i] >= 0 && j < width; ++j)
+        sum[i / rows.top_k * width + j] +=
+            static_cast<float>(rows.rows[static_cast<std::size_t>(rows.row_of[i]) * width + j]);
+    Values rounded;
+    for (const float value : sum) {
+      T as_stored;
+      from_double(value, as_stored);
+      rounded.push_back(to_double(as_stored));
+    }
+    return rounded;
   }
 };
 

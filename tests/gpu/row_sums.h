@@ -9,7 +9,8 @@
 
 namespace switchyard::gpu_check {
 
-// Rows in no order, and between them some that belong to no token, which hold NaN. Some assignments have none.
+// Rows in no order, and between them some that belong to no token, which hold NaN. Some assignments have none, nor has
+// any of the third token.
 template <class T>
 struct Rows {
   const int top_k;
@@ -20,7 +21,7 @@ struct Rows {
 
   Rows(Random& random, int tokens, int top_k, int width)
       : top_k(top_k),
-        row_of(placed(random, tokens * top_k)),
+        row_of(placed(random, tokens * top_k, top_k)),
         rows(values(random, capacity(tokens * top_k), width)),
         device_row_of(row_of),
         sum(static_cast<std::size_t>(tokens) * width) {
@@ -33,12 +34,13 @@ struct Rows {
  private:
   static int capacity(int assignments) { return assignments + 5; }
 
-  static std::vector<int> placed(Random& random, int assignments) {
+  static std::vector<int> placed(Random& random, int assignments, int top_k) {
     std::vector<int> row(capacity(assignments));
     std::iota(row.begin(), row.end(), 0);
     for (int i = static_cast<int>(row.size()) - 1; i > 0; --i) std::swap(row[i], row[random.below(i + 1)]);
     row.resize(assignments);
-    for (int i = 0; i < assignments; i += 7) row[i] = -1;
+    for (int i = 0; i < assignments; ++i)
+      if (i % 7 == 0 || i / top_k == 2) row[i] = -1;
     return row;
   }
   Values values(Random& random, int count, int width) const {

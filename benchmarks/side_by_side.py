@@ -58,9 +58,21 @@ def read_config(name):
     return file.resolve(), json.loads(file.read_text())
 
 
+def schema_groups():
+    return json.loads((ROOT / "configs" / "schema.json").read_text())["properties"]
+
+
+def with_defaults(config):
+    """The config with the keys that the peer has and it leaves out."""
+    schema = schema_groups()
+    usual = lambda group, keys: {key: schema[group]["properties"][key]["default"] for key in keys
+                                 if "default" in schema[group]["properties"][key]}
+    return config | {group: usual(group, keys) | config.get(group, {}) for group, keys in PEER_HAS.items()}
+
+
 def check_peer_has(file, config, more={}):
     """Ends the program where the config sets what the peer has not. more: keys by group that it has besides."""
-    schema = json.loads((ROOT / "configs" / "schema.json").read_text())["properties"]
+    schema = schema_groups()
     for group, keys in config.items():
         for key in keys if isinstance(keys, dict) and group not in OURS_ALONE else ():
             usual = schema.get(group, {}).get("properties", {}).get(key, {}).get("default")
@@ -69,7 +81,8 @@ def check_peer_has(file, config, more={}):
 
 
 def peer_options(config, micro_batch):
-    model, moe = config["model"], config.get("moe", {})
+    """config: with_defaults."""
+    model, moe = config["model"], config["moe"]
     width = model["n_embd"]
     options = {"n-layer": model["n_layer"], "n-embd": width, "head-dim": model["head_dim"], "seq-len": model["seq_len"],
                "vocab": model["vocab_size"], "micro-batch": micro_batch, "batch-tokens": config["train"]["batch_tokens"]}
@@ -79,7 +92,7 @@ def peer_options(config, micro_batch):
         options["precision"] = config["precision"]["mode"]
     if "balance_coef" in config.get("router", {}):
         options["balance"] = config["router"]["balance_coef"]
-    if moe.get("use_moe", True):
+    if moe["use_moe"]:
         options |= {"model": "moe", "experts": moe["n_experts"], "topk": config["router"]["top_k"],
                     "hidden": moe.get("d_expert") or moe["expert_hidden_mult"] * width}
     else:
@@ -204,9 +217,10 @@ def compile_peers(configs, options, folder):
 
 def compare_training(options):
     read = {file.stem: (file, config) for file, config in map(read_config, options.config or ["moe_8x2"])}
-    configs = {name: config for name, (_, config) in read.items()}
     for file, config in read.values():
         check_peer_has(file, config)
+    read = {name: (file, with_defaults(config)) for name, (file, config) in read.items()}
+    configs = {name: config for name, (_, config) in read.items()}
     runs = {name: {"ours": [], "peer": []} for name in read}
     train = options.bin / "train"
     with tempfile.TemporaryDirectory() as folder:
@@ -238,6 +252,7 @@ def compare_trained(options):
         if options.config:
             file, config = read_config(options.config[0])
             check_peer_has(file, config, FROM_WEIGHTS)
+            config = with_defaults(config)
         else:
             file, given, config = trained_run.config_of(checkpoint, folder)
             check_peer_has(checkpoint, {key: given[key] for key in given if key != "train"}, FROM_WEIGHTS)
@@ -275,6 +290,7 @@ def compare_shares(options):
     for file, config in read.values():
         if not config.get("moe", {}).get("use_moe"):
             sys.exit(f"{file}: --imbalance needs experts, and moe.use_moe is not true")
+    read = {name: (file, with_defaults(config)) for name, (file, config) in read.items()}
     spread_of = {"equal": EQUAL_SHARES, "unequal": options.imbalance}
     runs = {name: {kind: [] for kind in spread_of} for name in read}
     with tempfile.TemporaryDirectory() as folder:

@@ -16,10 +16,11 @@ RATE = 1e-3                     # of the usual learning rates, of both
 
 
 def slow_rates(schema):
-    """Options of ours that give every learning rate as RATE times its default."""
+    """Options of ours that give every learning rate as RATE times its default, from the first step on."""
     optim = json.loads(schema.read_text())["properties"]["optim"]["properties"]
-    return [word for group in ("muon", "adamw") for key, field in optim[group]["properties"].items()
-            if key == "lr" or key.endswith("_lr") for word in (f"--optim.{group}.{key}", RATE * field["default"])]
+    rates = {f"--optim.{group}.{key}": RATE * field["default"] for group in ("muon", "adamw")
+             for key, field in optim[group]["properties"].items() if key == "lr" or key.endswith("_lr")}
+    return [word for option in ({"--optim.schedule.warmup_steps": 0} | rates).items() for word in option]
 
 
 def last_checkpoint(path):

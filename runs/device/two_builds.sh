@@ -9,6 +9,7 @@ config=${4:-moe_8x2} rounds=${ROUNDS:-3} steps=${STEPS:-20}
 options=("${@:5}")
 (($# > 3)) || options=(--train.micro_batch 64)
 for bin in "$older" "$newer"; do [[ -x $bin/train ]] || { echo "$bin holds no program train" >&2; exit 2; }; done
+((steps >= 5 && rounds >= 1)) || { echo "STEPS=$steps ROUNDS=$rounds: the first 4 steps of a run do not count, so a run takes 5, and there is one at least" >&2; exit 2; }
 mkdir -p "$out" || exit
 run() {   # BIN NAME OPTION…; checkpoints are not kept, they are gigabytes
   "$1/train" --config "configs/$config.json" --train.out "$out/$2" --data.cache "$out/cache" --train.log_every 4 --train.eval_every 0 \

@@ -26,6 +26,8 @@ void check_experts(Rules& rules) {
         c.moe.first_dense, c.model.n_layer, c.model.n_layer - 1));
   if (c.moe.backend == "cuda" && c.device == "cpu")
     rules.fail("moe.backend = cuda needs a GPU, and device = cpu; choose auto, cpu or reference");
+  if (c.moe.backend == "cpu" && c.device == "cuda")
+    rules.fail("moe.backend = cpu computes on a CPU, and device = cuda; choose auto, cuda or reference");
   rules.warn_if_inert("moe.d_shared", c.moe.n_shared_experts > 0, "moe.n_shared_experts");
   rules.warn_if_inert("moe.init_std", c.moe.init == "normal", "moe.init = normal");
 }

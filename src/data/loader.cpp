@@ -78,6 +78,7 @@ Batch empty_batch(std::int64_t number, std::int64_t rows, std::int64_t seq_len) 
 Batch Loader::read(std::int64_t micro_batch) const {
   Batch batch = empty_batch(micro_batch, options_.micro_batch, options_.seq_len);
   read(micro_batch, batch.inputs.data(), batch.targets.data(), batch.windows.data());
+  batch.tokens = static_cast<std::int64_t>(batch.inputs.size());
   return batch;
 }
 
@@ -111,6 +112,7 @@ Batch HeldOut::read(std::int64_t number) const {
     const std::int64_t window = number * micro_batch_ + row;
     if (window >= windows_) break;
     const std::int64_t predicted = std::min(seq_len_, tokens_ - 1 - window * seq_len_);
+    batch.tokens += predicted;
     tokens.resize(static_cast<std::size_t>(predicted) + 1);
     shards_->read(window * seq_len_, predicted + 1, tokens.data());
     std::copy(tokens.begin(), tokens.end() - 1, batch.inputs.begin() + row * seq_len_);

@@ -30,6 +30,7 @@ struct Batch {
   std::vector<std::int32_t> targets;  // [B, S]; -1: not to be counted (evaluation only; training counts every one)
   std::vector<std::int64_t> windows;  // [B] number in the run, the same whatever the ranks; -1: an empty row
   std::int64_t source_bytes = 0;      // of the counted targets (evaluation only)
+  std::int64_t tokens = 0;            // inputs that are text; those behind them fill the batch (evaluation only)
 };
 
 class Loader {

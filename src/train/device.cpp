@@ -10,6 +10,8 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "kernels/router.h"
+#include "model/layer_rules.h"
 #include "train/cpu_peak.h"
 
 #ifdef __GLIBC__
@@ -105,6 +107,31 @@ ComputeDevice gpu_device(const Config& config, int local_rank) {
 
 }  // namespace
 
+void check_gpu_limits(const Config& config) {
+  const auto check = [](bool holds, const char* key, int value, const std::string& limit) {
+    if (!holds)
+      throw ConfigError(format("%s = %d: kernels for GPUs take %s; or --device cpu", key, value, limit.c_str()));
+  };
+  const auto multiple = [&](const char* key, int value, int of, int most) {
+    const int below = std::min(value / of * of, most), above = (value + of - 1) / of * of;
+    const std::string near = below == 0      ? std::to_string(above)
+                             : above <= most ? format("%d or %d", below, above)
+                                             : std::to_string(below);
+    check(value % of == 0 && value <= most, key, value, format("multiples of %d, as %s is", of, near.c_str()));
+  };
+  constexpr int kAny = 1 << 30;
+  const ModelConfig& model = config.model;
+  multiple("model.head_dim", model.head_dim, 16, 256);
+  multiple("model.n_embd", model.n_embd, 8, 8192);
+  multiple("model.vocab_size", model.vocab_size, 8, kAny);
+  if (!config.moe.use_moe) return;
+  check(config.router.top_k <= kernels::kMaxTopK, "router.top_k", config.router.top_k,
+        format("up to %d", kernels::kMaxTopK));
+  check(router_columns(config.moe) <= kernels::kMaxExperts, "moe.n_experts", config.moe.n_experts,
+        format("up to %d, zero experts counted", kernels::kMaxExperts));
+  if (config.moe.backend != "reference") multiple("moe.d_expert", expert_width(config), 8, kAny);
+}
+
 void share_cores(int local_size) {
   cpu_set_t allowed;
   if (local_size <= 1 || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
@@ -128,6 +155,7 @@ ComputeDevice choose_device(const Config& config, int local_rank) {
 #ifdef SWITCHYARD_WITH_CUDA
   if (!cuda_available())
     throw ConfigError("device = cuda but no GPU is visible; check the driver, or use --device cpu");
+  check_gpu_limits(config);
   return gpu_device(config, local_rank);
 #else
   (void)local_rank;

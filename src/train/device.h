@@ -22,6 +22,8 @@ bool cuda_available();
 // config.device auto takes a GPU where this build and this machine have one. ConfigError: cuda without a GPU, fp8 on a
 // device without it. local_rank: which of the host's GPUs.
 ComputeDevice choose_device(const Config& config, int local_rank);
+// What the kernels for GPUs ask of a model. ConfigError: the key, its value, and the nearest that they take.
+void check_gpu_limits(const Config& config);
 // Ranks of one host divide its cores: sets torch's threads to this rank's share of those it may run on.
 void share_cores(int local_size);
 

@@ -1,5 +1,6 @@
 #include "train/evaluate.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "model/layer_rules.h"
@@ -19,12 +20,11 @@ std::optional<Evaluation> evaluate(Gpt& model, const HeldOut& text, at::Device d
     const std::int64_t i = first + control.rank();
     if (i >= text.count()) continue;  // the others of this round have a batch left
     const Batch batch = text.read(i);
-    const auto tensor = [&](const std::vector<std::int32_t>& values) {
-      return at::from_blob(const_cast<std::int32_t*>(values.data()), {static_cast<std::int64_t>(values.size())},
-                           at::kInt)
-          .to(device, at::kLong);
-    };
-    const ModelOutput output = model.forward(tensor(batch.inputs), tensor(batch.targets), context);
+    const auto tensor_of = [&](const auto& values) { return at::tensor(values, at::kLong).to(device); };
+    const auto all = static_cast<std::int64_t>(batch.inputs.size());
+    // What only fills the last batch is routed nowhere.
+    context.real_T = batch.tokens < all ? at::arange(all, device).lt(batch.tokens) : at::Tensor();
+    const ModelOutput output = model.forward(tensor_of(batch.inputs), tensor_of(batch.targets), context);
     nll += output.nll_T.to(at::kDouble).sum().item<double>();
     for (const std::int32_t target : batch.targets) targets += target >= 0;
     bytes += batch.source_bytes;

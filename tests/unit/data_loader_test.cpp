@@ -178,11 +178,11 @@ TEST(HeldOut, ReadsEachTargetOnceAndCountsItsBytes) {
   const HeldOut held_out(counting(folder, tokens), 4, 8, bytes_of, bos);
   EXPECT_EQ(held_out.count(), 4);  // 13 windows, the last of 4 targets
   std::vector<int> seen;
-  std::int64_t bytes = 0, expected_bytes = 0;
+  std::int64_t bytes = 0, expected_bytes = 0, inputs = 0;
   for (std::int64_t b = 0; b < held_out.count(); ++b) {
     const Batch batch = held_out.read(b);
     ASSERT_EQ(batch.targets.size(), 32u);
-    bytes += batch.source_bytes;
+    bytes += batch.source_bytes, inputs += batch.tokens;
     for (std::size_t i = 0; i < batch.targets.size(); ++i) {
       if (batch.targets[i] < 0) continue;
       seen.push_back(batch.targets[i]);
@@ -197,6 +197,7 @@ TEST(HeldOut, ReadsEachTargetOnceAndCountsItsBytes) {
   }
   EXPECT_EQ(seen, expected);
   EXPECT_EQ(bytes, expected_bytes);
+  EXPECT_EQ(inputs, tokens - 1);
   EXPECT_EQ(HeldOut(counting(folder, tokens), 4, 8, bytes_of, bos, 64).count(), 2);
   EXPECT_EQ(held_out.read(3).windows, (std::vector<std::int64_t>{12, -1, -1, -1}));
 }

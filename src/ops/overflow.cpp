@@ -21,7 +21,8 @@ Tensor renormalized_after_drop(const Tensor& weight_TK, const Tensor& dropped_TK
 
 Tensor computed_experts(const Placement& placement, int experts, int null_index) {
   const Tensor real_TK = placement.expert_TK.masked_fill(placement.expert_TK.ge(experts), -1);
-  return null_index < 0 ? real_TK : real_TK.masked_fill(placement.dropped_TK, null_index);
+  const bool none_dropped = null_index < 0 || !placement.dropped_TK.defined();
+  return none_dropped ? real_TK : real_TK.masked_fill(placement.dropped_TK, null_index);
 }
 
 }  // namespace switchyard::ops

@@ -45,6 +45,13 @@ void expect_gradients(const std::function<Tensor(const std::vector<Tensor>&)>& o
 
 Tensor ints(std::vector<int> values, std::int64_t top_k) { return at::tensor(values, at::kInt).view({-1, top_k}); }
 
+TEST(Overflow, WithoutCapacitiesNoAssignmentGoesToTheNullExpert) {
+  const Tensor chosen = ints({0, 5, 3, 1}, 2);  // 4 routed experts, then zero experts
+  EXPECT_TRUE(at::equal(computed_experts({chosen, Tensor(), Tensor()}, 4, /*null_index=*/4), ints({0, -1, 3, 1}, 2)));
+  const Tensor dropped = ints({1, 0, 0, 0}, 2).to(at::kBool);
+  EXPECT_TRUE(at::equal(computed_experts({chosen, dropped, Tensor()}, 4, /*null_index=*/4), ints({4, -1, 3, 1}, 2)));
+}
+
 TEST(Overflow, GradientsAgainstFiniteDifferences) {
   const Tensor weight = random({5, 3}, 2);
   const Tensor dropped = ints({0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1}, 3).to(at::kBool);

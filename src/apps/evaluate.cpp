@@ -46,6 +46,7 @@ int evaluate_app(const CommandLine& line) {
   if (data.tokenizer_hash != loaded.tokenizer->hash())
     throw ConfigError(
         "data.tokenizer: the held-out text was cut by another tokenizer than this model's; give --text instead");
+  if (data.heldout_shards.empty()) throw ConfigError("data.holdout_fraction: this run held no text out; give --text");
   const auto shards =
       std::make_shared<const ShardSet>(data.heldout_shards, data.tokenizer_hash, config.model.vocab_size);
   if (!line.own.at("text").empty()) std::filesystem::remove_all(data.folder);  // mapped, and of no use to another

@@ -16,4 +16,12 @@ std::vector<std::string> validate(ResolvedConfig& resolved, int world_size, bool
   return rules.messages;
 }
 
+std::vector<std::string> validate_model(ResolvedConfig& resolved) {
+  derive(resolved);
+  Rules rules{resolved, /*world_size=*/1, /*dry_run=*/false, resolved.notes};
+  check_model(rules);
+  check_moe(rules);
+  return rules.messages;
+}
+
 }  // namespace switchyard

@@ -13,4 +13,7 @@ namespace switchyard {
 // forbids (fp8 without a GPU) is a warning.
 std::vector<std::string> validate(ResolvedConfig& resolved, int world_size, bool dry_run = false);
 
+// The rules of the model alone, for programs that train nothing: text, batch, folder and optimizer are not looked at.
+std::vector<std::string> validate_model(ResolvedConfig& resolved);
+
 }  // namespace switchyard

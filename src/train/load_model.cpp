@@ -43,8 +43,9 @@ LoadedModel load_model(const std::string& path, const std::string& device) {
   Config& config = loaded.resolved.config;
   config.device = device;
   if (config.precision.mode == "fp8") config.precision.mode = "bf16";
+  if (config.moe.backend != "reference") config.moe.backend = "auto";  // of the device that trained it
   settle_device(loaded.resolved, cuda_available());
-  for (const std::string& note : validate(loaded.resolved, 1)) log::debug(note);
+  for (const std::string& note : validate_model(loaded.resolved)) log::debug(note);
   loaded.device = choose_device(config, 0);
   loaded.model = std::make_unique<Gpt>(config);
   ParameterStore& store = loaded.model->store();

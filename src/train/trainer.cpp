@@ -19,22 +19,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// What keeps the step out of a CUDA graph; empty: nothing does.
-std::string eager_reason(const Config& config) {
-  if (config.train.debug == "tensors") return "train.debug = tensors copies them to the host";
-  if (!config.moe.use_moe) return "";
-  if (config.moe.backend == "reference") return "moe.backend = reference reads counts on the host";
-  return "";
-}
-
+// Whether steps become CUDA graphs. What cannot be kept beside cuda_graph = true, the config's rules refuse.
 bool captures(const Config& config, const ComputeDevice& device) {
   if (!device.device.is_cuda() || config.train.cuda_graph == "false") return false;
-  const std::string reason = eager_reason(config);
-  if (reason.empty()) return true;
-  if (config.train.cuda_graph == "true")
-    throw ConfigError("train.cuda_graph = true cannot be kept: " + reason + "; choose auto or false");
-  log::info("the step runs without CUDA graphs: " + reason);
-  return false;
+  const char* reason = config.train.debug == "tensors" ? "train.debug = tensors copies them to the host"
+                       : config.moe.use_moe && config.moe.backend == "reference"
+                           ? "moe.backend = reference reads counts on the host"
+                           : nullptr;
+  if (reason) log::info(format("the step runs without CUDA graphs: %s", reason));
+  return !reason;
 }
 
 }  // namespace
@@ -111,6 +104,7 @@ void Trainer::open_text(const PreparedData& data) {
   loader_ = std::make_unique<Loader>(
       open(data.train_shards),
       LoaderOptions{config_.train.micro_batch, config_.model.seq_len, static_cast<std::uint64_t>(config_.data.seed)});
+  if (data.heldout_shards.empty()) return log::info("no text is held out: there is no evaluation");
   held_out_ = std::make_unique<HeldOut>(open(data.heldout_shards), config_.train.micro_batch, config_.model.seq_len,
                                         tokenizer_->bytes_of(), tokenizer_->bos(), config_.train.eval_tokens);
 }
@@ -180,6 +174,7 @@ int Trainer::run() {
 }
 
 bool Trainer::evaluate_now(std::int64_t step) {
+  if (!held_out_) return true;
   const Clock::time_point start = Clock::now();
   model_->set_step(state_.step);
   const auto evaluation = evaluate(*model_, *held_out_, device_.device, world_.control(), stop_signal_received);

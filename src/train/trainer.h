@@ -76,7 +76,7 @@ class Trainer {
   std::unique_ptr<TrainStep> step_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Loader> loader_;
-  std::unique_ptr<HeldOut> held_out_;
+  std::unique_ptr<HeldOut> held_out_;  // null: no text is held out
   std::unique_ptr<Prefetcher> prefetcher_;
   CheckpointFolder checkpoints_;
   std::vector<std::unique_ptr<MetricsSink>> sinks_;

@@ -159,9 +159,11 @@ void Trainer::final_report(bool finished) {
   if (last_evaluation_.count_LE.defined())
     log::info("expert usage on held-out text:\n" + routing_table(layers_of(config_, last_evaluation_.count_LE)));
   sample_now(state_.step);
-  log::info(format("held-out bits per byte: %.4f before, %.4f after %lld steps (%s tokens in %s)",
-                   state_.first_bits_per_byte, last_evaluation_.bits_per_byte, static_cast<long long>(state_.step),
-                   with_commas(state_.tokens).c_str(), human_duration(state_.elapsed_s).c_str()));
+  const std::string trained = format("%lld steps (%s tokens in %s)", static_cast<long long>(state_.step),
+                                     with_commas(state_.tokens).c_str(), human_duration(state_.elapsed_s).c_str());
+  if (!held_out_) return log::info("trained " + trained);
+  log::info(format("held-out bits per byte: %.4f before, %.4f after %s", state_.first_bits_per_byte,
+                   last_evaluation_.bits_per_byte, trained.c_str()));
 }
 
 }  // namespace switchyard

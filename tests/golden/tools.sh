@@ -46,6 +46,22 @@ must sample --checkpoint dense --tokens 58 --temperature 1
 must sample --checkpoint run --prompt ''
 passed "sample: greedy and drawn, one and three, sparse and dense"
 
+# A run is complete by itself: its text and the tokenizer it was given may be gone.
+cp -r "$data/text" own_text && cp "$here/golden/tokenizer.model" own.model
+must_train moved --config tiny_moe --train.steps 2 --data.corpus own_text --data.tokenizer own.model
+rm -r own_text own.model
+must sample --checkpoint moved
+must evaluate --checkpoint moved --text "$data/text/text_003.txt"
+bad 'own_text' evaluate --checkpoint moved
+passed "sample and evaluate need the run's folder alone"
+
+must_train all_text --config tiny_moe --train.steps 4 --train.eval_every 2 --data.holdout_fraction 0
+grep -q 'no text is held out: there is no evaluation' all_text.log || fail "nothing says that no text is held out" all_text.log
+grep -q 'trained 4 steps' all_text.log || fail "the end tells no steps" all_text.log
+must sample --checkpoint all_text
+bad 'data.holdout_fraction' evaluate --checkpoint all_text
+passed "a run without held-out text trains and evaluates nothing"
+
 bad '--checkpoint is missing' sample
 bad 'no checkpoint at nowhere' sample --checkpoint nowhere
 bad 'no checkpoint at nowhere' evaluate --checkpoint nowhere

@@ -68,8 +68,6 @@ class Collectives {
   // send_bytes[p] here equals receive_bytes[this rank] on rank p. Either may be 0.
   virtual Pending start_all_to_all_v(const void* in, const std::vector<std::size_t>& send_bytes, void* out,
                                      const std::vector<std::size_t>& receive_bytes, CommStream stream = nullptr) = 0;
-  // RunError when the transport failed without a call noticing (NCCL's asynchronous errors). Cheap; not for capture.
-  virtual void check_health() {}
 
   // The same, started and waited for on one stream.
   void all_reduce_sum(void* data, std::size_t count, DType type, CommStream stream = nullptr);

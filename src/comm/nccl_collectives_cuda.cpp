@@ -137,13 +137,6 @@ class NcclCollectives : public Collectives {
                    [&] { exchange(static_cast<const char*>(in), send_bytes, static_cast<char*>(out), receive_bytes); });
   }
 
-  void check_health() override {
-    if (!comm_) return;
-    ncclResult_t state = ncclSuccess;
-    SWITCHYARD_NCCL_CHECK(ncclCommGetAsyncError(comm_, &state));
-    SWITCHYARD_NCCL_CHECK(state);
-  }
-
  private:
   template <class Call>
   Pending enqueue(CommStream stream, Call call) {

@@ -9,15 +9,6 @@
 namespace switchyard {
 namespace {
 
-int width_of_depth(const ModelConfig& model) {
-  const int width = model.depth * model.aspect_ratio;
-  return (width + model.head_dim - 1) / model.head_dim * model.head_dim;
-}
-
-int expert_width(const MoeConfig& moe, const ModelConfig& model) {
-  return moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * model.n_embd;
-}
-
 void derive_zeros(Config& config) {
   ModelConfig& model = config.model;
   MoeConfig& moe = config.moe;

@@ -59,7 +59,9 @@ void describe_capacity(V& v, MoeConfig& c) {
       "dropless, every expert takes what it is given.",
       "E6; Lepikhin et al. 2020 (GShard), Fedus et al. 2021");
   v.field("expert_capacity", c.expert_capacity, at_least(0),
-          "The same as a number of rows; overrides factor, bounds and ramp. 0: unset.", "E6");
+          "The same as a number of rows, in place of capacity_factor, bounds and ramp; evaluation has "
+          "eval_capacity_factor. 0: unset.",
+          "E6");
   v.field("min_expert_capacity", c.min_expert_capacity, at_least(1), "Rows that an expert takes at least.", "E6");
   v.field("max_expert_capacity", c.max_expert_capacity, at_least(0),
           "Rows that an expert takes at most, where the ramp ends. 0: what capacity_factor gives.", "E6");

@@ -35,8 +35,8 @@ void describe_loop(V& v, TrainConfig& c) {
           "train.micro_batch cures. A CPU run is repeatable without it.");
   v.field("log_every", c.log_every, at_least(1), "Steps between log lines; the device is asked for figures only then.",
           "T3");
-  v.field("eval_every", c.eval_every, at_least(0), "Steps between evaluations on held-out text. 0: only at the end.",
-          "T6");
+  v.field("eval_every", c.eval_every, at_least(0),
+          "Steps between evaluations on held-out text. 0: only before the first step and at the end.", "T6");
   v.field("eval_tokens", c.eval_tokens, at_least(1), "Held-out tokens an evaluation reads, at most all there are.",
           "T6");
   v.field("sample_every", c.sample_every, at_least(0), "Steps between samples of generated text. 0: only at the end.",

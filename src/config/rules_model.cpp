@@ -27,7 +27,7 @@ void check_shorthand(Rules& rules) {
   if (rules.set("model.n_layer") && m.n_layer != m.depth)
     rules.fail(format("model.depth = %d and model.n_layer = %d disagree; give one of them", m.depth, m.n_layer));
   if (rules.set("model.n_embd") && rules.set("model.aspect_ratio")) {
-    const int width = (m.depth * m.aspect_ratio + m.head_dim - 1) / m.head_dim * m.head_dim;
+    const int width = width_of_depth(m);
     if (width != m.n_embd)
       rules.fail(
           format("model.n_embd = %d disagrees with model.depth = %d * model.aspect_ratio = %d, which gives %d; give "

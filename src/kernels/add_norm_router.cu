@@ -344,7 +344,7 @@ bool add_norm_takes_router(int width, int experts) {
   int device = 0, most_shared = 0;  // 227 KB on Hopper, 163 on A100, 99 on GeForce cards and their like
   SWITCHYARD_CUDA(cudaGetDevice(&device));
   SWITCHYARD_CUDA(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  constexpr int kStatic = 4096;  // at most
+  constexpr int kStatic = 9 * 1024;  // at most, forward's sums and logits of 16 experts
   return shared_bytes(width, ceil_div(experts, 8), kTerms<float>) + kStatic <= most_shared;
 }
 

@@ -12,7 +12,6 @@ struct DeviceInfo {
   int multiprocessors;
   int capability_major, capability_minor;
   std::int64_t memory_bytes;  // all of it, free or not
-  bool supports_bf16() const { return capability_major >= 8; }
 };
 
 // 0 without CUDA, and where the driver finds no usable device.

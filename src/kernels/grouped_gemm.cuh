@@ -158,7 +158,8 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
                                               int group, int block, Between between) {
   constexpr bool kRowsMn = K::kForm == Form::kWgrad, kColumnsMn = K::kForm != Form::kForward;
   const int t = threadIdx.x % 128;
-  // By the thread that tells this block's producer when a stage is free.
+  // Thread t of a consumer warpgroup tells block t's producer when a stage is free; what leaves this block's stage is
+  // stored by the one that tells its own.
   const bool sends = t == (K::kBlocks > 1 ? block : 0) && sends_rows<K>(p, tile);
   const auto release = [&](int stage, bool last) {
     if (sends) {

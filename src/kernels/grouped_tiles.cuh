@@ -142,7 +142,7 @@ struct Ring {
 };
 
 // The tile after the n-th. Static: a fixed stride. Dynamic: block 0's producer draws it and publishes it to the
-// cluster.
+// cluster: next_empty is block 0's alone and counts the readers of all blocks, next_full is each block's own.
 template <class K>
 __device__ __forceinline__ int next_tile(const Shared<K>& shared, int index, int clusters, int n, bool whole_warp) {
   if constexpr (!K::kDynamic) return index + clusters;

@@ -1,5 +1,5 @@
 // kernels/hopper.cuh: the sm_90a instructions that products are made of: barriers in shared memory, bulk tensor copies,
-// matrix multiplication by warpgroups. Addresses named *_smem are 32-bit addresses in shared memory.
+// matrix multiplication by warpgroups. Addresses in shared memory are 32-bit numbers.
 #pragma once
 
 #include <cuda.h>

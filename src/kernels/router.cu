@@ -33,7 +33,8 @@ __device__ __forceinline__ unsigned choice_key(float q) {
 }
 
 // Gives the top_k largest keys of a token their ranks. Without kTies all keys that equal the largest get its rank;
-// true: there were such. With it the smallest order(v) goes first.
+// true: there were such. With it the smallest order(v) goes first. A rank is less than any score's key, so that what is
+// chosen is never the largest again.
 template <int kLanes, bool kTies, int kPer, class Order>
 __device__ __forceinline__ bool choose(int top_k, unsigned (&key)[kPer], Order order) {
   unsigned best = 0;

@@ -22,7 +22,9 @@ inline std::vector<at::Tensor*> tensors_of(Routing&) { return {}; }
 #endif
 
 // The residual stream between blocks: x, and what the next norm still has to add to it, so that each add is one pass
-// with the norm that follows. The first x travels along: each block hands it on to the next (ops/gradient.h).
+// with the norm that follows. Where delta is experts' rows it has no values of its own (ops/addend.h), and backward's
+// rows go to the norm before by its node of the graph (ops/row_gradient.h). The first x travels along: each block hands
+// it on to the next (ops/gradient.h).
 struct Stream {
   at::Tensor x_TD;
   ops::Addend delta;

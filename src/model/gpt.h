@@ -13,8 +13,9 @@ struct ModelOutput {
   at::Tensor total;      // differentiable scalar: loss_scale * (mean cross entropy + weighted auxiliary losses)
   at::Tensor nll_T;      // fp32: each target's negative log-likelihood; 0 for an ignored target (-1)
   at::Tensor auxiliary;  // fp32 scalar, detached: sum of the weighted auxiliary losses; exactly 0 for a dense model
-  // Of sparse models, a row a sparse layer (moe_spec T1): assignments of this pass, int32; in training the raw losses
-  // by kind, undefined where the config asks for none; in evaluation what each router decided, its logits among it.
+  // Of sparse models, a row a sparse layer (moe_spec T1): assignments of this pass, whole numbers; in training the raw
+  // losses by kind, undefined where the config asks for none; in evaluation what each router decided, its logits among
+  // it.
   at::Tensor count_LE, balance_L, z_loss_L, seq_balance_L;
   std::vector<Routing> routing;
 };

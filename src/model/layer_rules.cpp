@@ -38,9 +38,7 @@ int head_count(const ModelConfig& model) { return model.n_head ? model.n_head : 
 int kv_head_count(const ModelConfig& model) { return model.n_kv_head ? model.n_kv_head : head_count(model); }
 int ffn_width(const ModelConfig& model) { return model.ffn_hidden ? model.ffn_hidden : 4 * model.n_embd; }
 
-int expert_width(const Config& config) {
-  return config.moe.d_expert ? config.moe.d_expert : config.moe.expert_hidden_mult * config.model.n_embd;
-}
+int expert_width(const Config& config) { return expert_width(config.moe, config.model); }
 
 int shared_width(const Config& config) {
   return config.moe.n_shared_experts * (config.moe.d_shared ? config.moe.d_shared : expert_width(config));

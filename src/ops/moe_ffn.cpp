@@ -44,7 +44,8 @@ Tensor move_values(const Tensor& values, const DispatchPlan& plan, Direction dir
   return out;
 }
 
-// What backward needs beside its saved tensors.
+// What backward needs beside its saved tensors, which are of Hidden: where the experts run as a whole, or with an
+// activation of its own between the products, `pre`; where it is in the products, what FusedActivation::up leaves.
 struct Call : torch::CustomClassHolder {
   ExpertWeights experts;
   DispatchPlan plan;

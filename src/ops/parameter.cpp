@@ -96,12 +96,6 @@ bool computes_in_fp32(ParameterKind kind) {
          kind == ParameterKind::kInlVector;
 }
 
-bool is_block_matrix(ParameterKind kind) {
-  return kind == ParameterKind::kAttention || kind == ParameterKind::kMlp || kind == ParameterKind::kRouter ||
-         kind == ParameterKind::kExpert || kind == ParameterKind::kSharedExpert ||
-         kind == ParameterKind::kInlController;
-}
-
 Tensor drawn(const std::vector<std::int64_t>& shape, const Init& init, std::uint64_t key) {
   if (init.kind == Init::Kind::kConstant) return at::full(shape, init.scale, at::kFloat);
   Tensor values = at::empty(shape, at::kFloat);

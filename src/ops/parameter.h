@@ -36,8 +36,6 @@ enum class ParameterKind {
 const char* to_string(ParameterKind kind);
 // Read in fp32 by the kernels whatever the precision: routers, gates of few rows stay with the activations' type.
 bool computes_in_fp32(ParameterKind kind);
-// Whole matrices an orthogonalising optimizer works on, as against tables and vectors that AdamW updates.
-bool is_block_matrix(ParameterKind kind);
 
 // Initial values: a function of (seed, name, index) alone, so no weight depends on layers, ranks or placement.
 struct Init {

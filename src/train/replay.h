@@ -21,7 +21,6 @@ class Replay {
   // A call whose kernels are not those to record, before any is recorded. It does not count as one of the first two.
   void run_apart() { work_(); }
   bool warm() const { return calls_ >= kEagerCalls; }  // its next call may record
-  bool recorded() const { return graph_ != nullptr; }
 
  private:
   void replay();  // records at its first call

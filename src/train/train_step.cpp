@@ -59,8 +59,6 @@ TrainStep::TrainStep(Gpt& model, DataParallel& parallel, Optimizer& optimizer, S
 
 TrainStep::~TrainStep() = default;
 
-bool TrainStep::captured() const { return update_->recorded(); }
-
 void TrainStep::load(const Batch& batch) {
   // One thread fills the pinned memory: ATen would wake all of them for half a megabyte, 8 ms on a GPU box.
   const auto copy = [&](const auto& values, const at::Tensor& target) {

@@ -34,7 +34,6 @@ class TrainStep {
   void look_again(Watch watch);
 
   IntervalSums& interval() { return interval_; }
-  bool captured() const;
 
  private:
   void forward_backward();

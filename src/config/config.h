@@ -100,14 +100,15 @@ struct MoeConfig {
   double expert_hidden_dropout = 0;
 };
 
-// Experts that a router may choose: the routed ones, then the zero experts.
 // n_embd of a model that is given by its depth: a multiple of head_dim.
 inline int width_of_depth(const ModelConfig& model) {
   return (model.depth * model.aspect_ratio + model.head_dim - 1) / model.head_dim * model.head_dim;
 }
+// N of a routed expert.
 inline int expert_width(const MoeConfig& moe, const ModelConfig& model) {
   return moe.d_expert ? moe.d_expert : moe.expert_hidden_mult * model.n_embd;
 }
+// Experts that a router may choose: the routed ones, then the zero experts.
 inline int router_columns(const MoeConfig& moe) {
   return moe.n_experts + moe.zero_experts.zero + moe.zero_experts.copy + moe.zero_experts.constant;
 }

@@ -74,7 +74,7 @@ struct Gathering {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) source[i] = p.row_index[first_row + row + 16 * i];
   }
-  // Columns from `first` of the rows looked up. Few instructions count here: four warps issue them for every stage.
+  // Columns from `first` of the rows looked up. Instructions are what it costs: four warps issue all of a stage's.
   __device__ __forceinline__ void copy(const Problem& p, std::uint32_t to, int first) const {
     const int column = first + chunk * 8;
     to += ((chunk ^ (row & 7)) << 4) + row * 128;

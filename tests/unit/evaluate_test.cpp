@@ -8,43 +8,28 @@
 #include "base/error.h"
 #include "data/shards.h"
 #include "data_fixture.h"
+#include "small_model.h"
 #include "train/device.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int kVocabulary = 64, kExperts = 4, kTopK = 2;
-
-Config config_of() {
-  Config config;
-  config.model.n_layer = 2;
-  config.model.n_embd = 32;
-  config.model.head_dim = 16;
-  config.model.seq_len = 16;
-  config.model.vocab_size = kVocabulary;
-  config.moe.use_moe = true;
-  config.moe.n_experts = kExperts;
-  config.moe.d_expert = 16;
-  config.router.top_k = kTopK;
-  config.router.init = "normal";
-  config.router.init_std = 0.3;
-  return config;
-}
+constexpr int kExperts = 4, kTopK = 2;
 
 std::shared_ptr<const ShardSet> text(const TemporaryFolder& folder, int tokens) {
   std::vector<int> ids;
-  for (int i = 0; i < tokens; ++i) ids.push_back(1 + i * i % (kVocabulary - 1));
-  ShardWriter writer(folder / "shard", 7, kVocabulary);
+  for (int i = 0; i < tokens; ++i) ids.push_back(1 + i * i % (kSmallVocabulary - 1));
+  ShardWriter writer(folder / "shard", 7, kSmallVocabulary);
   writer.add(ids, ids.size());
   writer.finish();
-  return std::make_shared<ShardSet>(std::vector<std::string>{folder / "shard"}, 7, kVocabulary);
+  return std::make_shared<ShardSet>(std::vector<std::string>{folder / "shard"}, 7, kSmallVocabulary);
 }
 
 TEST(Evaluate, CountsTheChoicesOfTextAloneWhateverTheMicroBatch) {
   const TemporaryFolder folder;
   for (const int tokens : {161, 156, 9}) {  // whole windows; a window cut short; less than one
     const auto shards = text(folder, tokens);
-    Gpt model(config_of());
+    Gpt model(small_sparse_model(kExperts, kTopK));
     model.store().allocate(at::kCPU, at::kFloat, model.store().contiguous());
     model.store().initialize(1);
     model.prepare(at::kCPU, at::kFloat);
@@ -52,7 +37,7 @@ TEST(Evaluate, CountsTheChoicesOfTextAloneWhateverTheMicroBatch) {
     Evaluation first;
     for (const int micro_batch : {1, 3, 10, 64}) {
       SCOPED_TRACE(std::to_string(tokens) + " tokens, micro-batch " + std::to_string(micro_batch));
-      const HeldOut held_out(shards, micro_batch, 16, std::vector<std::uint16_t>(kVocabulary, 1), /*bos=*/0);
+      const HeldOut held_out(shards, micro_batch, 16, std::vector<std::uint16_t>(kSmallVocabulary, 1), /*bos=*/0);
       const Evaluation found = *evaluate(model, held_out, at::kCPU, control, [] { return false; });
       EXPECT_EQ(found.targets, tokens - 1);
       for (std::int64_t layer = 0; layer < 2; ++layer)
@@ -83,7 +68,7 @@ TEST(GpuLimits, NameTheKeyAndTheNearestValues) {
         Case{"moe.d_expert = 4: kernels for GPUs take multiples of 8, as 8 is", [](Config& c) { c.moe.d_expert = 4; }},
         Case{"", [](Config& c) { c.moe.d_expert = 4, c.moe.backend = "reference"; }},
         Case{"", [](Config& c) { c.router.top_k = 17, c.moe.use_moe = false; }}}) {
-    Config config = config_of();
+    Config config = small_sparse_model(kExperts, kTopK);
     c.change(config);
     std::string error;
     try {

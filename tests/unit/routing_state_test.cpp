@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "optim/optimizer.h"
+#include "small_model.h"
 #include "train/activation_watch.h"
 #include "train/collapse_watch.h"
 #include "train/kept_routing.h"
@@ -24,18 +25,7 @@ using at::Tensor;
 constexpr int kExperts = 8, kTopK = 2;
 
 Config config_of() {
-  Config config;
-  config.model.n_layer = 2;
-  config.model.n_embd = 32;
-  config.model.head_dim = 16;
-  config.model.seq_len = 16;
-  config.model.vocab_size = 64;
-  config.moe.use_moe = true;
-  config.moe.n_experts = kExperts;
-  config.moe.d_expert = 16;
-  config.router.top_k = kTopK;
-  config.router.init = "normal";
-  config.router.init_std = 0.3;
+  Config config = small_sparse_model(kExperts, kTopK);
   config.log.routing = "layer";
   config.log.dead_window = 3;
   return config;

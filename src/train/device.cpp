@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -113,13 +114,13 @@ void check_gpu_limits(const Config& config) {
       throw ConfigError(format("%s = %d: kernels for GPUs take %s; or --device cpu", key, value, limit.c_str()));
   };
   const auto multiple = [&](const char* key, int value, int of, int most) {
-    const int below = std::min(value / of * of, most), above = (value + of - 1) / of * of;
-    const std::string near = below == 0      ? std::to_string(above)
-                             : above <= most ? format("%d or %d", below, above)
-                                             : std::to_string(below);
+    const int below = std::min(value, most) / of * of;
+    const std::string near = below == 0          ? std::to_string(of)
+                             : below > most - of ? std::to_string(below)
+                                                 : format("%d or %d", below, below + of);
     check(value % of == 0 && value <= most, key, value, format("multiples of %d, as %s is", of, near.c_str()));
   };
-  constexpr int kAny = 1 << 30;
+  constexpr int kAny = std::numeric_limits<int>::max();
   const ModelConfig& model = config.model;
   multiple("model.head_dim", model.head_dim, 16, 256);
   multiple("model.n_embd", model.n_embd, 8, 8192);

@@ -63,6 +63,8 @@ TEST(GpuLimits, NameTheKeyAndTheNearestValues) {
         Case{"model.n_embd = 8200", [](Config& c) { c.model.n_embd = 8200; }},
         Case{"model.vocab_size = 1001: kernels for GPUs take multiples of 8, as 1000 or 1008 is",
              [](Config& c) { c.model.vocab_size = 1001; }},
+        Case{"model.vocab_size = 2147483647: kernels for GPUs take multiples of 8, as 2147483640 is",
+             [](Config& c) { c.model.vocab_size = 2147483647; }},
         Case{"router.top_k = 17: kernels for GPUs take up to 16", [](Config& c) { c.router.top_k = 17; }},
         Case{"moe.n_experts = 510", [](Config& c) { c.moe.n_experts = 510, c.moe.zero_experts.copy = 3; }},
         Case{"moe.d_expert = 4: kernels for GPUs take multiples of 8, as 8 is", [](Config& c) { c.moe.d_expert = 4; }},

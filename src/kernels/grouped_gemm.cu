@@ -78,11 +78,12 @@ void with_columns(int columns, Run run) {
 Problem problem_of(const RowGroups& g) {
   SWITCHYARD_ASSERT(g.alignment > 0 && g.alignment % grouped::kTileRows == 0, "grouped products align rows to 128");
   SWITCHYARD_ASSERT(g.row_capacity % g.alignment == 0, "rows are a multiple of their alignment");
+  SWITCHYARD_ASSERT(g.scheduler, "grouped products hand out their tiles through a scheduler");
   Problem p{};
   p.offset = g.offset, p.count = g.count, p.tile_expert = g.tile_expert, p.longest_first = g.longest_first;
   p.scheduler = g.scheduler;
   p.row_capacity = g.row_capacity;
-  p.experts = g.experts, p.alignment = g.alignment;
+  p.experts = g.experts, p.alignment = Divisor(g.alignment);
   return p;
 }
 
@@ -115,7 +116,7 @@ void launch_rows(const Description& a, Maps maps, Problem p, Stream stream) {
     maps.rows = tensor_map(a.rows, a.inner, g.row_capacity, 1, grouped::kTileRows);
   const auto launch_kind = [&](auto kind) {
     using K = decltype(kind);
-    p.column_tiles = ceil_div(a.columns, K::kUnits);
+    p.column_tiles = Divisor(ceil_div(a.columns, K::kUnits));
     maps.columns = matrix_map<K>(a.weight, a.inner, a.columns, g.experts);
     launch<K>(maps, p, stream);
   };
@@ -194,8 +195,9 @@ void grouped_wgrad(const GroupedWgrad& a, Stream stream) {
   const auto launch_kind = [&](auto kind) {
     using K = decltype(kind);
     constexpr int kRowTiles = K::kSharesRows ? 1 : K::kBlocks, kColumnTiles = K::kSharesRows ? K::kBlocks : 1;
-    p.row_tiles = ceil_div(a.rows, grouped::kTileRows * kRowTiles);
-    p.column_tiles = ceil_div(a.columns, K::kColumns * kColumnTiles);
+    const int columns = ceil_div(a.columns, K::kColumns * kColumnTiles);
+    p.column_tiles = Divisor(columns);
+    p.tiles_an_expert = Divisor(ceil_div(a.rows, grouped::kTileRows * kRowTiles) * columns);
     launch<K>(maps, p, stream);
   };
   with_blocks(blocks_of(a), [&](auto blocks) {

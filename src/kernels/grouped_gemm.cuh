@@ -108,20 +108,18 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);
     int drawn = 0;
-    // Late, so that who is free first gets the longest tile that is left; early enough to hide the way to memory.
-    const int draw_at = max(0, tile.steps - 8);
-    const auto draw = [&] {
-      if (K::kDynamic && block == 0 && t == 0) drawn = atomicAdd(p.scheduler, 1) + clusters;
-    };
-    if (tile.steps == 0) draw();
+    // Late, so that who is free first gets the next tile; early enough to hide the way to memory.
+    const int draw_at = max(0, tile.steps - 8), last = max(0, tile.steps - 1);
     const int first_column = K::kGather == Gather::kColumns ? tile.column_tile * K::kColumns : tile.row;
     if constexpr (K::kGathers)
       if (tile.steps > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? tile.first_step * kDepth : tile.row);
-    for (int step = 0; step < tile.steps; ++step) {
+    for (int step = 0; step <= last; ++step) {
+      if (K::kDraws && step == draw_at && block == 0 && t == 0) drawn = hopper::count_up(p.scheduler);
+      if (K::kDraws && step == last && t == 0) publish_tile<K>(shared, n, drawn + clusters, block);
+      if (K::kForm == Form::kWgrad && tile.steps == 0) break;
       const int depth = (tile.first_step + step) * kDepth;
       const std::uint32_t full = shared.full + 8 * ring.stage, rows = shared.rows + ring.stage * kRowBytes;
       const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
-      if (step == draw_at) draw();
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
       if (!K::kGathers || t == 0) load_stage<K>(maps, tile, depth, rows, columns, full, block);
       if constexpr (K::kGathers) {
@@ -132,11 +130,10 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
       }
       ring.advance();
     }
-    if (K::kDynamic && t == 0) publish_tile<K>(shared, n, drawn, block);
-    index = next_tile<K>(shared, index, clusters, n, K::kGathers);
+    index = K::kDraws ? next_tile<K>(shared, n, K::kGathers) : index + clusters;
   }
   // The last cluster to finish leaves the scheduler as it found it.
-  if (K::kDynamic && block == 0 && t == 0 &&
+  if (K::kDraws && block == 0 && t == 0 &&
       atomicInc(reinterpret_cast<unsigned*>(p.scheduler) + 1, clusters - 1) == clusters - 1)
     *static_cast<volatile int*>(p.scheduler) = 0;
   if (K::kGathers) hopper::wait_copies();
@@ -147,7 +144,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
 template <class K>
 __device__ __forceinline__ bool sends_rows(const Problem& p, const Tile& tile) {
   return K::kForm != Form::kWgrad && K::kGathers && p.keep_rows &&
-         tile.column_tile == tile.row / (kTileRows * K::kBlocks) % p.column_tiles;
+         tile.column_tile == p.column_tiles.remainder(tile.row / (kTileRows * K::kBlocks));
 }
 
 // The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
@@ -214,13 +211,16 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
   RowWeights coming = row_weights<K>(p, place, extent, first, block);
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);
-    if (K::kForm != Form::kWgrad || tile.steps > 0) {
+    const bool has_products = K::kForm != Form::kWgrad || tile.steps > 0;
+    if (has_products)
       multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
         if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
       });
+    index = K::kDraws ? next_tile<K>(shared, n, true) : index + clusters;
+    if (has_products) {
       // A tile ahead, for they are 700 clocks away, and a fence of the next products would wait for them.
       const RowWeights weight = coming.never_zero();
-      coming = row_weights<K>(p, place, extent, index + clusters, block);
+      coming = row_weights<K>(p, place, extent, index, block);
       if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);
@@ -234,7 +234,6 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
         finish_store<K>(d, maps, weight, tile, place);
       }
     }
-    index = next_tile<K>(shared, index, clusters, n, true);
   }
   if (threadIdx.x % 128 < K::kBlocks) hopper::wait_stores_complete();  // the one that leads, and who sends rows
 }
@@ -253,11 +252,11 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_cons
   const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks;
   const Extent extent = extent_of<K>(p);
   if (threadIdx.x < 128) {
-    hopper::give_up_registers<K::kGathers ? 56 : 40>();
+    hopper::give_up_registers<K::kGathers ? 88 : 40>();
     if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   } else {
-    hopper::take_registers<K::kGathers ? 224 : 232>();
+    hopper::take_registers<K::kGathers ? 208 : 232>();
     consume<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   }

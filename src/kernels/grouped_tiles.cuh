@@ -1,6 +1,7 @@
 // Of the product kernel (kernels/grouped_gemm.cuh): its kinds, its problem, and the tiles that blocks work through.
 #pragma once
 
+#include "kernels/divisor.h"
 #include "kernels/hopper.cuh"
 #include "kernels/vector.cuh"
 
@@ -38,7 +39,9 @@ struct Kind {
   static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;             // a consumer warpgroup
   static constexpr int kStages = (kSharedLimit - kSharedRest - 2 * kBuffers * kBox) / (kRowBytes + kColumnBytes);
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + kSharedRest;
-  static constexpr bool kDynamic = F == Form::kWgrad;  // tiles of unequal length are handed out as blocks get free
+  // Tiles are handed out as blocks get free, so that blocks stay close to one another in what they read, and wgrad's
+  // unequal tiles come to an even end. Where forward and dgrad gather, the warps that copy have no time for it.
+  static constexpr bool kDraws = F == Form::kWgrad || G == Gather::kNone;
 };
 
 struct Problem {
@@ -51,8 +54,10 @@ struct Problem {
   bool keep;       // SwiGLU: the pre-activation is wanted too
   bool keep_rows;  // the gathered rows are wanted too
   std::int64_t row_capacity;
-  int experts, alignment, depth_steps, gathered_width;
-  int row_tiles, column_tiles;  // of one expert's gradient (wgrad), those that a cluster shares counted once; of all
+  int experts, depth_steps, gathered_width;
+  Divisor alignment;
+  // Tiles, those that a cluster shares counted once: beside one another in a row of them; of an expert's gradient.
+  Divisor column_tiles, tiles_an_expert;
 };
 
 struct Tile {
@@ -66,10 +71,10 @@ struct Extent {
 };
 template <class K>
 __device__ __forceinline__ Extent extent_of(const Problem& p) {
-  if (K::kForm == Form::kWgrad) return {0, p.experts * p.row_tiles * p.column_tiles};
+  if (K::kForm == Form::kWgrad) return {0, p.experts * static_cast<int>(p.tiles_an_expert.by)};
   const int rows = p.offset ? p.offset[p.experts] : static_cast<int>(p.row_capacity);
   constexpr int kRows = kTileRows * K::kBlocks;
-  return {rows, (rows + kRows - 1) / kRows * p.column_tiles};
+  return {rows, (rows + kRows - 1) / kRows * static_cast<int>(p.column_tiles.by)};
 }
 
 template <class K>
@@ -77,8 +82,8 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, 
   Tile t;
   t.shares = true;
   if constexpr (K::kForm == Form::kWgrad) {
-    const int per = p.row_tiles * p.column_tiles, place = index / per, r = index - place * per;
-    const int row_tile = r / p.column_tiles, column_tile = r - row_tile * p.column_tiles;
+    const int place = p.tiles_an_expert.quotient(index), rest = p.tiles_an_expert.remainder(index);
+    const int row_tile = p.column_tiles.quotient(rest), column_tile = p.column_tiles.remainder(rest);
     t.column_tile = K::kSharesRows ? column_tile * K::kBlocks + block : column_tile;
     t.row = (K::kSharesRows ? row_tile : row_tile * K::kBlocks + block) * kTileRows;
     t.expert = p.longest_first ? p.longest_first[place] : place;
@@ -86,14 +91,14 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, 
     const int rows = p.count ? p.count[t.expert] : static_cast<int>(p.row_capacity);
     t.steps = (rows + kDepth - 1) / kDepth;
   } else {
-    const int row_tile = index / p.column_tiles;
-    t.column_tile = index - row_tile * p.column_tiles;
+    const int row_tile = p.column_tiles.quotient(index);
+    t.column_tile = p.column_tiles.remainder(index);
     // The last tile may have no neighbour: then all blocks of its cluster take it, and write the same.
     const auto row_of = [&](int of) { return min((row_tile * K::kBlocks + of) * kTileRows, extent.rows - kTileRows); };
-    const auto expert_of = [&](int row) { return p.tile_expert ? p.tile_expert[row / p.alignment] : 0; };
+    const auto expert_of = [&](int row) { return p.tile_expert ? p.tile_expert[p.alignment.quotient(row)] : 0; };
     t.row = row_of(block);
     t.expert = expert_of(t.row);
-    if (K::kBlocks > 1) t.shares = expert_of(row_of(0)) == expert_of(row_of(K::kBlocks - 1));
+    if (K::kBlocks > 1) t.shares = t.expert == expert_of(row_of(block ^ 1));
     t.first_step = 0;
     t.steps = p.depth_steps;
   }
@@ -141,11 +146,10 @@ struct Ring {
   }
 };
 
-// The tile after the n-th. Static: a fixed stride. Dynamic: block 0's producer draws it and publishes it to the
-// cluster: next_empty is block 0's alone and counts the readers of all blocks, next_full is each block's own.
+// The tile after the n-th, which block 0's producer drew and published to the cluster: next_empty is block 0's alone
+// and counts the readers of all blocks, next_full is each block's own.
 template <class K>
-__device__ __forceinline__ int next_tile(const Shared<K>& shared, int index, int clusters, int n, bool whole_warp) {
-  if constexpr (!K::kDynamic) return index + clusters;
+__device__ __forceinline__ int next_tile(const Shared<K>& shared, int n, bool whole_warp) {
   const int slot = n & 1;
   hopper::barrier_wait(shared.next_full + 8 * slot, (n >> 1) & 1);
   const int value = hopper::load_word(shared.next + 4 * slot);

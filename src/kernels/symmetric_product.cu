@@ -26,7 +26,7 @@ constexpr int kPiece = kProductSquare, kPieces = 4;  // columns of a piece, piec
 
 // What the parts shared with the grouped products ask of a kind.
 struct Kind {
-  static constexpr bool kGathers = false, kDynamic = true;
+  static constexpr bool kGathers = false;
   static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2;
   static constexpr int kColumnBytes = kTile * kDepth * 2;
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
@@ -42,8 +42,10 @@ struct Maps {
 };
 
 struct Shape {
-  int m, n, steps, tile_columns, tiles, count;  // steps: of k; tiles: of one matrix
-  bool symmetric, same, has_c, backward;        // same: B is A, turned
+  int m, n, steps, count;                 // steps: of k
+  Divisor tile_columns, tiles;            // beside one another; of one matrix
+  int total;                              // tiles of all
+  bool symmetric, same, has_c, backward;  // same: B is A, turned
   float scale, add, identity;
   int* scheduler;
 };
@@ -53,9 +55,10 @@ struct Tile {
 };
 
 __device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
-  const int place = index / shape.tiles, rest = index - place * shape.tiles;
+  const int place = shape.tiles.quotient(index), rest = shape.tiles.remainder(index);
   const int matrix = shape.backward ? shape.count - 1 - place : place;
-  if (!shape.symmetric) return {matrix, rest / shape.tile_columns * kTile, rest % shape.tile_columns * kTile};
+  if (!shape.symmetric)
+    return {matrix, shape.tile_columns.quotient(rest) * kTile, shape.tile_columns.remainder(rest) * kTile};
   int row = static_cast<int>((sqrtf(8.0f * rest + 1.0f) - 1.0f) * 0.5f);  // the largest with row (row + 1) / 2 <= rest
   while ((row + 1) * (row + 2) / 2 <= rest) ++row;
   while (row * (row + 1) / 2 > rest) --row;
@@ -123,21 +126,20 @@ template <bool kAcrossA, bool kAcrossB>
 __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, const Shared& shared, int clusters,
                                         int first, int block) {
   Ring ring(1);
-  const int total = shape.tiles * shape.count;
-  for (int index = first, n = 0; index < total; ++n) {
+  for (int index = first, n = 0; index < shape.total; ++n) {
     const Tile tile = tile_at(shape, index);
     const Part parts[2] = {part_of(shape, tile, block, 0), part_of(shape, tile, block, 1)};
     const bool rows_too = !rows_are_columns(shape, tile);
     int drawn = 0;
     const int draw_at = max(0, shape.steps - 8);  // early enough to hide the way to memory
     for (int step = 0; step < shape.steps; ++step, ring.advance()) {
-      if (step == draw_at && block == 0) drawn = atomicAdd(shape.scheduler, 1) + clusters;
+      if (step == draw_at && block == 0) drawn = hopper::count_up(shape.scheduler);
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
       load_stage<kAcrossA, kAcrossB>(maps, tile, parts, rows_too, step * kDepth, shared, ring.stage, block);
     }
     if (shape.has_c) load_terms(maps, tile, parts, shared, ring);
-    grouped::publish_tile<Kind>(shared, n, drawn, block);
-    index = grouped::next_tile<Kind>(shared, index, clusters, n, false);
+    grouped::publish_tile<Kind>(shared, n, drawn + clusters, block);
+    index = grouped::next_tile<Kind>(shared, n, false);
   }
   // The last cluster to finish leaves the scheduler as it found it.
   if (block == 0 &&
@@ -267,12 +269,11 @@ __device__ __forceinline__ void work(const Maps& maps, const Shape& shape, const
 }
 
 template <bool kAcrossA, bool kAcrossB>
-__device__ __forceinline__ void consume(const Maps& maps, const Shape& shape, const Shared& shared, int clusters,
-                                        int first, int block) {
+__device__ __forceinline__ void consume(const Maps& maps, const Shape& shape, const Shared& shared, int first,
+                                        int block) {
   Place place(threadIdx.x / 128 - 1, shared.pieces, Kind::kBuffers);
   Ring ring(0);
-  const int total = shape.tiles * shape.count;
-  for (int index = first, n = 0; index < total; ++n) {
+  for (int index = first, n = 0; index < shape.total; ++n) {
     const Tile tile = tile_at(shape, index);
     const Part part = part_of(shape, tile, block, place.group);
     switch (part.pieces) {
@@ -288,7 +289,7 @@ __device__ __forceinline__ void consume(const Maps& maps, const Shape& shape, co
       default:
         work<kAcrossA, kAcrossB, 256>(maps, shape, shared, tile, part, ring, place);
     }
-    index = grouped::next_tile<Kind>(shared, index, clusters, n, true);
+    index = grouped::next_tile<Kind>(shared, n, true);
   }
   if (place.leads()) hopper::wait_stores_complete();
 }
@@ -308,7 +309,7 @@ __global__ void __maxnreg__(kRegisters) product_kernel(const __grid_constant__ M
     __syncwarp();
   } else {
     hopper::take_registers<kConsumer>();
-    consume<kAcrossA, kAcrossB>(maps, shape, shared, clusters, first, block);
+    consume<kAcrossA, kAcrossB>(maps, shape, shared, first, block);
     __syncwarp();
   }
   hopper::cluster_sync();  // a block must not end while the other writes into its shared memory
@@ -338,7 +339,7 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = Kind::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(std::min(shape.tiles * shape.count, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
+  config.gridDim = dim3(std::min(shape.total, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
   config.blockDim = dim3(grouped::kThreads);
   config.dynamicSmemBytes = Kind::kShared;
   config.stream = stream;
@@ -356,13 +357,15 @@ void symmetric_product(const SymmetricProduct& a, Stream stream) {
   SWITCHYARD_ASSERT(!a.symmetric || a.m == a.n, "a symmetric product is square");
   SWITCHYARD_ASSERT(!a.a_turned || !a.b_turned, "symmetric_product does not take both operands turned");
   const int rows = ceil_div(a.m, kTile), columns = ceil_div(a.n, kTile);
+  const int tiles = a.symmetric ? rows * (rows + 1) / 2 : rows * columns;
   const bool same = a.symmetric && a.a == a.b && a.a_turned != a.b_turned;
   const Shape shape{a.m,
                     a.n,
                     ceil_div(a.k, grouped::kDepth),
-                    columns,
-                    a.symmetric ? rows * (rows + 1) / 2 : rows * columns,
                     a.count,
+                    Divisor(columns),
+                    Divisor(tiles),
+                    tiles * a.count,
                     a.symmetric,
                     same,
                     a.c != nullptr,

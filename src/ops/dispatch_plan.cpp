@@ -10,11 +10,12 @@ std::int64_t row_capacity(std::int64_t tokens, int top_k, int experts, int align
   return (bound + alignment - 1) / alignment * alignment;
 }
 
-DispatchPlan all_rows(std::int64_t tokens, int alignment) {
+DispatchPlan all_rows(const Tensor& x_TD, int alignment) {
   DispatchPlan plan;
-  plan.tokens = plan.row_capacity = tokens;
+  plan.tokens = plan.row_capacity = x_TD.size(0);
   plan.top_k = plan.experts = 1;
   plan.alignment = alignment;
+  plan.scheduler = at::zeros({2}, x_TD.options().dtype(at::kInt));
   return plan;
 }
 

@@ -23,8 +23,8 @@ struct DispatchPlan {
 
 std::int64_t row_capacity(std::int64_t tokens, int top_k, int experts, int alignment);
 
-// One expert that takes every token as it comes: no tables. tokens is a multiple of alignment.
-DispatchPlan all_rows(std::int64_t tokens, int alignment);
+// One expert that takes every token as it comes: no tables but the scheduler. T is a multiple of alignment.
+DispatchPlan all_rows(const Tensor& x_TD, int alignment);
 
 // expert [T, K] int32, -1 for a dropped assignment.
 DispatchPlan dispatch(const Tensor& expert_TK, int experts, int alignment = 1);

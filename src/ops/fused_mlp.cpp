@@ -12,7 +12,7 @@ using torch::autograd::variable_list;
 
 const GroupedProducts& products_of(const Tensor& x) { return GroupedProducts::choose(x.device(), x.scalar_type()); }
 
-DispatchPlan plan_of(const Tensor& x) { return all_rows(x.size(0), products_of(x).alignment(x.size(0), 1)); }
+DispatchPlan plan_of(const Tensor& x) { return all_rows(x, products_of(x).alignment(x.size(0), 1)); }
 
 // The products without an activation are the library's: on one matrix they are as fast.
 class FusedMlp : public torch::autograd::Function<FusedMlp> {

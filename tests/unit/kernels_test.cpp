@@ -3,11 +3,31 @@
 #include "kernels/activation.h"
 #include "kernels/add_norm.h"
 #include "kernels/dispatch.h"
+#include "kernels/divisor.h"
 #include "kernels/vector_math.h"
 #include "kernels_testing.h"
 
 namespace switchyard::kernels {
 namespace {
+
+// ---- divisor.h: what division gives, over all that a kernel may ask ----
+
+TEST(Divisor, DividesAsDivisionDoes) {
+  constexpr int kMost = std::numeric_limits<int>::max();
+  for (const int by :
+       {1, 2, 3, 5, 6, 7, 12, 64, 96, 128, 192, 641, 1 << 16, (1 << 16) + 1, 715827883, kMost - 1, kMost}) {
+    const Divisor divisor(by);
+    std::vector<int> numbers{0, 1, kMost - 1, kMost};
+    for (const std::int64_t times : {std::int64_t{1}, std::int64_t{2}, std::int64_t{1000}, std::int64_t{kMost} / by})
+      for (const std::int64_t n : {times * by - 1, times * by, times * by + 1})
+        if (n <= kMost) numbers.push_back(static_cast<int>(n));
+    for (int n = 12345; n < kMost / 3; n = n * 3 + 1) numbers.push_back(n);
+    for (const int n : numbers) {
+      ASSERT_EQ(divisor.quotient(n), n / by) << n << " / " << by;
+      ASSERT_EQ(divisor.remainder(n), n % by) << n << " % " << by;
+    }
+  }
+}
 
 // ---- vector_math.h: the stated errors hold, NaN and infinities come out right ----
 

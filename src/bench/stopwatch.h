@@ -18,9 +18,10 @@ struct PassTimes {
 };
 
 // Medians of `repeats` runs, after `warm_ups` more. device: the GPU's index, whose current stream is timed, or -1 for
-// a CPU. On a GPU backward is both passes in one less forward alone. record: passes are recorded as CUDA graphs and
-// replayed, so that the host's pace does not count; they must then be capturable. runs_a_graph: of short passes so many
-// stand in one graph, since a graph's own start takes microseconds.
+// a CPU. On a GPU, warm after half a second of it, forward alone and both passes in one run in turn, since a card's
+// clock falls as it gets warm; backward is the difference of both medians. record: passes are recorded as CUDA graphs
+// and replayed, so that the host's pace does not count; they must then be capturable. runs_a_graph: of short passes so
+// many stand in one graph, since a graph's own start takes microseconds.
 PassTimes time_passes(const Passes& passes, int device, bool record, int repeats, int warm_ups = 3,
                       int runs_a_graph = 1);
 

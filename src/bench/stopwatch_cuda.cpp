@@ -1,21 +1,21 @@
+#include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <chrono>
+#include <optional>
 
 #include "base/error.h"
 #include "bench/stopwatch.h"
-#include "kernels/cuda_check.h"
 
 namespace switchyard::bench {
 namespace {
 
-struct Event {
-  cudaEvent_t event{};
-  Event() { SWITCHYARD_CUDA(cudaEventCreate(&event)); }
-  ~Event() { cudaEventDestroy(event); }
-  Event(const Event&) = delete;
-};
+using Clock = std::chrono::steady_clock;
+constexpr auto kWarmUp = std::chrono::milliseconds(500);  // a cool card is up to a fifth faster, and not for long
 
 // Records `work`. Where it throws, the stream is left as it was: able to do other work.
 void capture(at::cuda::CUDAGraph& graph, const std::function<void()>& work) {
@@ -31,47 +31,63 @@ void capture(at::cuda::CUDAGraph& graph, const std::function<void()>& work) {
   graph.capture_end();
 }
 
-// Milliseconds of each run, or of each graph of runs_a_graph runs over their number.
-std::vector<double> time_runs(const std::function<void()>& work, int device, bool record, int repeats, int warm_ups,
-                              int runs_a_graph = 1) {
-  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device));
-  for (int i = 0; i < warm_ups; ++i) work();
-  stream.synchronize();
-  // A pool whose graph is gone is freed by this alone, and never while another is recorded; what the warm-ups held is
-  // room for the graph's own pool.
-  if (record) c10::cuda::CUDACachingAllocator::emptyCache();
-  at::cuda::CUDAGraph graph;
-  const int runs = record ? runs_a_graph : 1;
-  if (record)
-    capture(graph, [&] {
-      for (int i = 0; i < runs; ++i) work();
-    });
-  const auto run = [&] { record ? graph.replay() : work(); };
-  for (int i = 0; i < warm_ups; ++i) run();
-  std::vector<Event> marks(static_cast<std::size_t>(repeats) + 1);
-  SWITCHYARD_CUDA(cudaEventRecord(marks[0].event, stream));
-  for (std::size_t i = 1; i < marks.size(); ++i) {
+// Work that is ready to be timed: it has run, and what is to be replayed is recorded.
+class Timed {
+ public:
+  Timed(std::function<void()> work, bool record, int warm_ups, int runs_a_graph)
+      : work_(std::move(work)), stream_(c10::cuda::getCurrentCUDAStream()), runs_(record ? runs_a_graph : 1) {
+    for (int i = 0; i < warm_ups; ++i) work_();
+    stream_.synchronize();
+    if (record) {
+      // A pool whose graph is gone is freed by this alone, and never while another is recorded; what the warm-ups held
+      // is room for the graph's own pool.
+      c10::cuda::CUDACachingAllocator::emptyCache();
+      graph_.emplace();
+      capture(*graph_, [&] {
+        for (int i = 0; i < runs_; ++i) work_();
+      });
+    }
+    for (int i = 0; i < warm_ups; ++i) run();
+  }
+  void run() { graph_ ? graph_->replay() : work_(); }
+  // A run, or a graph of them, between two marks of the stream.
+  void add() {
+    marks_.emplace_back();
+    marks_.back().begin.record(stream_);
     run();
-    SWITCHYARD_CUDA(cudaEventRecord(marks[i].event, stream));
+    marks_.back().end.record(stream_);
   }
-  stream.synchronize();
-  std::vector<double> milliseconds;
-  for (std::size_t i = 1; i < marks.size(); ++i) {
-    float ms = 0;
-    SWITCHYARD_CUDA(cudaEventElapsedTime(&ms, marks[i - 1].event, marks[i].event));
-    milliseconds.push_back(ms / static_cast<float>(runs));
+  // Of a run, the median.
+  double milliseconds() const {
+    stream_.synchronize();
+    std::vector<double> times;
+    for (const auto& mark : marks_) times.push_back(mark.begin.elapsed_time(mark.end) / runs_);
+    return median(times);
   }
-  return milliseconds;
-}
+
+ private:
+  std::function<void()> work_;
+  c10::cuda::CUDAStream stream_;
+  int runs_;
+  std::optional<at::cuda::CUDAGraph> graph_;
+  struct Mark {
+    at::cuda::CUDAEvent begin{cudaEventDefault}, end{cudaEventDefault};
+  };
+  std::vector<Mark> marks_;
+};
 
 }  // namespace
 
 PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups, int runs_a_graph) {
-  const auto time = [&](const std::function<void()>& work) {
-    return median(time_runs(work, device, record, repeats, warm_ups, runs_a_graph));
-  };
-  const double forward = time([&] { passes.forward(); });
-  return {forward, time([&] { passes.backward(passes.forward()); }) - forward};
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+  Timed forward([&] { passes.forward(); }, record, warm_ups, runs_a_graph);
+  Timed both([&] { passes.backward(passes.forward()); }, record, warm_ups, runs_a_graph);
+  for (const auto begin = Clock::now(); Clock::now() - begin < kWarmUp;) {
+    forward.run(), both.run();
+    c10::cuda::getCurrentCUDAStream().synchronize();
+  }
+  for (int i = 0; i < repeats; ++i) forward.add(), both.add();
+  return {forward.milliseconds(), both.milliseconds() - forward.milliseconds()};
 }
 
 double product_rate() {
@@ -81,8 +97,9 @@ double product_rate() {
     return at::randn({kSize, kSize}, at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16));
   };
   at::Tensor a = draw(), b = draw(), out = at::empty_like(a);
-  const double ms = median(time_runs([&] { at::mm_out(out, a, b); }, 0, false, 20, 3));
-  return 2.0 * kSize * kSize * kSize / (ms * 1e-3);
+  Timed product([&] { at::mm_out(out, a, b); }, false, 3, 1);
+  for (int i = 0; i < 20; ++i) product.add();
+  return 2.0 * kSize * kSize * kSize / (product.milliseconds() * 1e-3);
 }
 
 }  // namespace switchyard::bench

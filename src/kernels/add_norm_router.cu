@@ -9,6 +9,7 @@
 #include "kernels/add_norm_router_parts.cuh"
 #include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
+#include "kernels/device_limits.h"
 
 namespace switchyard::kernels {
 namespace {
@@ -296,13 +297,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
   }
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 std::int64_t turns(std::int64_t tokens) { return ceil_div<std::int64_t>(tokens, kRows); }
 
 int shared_bytes(int width, int tiles, int terms) {
@@ -341,11 +335,8 @@ void with_shape(const A& a, Run run) {
 
 bool add_norm_takes_router(int width, int experts) {
   if (width <= 0 || width % kPack != 0 || width > kMostWidth || experts <= 0 || experts > kMostExperts) return false;
-  int device = 0, most_shared = 0;  // 227 KB on Hopper, 163 on A100, 99 on GeForce cards and their like
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   constexpr int kStatic = 9 * 1024;  // at most, forward's sums and logits of 16 experts
-  return shared_bytes(width, ceil_div(experts, 8), kTerms<float>) + kStatic <= most_shared;
+  return shared_bytes(width, ceil_div(experts, 8), kTerms<float>) + kStatic <= most_shared_memory();
 }
 
 std::int64_t add_norm_router_scratch(std::int64_t tokens, int width, int experts) {

@@ -10,6 +10,8 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/cuda_check.h"
 #include "kernels/device.h"
+#include "kernels/device_limits.h"
+#include "kernels/hopper.cuh"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -43,32 +45,6 @@ constexpr int kPacks = 4;
 constexpr int kMaxResident = kThreads * kPacks * kPack;
 constexpr int kMinResident = 8192;  // shorter rows leave most of a block idle
 constexpr int kMaxStages = 3;
-
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void barrier_init(std::uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void copy_row(void* to, const void* from, unsigned bytes, std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
 
 // One barrier a call: the scratch of the call after next may be the same.
 template <class Combine>
@@ -121,16 +97,21 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16
   const int packs = a.vocab / kPack;
   const unsigned bytes = a.vocab * sizeof(bf16);
   const bool needs_maximum = !kCapped || a.cap > kSafeCap;
+  const auto load_row = [&](int stage, std::int64_t t) {
+    const std::uint32_t barrier = hopper::smem_address(&full[stage]);
+    hopper::barrier_expect(barrier, bytes);
+    hopper::load_bytes(hopper::smem_address(buffer + stage * bytes), a.logits + t * a.vocab, bytes, barrier);
+  };
 
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < stages; ++stage) barrier_init(&full[stage]);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    for (int stage = 0; stage < stages; ++stage) hopper::barrier_init(hopper::smem_address(&full[stage]), 1);
+    hopper::async_proxy_fence();
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < stages; ++stage) {
       const std::int64_t t = blockIdx.x + static_cast<std::int64_t>(stage) * gridDim.x;
-      if (t < a.tokens) copy_row(buffer + stage * bytes, a.logits + t * a.vocab, bytes, &full[stage]);
+      if (t < a.tokens) load_row(stage, t);
     }
   }
 
@@ -147,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16
     Curve<kCapped> curve(a.cap);
     float sum = 0;
     if (there) {
-      barrier_wait(&full[stage], turn / stages & 1);
+      hopper::barrier_wait(hopper::smem_address(&full[stage]), turn / stages & 1);
       if (needs_maximum) curve.shift_to(curve.place(row_maximum(row, packs, scratch[turn & 1][0])));
     }
 #pragma unroll
@@ -173,8 +154,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(CrossEntropy<bf16
 
     // Everybody has passed the barrier, so nobody reads this stage any more.
     const std::int64_t next = t + static_cast<std::int64_t>(stages) * gridDim.x;
-    if (threadIdx.x == 0 && next < tokens)
-      copy_row(buffer + stage * bytes, a.logits + next * a.vocab, bytes, &full[stage]);
+    if (threadIdx.x == 0 && next < tokens) load_row(stage, next);
 
     const float target_exponent = curve.exponent(target_place);
     if (threadIdx.x == 0) a.nll[t] = target >= 0 ? logf(sum) - target_exponent / kLog2E : 0.0f;
@@ -268,13 +248,9 @@ bool resident_runs() {
 
 template <bool kCapped>
 void launch_resident(const CrossEntropy<bf16>& a, Stream stream) {
-  int device = 0, processors = 0, most_shared = 0;
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const int row = a.vocab * static_cast<int>(sizeof(bf16));
-  const int stages = std::min(kMaxStages, (most_shared - 2048) / row);
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(a.tokens, processors));
+  const int stages = std::min(kMaxStages, (most_shared_memory() - 2048) / row);
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(a.tokens, multiprocessors()));
   SWITCHYARD_CUDA(
       cudaFuncSetAttribute(resident_kernel<kCapped>, cudaFuncAttributeMaxDynamicSharedMemorySize, stages * row));
   resident_kernel<kCapped><<<blocks, kThreads, stages * row, stream>>>(a, stages);

@@ -1,6 +1,7 @@
 #include <type_traits>
 
 #include "kernels/cuda_check.h"
+#include "kernels/device_limits.h"
 #include "kernels/grouped_gemm.cuh"
 #include "kernels/grouped_gemm.h"
 #include "kernels/tensor_map.h"

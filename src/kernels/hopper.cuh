@@ -89,6 +89,12 @@ __device__ __forceinline__ void load_box(std::uint32_t to, const CUtensorMap* ma
         "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(static_cast<std::uint16_t>((1 << kBlocks) - 1))
         : "memory");
 }
+// Bytes that lie in a row, a multiple of 16.
+__device__ __forceinline__ void load_bytes(std::uint32_t to, const void* from, unsigned bytes, std::uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
 // Shared memory into a box of a tensor map, clipped at the tensor's edges; the fp32 form adds.
 __device__ __forceinline__ void store_box(const CUtensorMap* map, std::uint32_t from, int c0, int c1, int c2) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map), "r"(from),

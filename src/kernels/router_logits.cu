@@ -5,6 +5,7 @@
 
 #include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
+#include "kernels/device_limits.h"
 #include "kernels/router_logits.h"
 #include "kernels/router_weight.cuh"
 #include "kernels/router_wide_gradient.cuh"
@@ -290,17 +291,10 @@ void with_pieces(int experts, int size, Run run) {
   }
 }
 
-int of_device(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
 // How many pieces of a weight a block stages at once: as many as fit, in chunks as equal as they can be.
 template <class T>
 int pieces_at_once(const Shape<T>& shape, int all, int bytes) {
-  const int room = shape.whole ? of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) : kShared;
+  const int room = shape.whole ? most_shared_memory() : kShared;
   return ceil_div(all, ceil_div(all, room / bytes));
 }
 
@@ -311,7 +305,7 @@ void launch(Kernel kernel, const Shape<T>& shape, std::int64_t tiles, int others
   std::int64_t blocks = std::min<std::int64_t>(ceil_div<std::int64_t>(tiles, shape.threads / kWarp), kGrid);
   if (shape.whole) {
     SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    blocks = std::min<std::int64_t>(tiles, std::max(1, of_device(cudaDevAttrMultiProcessorCount) / others));
+    blocks = std::min<std::int64_t>(tiles, std::max(1, multiprocessors() / others));
   }
   kernel<<<dim3(static_cast<unsigned>(blocks), others), shape.threads, bytes, stream>>>(args...);
   SWITCHYARD_CUDA_LAUNCHED();
@@ -327,7 +321,7 @@ void check(const T& a) {
 template <class T>
 int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
   if constexpr (sizeof(T) == 2) {
-    if (a.experts > 16 && of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= wide_gradient::shared_bytes(8)) {
+    if (a.experts > 16 && most_shared_memory() >= wide_gradient::shared_bytes(8)) {
       const wide_gradient::Grid grid(a.tokens, a.width, a.experts);
       a.experts <= 32 ? wide_gradient::launch<4>(a, grid, stream) : wide_gradient::launch<8>(a, grid, stream);
       return grid.partials;

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/cuda_check.h"
+#include "kernels/device_limits.h"
 #include "kernels/grouped_epilogue.cuh"
 #include "kernels/symmetric_product.h"
 #include "kernels/tensor_map.h"

@@ -1,4 +1,4 @@
-// kernels/tensor_map.h: how copy engines of Hopper see a tensor, and what a launch asks of the device. Host code.
+// kernels/tensor_map.h: how copy engines of Hopper see a tensor. Host code.
 #pragma once
 
 #include <cuda.h>
@@ -50,13 +50,6 @@ CUtensorMap strided_tensor_map(const T* data, std::int64_t columns, std::int64_t
 template <class T>
 CUtensorMap tensor_map(const T* data, std::int64_t columns, std::int64_t rows, std::int64_t depth, int box_rows) {
   return strided_tensor_map(data, columns, rows, depth, columns, columns * rows, box_rows);
-}
-
-inline int multiprocessors() {  // of the current device
-  int device = 0, count = 0;
-  SWITCHYARD_CUDA(cudaGetDevice(&device));
-  SWITCHYARD_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
 }
 
 }  // namespace switchyard::kernels

@@ -114,7 +114,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
     if constexpr (K::kGathers)
       if (tile.steps > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? tile.first_step * kDepth : tile.row);
     for (int step = 0; step <= last; ++step) {
-      if (K::kDraws && step == draw_at && block == 0 && t == 0) drawn = hopper::count_up(p.scheduler);
+      if (K::kDraws && step == draw_at && block == 0 && t == 0) drawn = draw_tile(p.scheduler);
       if (K::kDraws && step == last && t == 0) publish_tile<K>(shared, n, drawn + clusters, block);
       if (K::kForm == Form::kWgrad && tile.steps == 0) break;
       const int depth = (tile.first_step + step) * kDepth;
@@ -132,10 +132,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
     }
     index = K::kDraws ? next_tile<K>(shared, n, K::kGathers) : index + clusters;
   }
-  // The last cluster to finish leaves the scheduler as it found it.
-  if (K::kDraws && block == 0 && t == 0 &&
-      atomicInc(reinterpret_cast<unsigned*>(p.scheduler) + 1, clusters - 1) == clusters - 1)
-    *static_cast<volatile int*>(p.scheduler) = 0;
+  if (K::kDraws && block == 0 && t == 0) leave_scheduler(p.scheduler, clusters);
   if (K::kGathers) hopper::wait_copies();
 }
 

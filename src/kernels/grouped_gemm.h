@@ -13,7 +13,7 @@ struct RowGroups {
   const int* count;          // [E] rows that are no padding; null: all
   const int* tile_expert;    // [row_capacity / alignment] the expert of each tile of rows; null: 0
   const int* longest_first;  // [E] experts by falling count; null: in order
-  int* scheduler;            // two ints, zero; every product leaves them zero
+  int* scheduler;            // [2] zeros before and after every product, never null; one product at a time may use it
   int experts;
   int alignment;  // of every offset, 128 or a multiple: tiles of 128 rows go in twos, best both of one expert
   std::int64_t row_capacity;  // a multiple of alignment

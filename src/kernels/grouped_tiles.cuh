@@ -56,8 +56,7 @@ struct Problem {
   std::int64_t row_capacity;
   int experts, depth_steps, gathered_width;
   Divisor alignment;
-  // Tiles, those that a cluster shares counted once: beside one another in a row of them; of an expert's gradient.
-  Divisor column_tiles, tiles_an_expert;
+  Divisor column_tiles, tiles_an_expert;  // tiles across; of one expert's gradient. What a cluster shares counts once
 };
 
 struct Tile {
@@ -98,6 +97,7 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, 
     const auto expert_of = [&](int row) { return p.tile_expert ? p.tile_expert[p.alignment.quotient(row)] : 0; };
     t.row = row_of(block);
     t.expert = expert_of(t.row);
+    static_assert(K::kBlocks <= 2, "a tile has one neighbour");
     if (K::kBlocks > 1) t.shares = t.expert == expert_of(row_of(block ^ 1));
     t.first_step = 0;
     t.steps = p.depth_steps;
@@ -145,6 +145,17 @@ struct Ring {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
 };
+
+// A draw, by one thread of a cluster, which goes on until it uses the number. (atomicAdd of one, where a whole warp
+// comes here, is gathered over its lanes, and they wait for memory at once.)
+__device__ __forceinline__ int draw_tile(int* scheduler) {
+  return static_cast<int>(atomicInc(reinterpret_cast<unsigned*>(scheduler), 0x7fffffffu));
+}
+// At the end, by one thread of each cluster: the last leaves the scheduler as it found it.
+__device__ __forceinline__ void leave_scheduler(int* scheduler, int clusters) {
+  const auto last = static_cast<unsigned>(clusters - 1);
+  if (atomicInc(reinterpret_cast<unsigned*>(scheduler) + 1, last) == last) *static_cast<volatile int*>(scheduler) = 0;
+}
 
 // The tile after the n-th, which block 0's producer drew and published to the cluster: next_empty is block 0's alone
 // and counts the readers of all blocks, next_full is each block's own.

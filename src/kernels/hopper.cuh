@@ -61,14 +61,6 @@ __device__ __forceinline__ int load_word(std::uint32_t word) {
   return value;
 }
 
-// One more, in global memory; what it was. The thread goes on until it uses that: atomicAdd, which adds for a whole
-// warp, waits for memory at once.
-__device__ __forceinline__ int count_up(int* counter) {
-  int before;
-  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(counter) : "memory");
-  return before;
-}
-
 // --- copies ---
 
 // A box of a tensor map into shared memory; with kBlocks > 1 into the same place of every block of the cluster.

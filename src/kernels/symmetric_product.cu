@@ -43,9 +43,9 @@ struct Maps {
 };
 
 struct Shape {
-  int m, n, steps, count;                 // steps: of k
-  Divisor tile_columns, tiles;            // beside one another; of one matrix
-  int total;                              // tiles of all
+  int m, n, steps, count;  // steps: of k
+  Divisor column_tiles, tiles_a_matrix;
+  int tiles;
   bool symmetric, same, has_c, backward;  // same: B is A, turned
   float scale, add, identity;
   int* scheduler;
@@ -56,10 +56,10 @@ struct Tile {
 };
 
 __device__ __forceinline__ Tile tile_at(const Shape& shape, int index) {
-  const int place = shape.tiles.quotient(index), rest = shape.tiles.remainder(index);
+  const int place = shape.tiles_a_matrix.quotient(index), rest = shape.tiles_a_matrix.remainder(index);
   const int matrix = shape.backward ? shape.count - 1 - place : place;
   if (!shape.symmetric)
-    return {matrix, shape.tile_columns.quotient(rest) * kTile, shape.tile_columns.remainder(rest) * kTile};
+    return {matrix, shape.column_tiles.quotient(rest) * kTile, shape.column_tiles.remainder(rest) * kTile};
   int row = static_cast<int>((sqrtf(8.0f * rest + 1.0f) - 1.0f) * 0.5f);  // the largest with row (row + 1) / 2 <= rest
   while ((row + 1) * (row + 2) / 2 <= rest) ++row;
   while (row * (row + 1) / 2 > rest) --row;
@@ -127,14 +127,14 @@ template <bool kAcrossA, bool kAcrossB>
 __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, const Shared& shared, int clusters,
                                         int first, int block) {
   Ring ring(1);
-  for (int index = first, n = 0; index < shape.total; ++n) {
+  for (int index = first, n = 0; index < shape.tiles; ++n) {
     const Tile tile = tile_at(shape, index);
     const Part parts[2] = {part_of(shape, tile, block, 0), part_of(shape, tile, block, 1)};
     const bool rows_too = !rows_are_columns(shape, tile);
     int drawn = 0;
     const int draw_at = max(0, shape.steps - 8);  // early enough to hide the way to memory
     for (int step = 0; step < shape.steps; ++step, ring.advance()) {
-      if (step == draw_at && block == 0) drawn = hopper::count_up(shape.scheduler);
+      if (step == draw_at && block == 0) drawn = grouped::draw_tile(shape.scheduler);
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
       load_stage<kAcrossA, kAcrossB>(maps, tile, parts, rows_too, step * kDepth, shared, ring.stage, block);
     }
@@ -142,10 +142,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, co
     grouped::publish_tile<Kind>(shared, n, drawn + clusters, block);
     index = grouped::next_tile<Kind>(shared, n, false);
   }
-  // The last cluster to finish leaves the scheduler as it found it.
-  if (block == 0 &&
-      atomicInc(reinterpret_cast<unsigned*>(shape.scheduler) + 1, clusters - 1) == static_cast<unsigned>(clusters - 1))
-    *static_cast<volatile int*>(shape.scheduler) = 0;
+  if (block == 0) grouped::leave_scheduler(shape.scheduler, clusters);
 }
 
 // ---- the consumers ----
@@ -274,7 +271,7 @@ __device__ __forceinline__ void consume(const Maps& maps, const Shape& shape, co
                                         int block) {
   Place place(threadIdx.x / 128 - 1, shared.pieces, Kind::kBuffers);
   Ring ring(0);
-  for (int index = first, n = 0; index < shape.total; ++n) {
+  for (int index = first, n = 0; index < shape.tiles; ++n) {
     const Tile tile = tile_at(shape, index);
     const Part part = part_of(shape, tile, block, place.group);
     switch (part.pieces) {
@@ -340,7 +337,7 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = Kind::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(std::min(shape.total, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
+  config.gridDim = dim3(std::min(shape.tiles, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
   config.blockDim = dim3(grouped::kThreads);
   config.dynamicSmemBytes = Kind::kShared;
   config.stream = stream;

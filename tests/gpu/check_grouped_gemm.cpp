@@ -154,6 +154,7 @@ struct Check {
     const std::string kernel = "grouped_forward" + suffix(gather, relu2 ? Act::kRelu2 : Act::kNone);
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 250, 2e-4});
     report.expect(kernel, name + ": writes stay inside", out.guard_intact() && kept.guard_intact());
+    report.expect(kernel, name + ": the scheduler is left at rest", plan.scheduler_at_rest());
     if (gather) check_kept(kernel, rows, kept);
   }
 
@@ -211,6 +212,7 @@ struct Check {
     report.compare(kernel, name, in_use(plan, values_of(out), N), want, {1.0 / 200, 2e-4});
     report.expect(kernel, name + ": writes stay inside",
                   out.guard_intact() && dot.guard_intact() && kept.guard_intact());
+    report.expect(kernel, name + ": the scheduler is left at rest", plan.scheduler_at_rest());
     if (gather) check_kept(kernel, rows, kept);
     if (!relu2) return;
     report.compare(kernel + " dot", name, sum_of_parts(dot, parts), want_dot, {1e-4, 2e-4 * N});
@@ -305,6 +307,8 @@ void check_plain(Report& report) {  // null tables: one expert, all rows
       }
   report.compare("grouped_forward", "one expert, no tables", values_of(out), want, {1.0 / 250, 2e-4});
   report.compare("grouped_wgrad", "one expert, no tables", values_of(grad.device), want_grad, {1e-4, 2e-3});
+  report.expect("grouped_forward", "one expert, no tables: the scheduler is left at rest",
+                scheduler.download() == std::vector<int>{0, 0});
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ Request read_request(const CommandLine& line) {
       request = {resumed->resolved, resumed->checkpoint};
   }
   if (line.config.empty() && request.resumed_from.empty())  // the defaults alone are a model of days: nobody means it
-    throw ConfigError(config.train.resume ? "--resume: " + run_folder(config) +
+    throw ConfigError(config.train.resume ? "--resume: " + config.train.out +
                                                 " holds no checkpoint; name the run's folder, --train.out FOLDER, or "
                                                 "start one with --config NAME"
                                           : "no --config; e.g. --config quickstart.json");
@@ -69,9 +69,9 @@ void check(Request& request, const World& world, bool dry_run) {
   const Config& config = request.resolved.config;
   if (!config.train.init_from.empty()) check_same_model(config, find_checkpoint(config.train.init_from));
   if (!request.resumed_from.empty()) check_same_model(config, request.resumed_from);
-  const std::string reason = world.is_main() && !dry_run ? cannot_write_below(run_folder(config)) : "";
+  const std::string reason = world.is_main() && !dry_run ? cannot_write_below(config.train.out) : "";
   if (!reason.empty())
-    throw ConfigError("train.out = \"" + run_folder(config) + "\" cannot be written: " + reason +
+    throw ConfigError("train.out = \"" + config.train.out + "\" cannot be written: " + reason +
                       "; name another folder, --train.out FOLDER");
 }
 

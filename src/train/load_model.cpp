@@ -67,7 +67,7 @@ LoadedModel load_model(const CommandLine& line) {
 }
 
 std::optional<ResumedRun> resumed_run(const ResolvedConfig& resolved, const Overrides& overrides) {
-  const CheckpointFolder checkpoints(run_folder(resolved.config), resolved.config.train.keep_checkpoints);
+  const CheckpointFolder checkpoints(resolved.config.train.out, resolved.config.train.keep_checkpoints);
   const auto latest = checkpoints.latest_valid();
   if (!latest) return std::nullopt;
   ResumedRun run{parse_config(load_config_json(latest->path, /*resolved=*/false), latest->path, overrides),

@@ -32,16 +32,12 @@ bool captures(const Config& config, const ComputeDevice& device) {
 
 }  // namespace
 
-std::string run_folder(const Config& config) {
-  return config.train.out.empty() ? "runs/out/" + config.name : config.train.out;
-}
-
 Trainer::Trainer(const ResolvedConfig& resolved, World& world, const ComputeDevice& device, const PreparedData& data)
     : resolved_(resolved),
       config_(resolved_.config),
       world_(world),
       device_(device),
-      folder_(run_folder(config_)),
+      folder_(config_.train.out),
       precision_(config_, device_),
       checkpoints_(folder_, config_.train.keep_checkpoints),
       collapse_(config_.router.top_k, config_.log.dead_window),

@@ -22,9 +22,6 @@
 
 namespace switchyard {
 
-// Where a run of this config writes: train.out, or runs/out/<name>.
-std::string run_folder(const Config& config);
-
 class Trainer {
  public:
   // Builds and initialises everything, restores the newest valid checkpoint with train.resume, takes weights from

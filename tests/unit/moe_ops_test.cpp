@@ -249,6 +249,17 @@ TEST(MoeFfn, MatchesTheLoopOverExperts) {
     }
 }
 
+// Products that take every row have no tables, but hand out their tiles as all do.
+TEST(AllRows, HasASchedulerAtRest) {
+  for (const Backend& backend : backends()) {
+    const Tensor x = random({256, 8}, 1).to(backend.device, backend.compute);
+    const DispatchPlan plan = all_rows(x, 128);
+    EXPECT_FALSE(plan.tile_expert.defined() || plan.offset_E1.defined());
+    ASSERT_TRUE(plan.scheduler.defined() && plan.scheduler.device() == x.device());
+    EXPECT_TRUE(at::equal(plan.scheduler.cpu(), at::zeros({2}, at::kInt)));
+  }
+}
+
 // Where there is one: on GPUs with our products, in bf16.
 TEST(FusedMlp, MatchesPlainProducts) {
   for (const Backend& backend : backends())

@@ -22,9 +22,9 @@ struct Event {
   Event(const Event&) = delete;
 };
 
-// Records `work` in a pool of memory. Where it throws, the stream is left as it was: able to do other work.
-void capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool, const std::function<void()>& work) {
-  graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+// Records `work`. Where it throws, the stream is left as it was: able to do other work.
+void capture(at::cuda::CUDAGraph& graph, const std::function<void()>& work) {
+  graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
   try {
     work();
   } catch (...) {
@@ -39,8 +39,7 @@ void capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool, const std::
 // Work that is ready to be timed: it has run, and what is to be replayed is recorded.
 class Timed {
  public:
-  // pool_of: what shares its pool of memory, since replays take turns.
-  Timed(std::function<void()> work, bool record, int warm_ups, int runs_a_graph, Timed* pool_of = nullptr)
+  Timed(std::function<void()> work, bool record, int warm_ups, int runs_a_graph)
       : work_(std::move(work)), stream_(c10::cuda::getCurrentCUDAStream()), runs_(record ? runs_a_graph : 1) {
     for (int i = 0; i < warm_ups; ++i) work_();
     stream_.synchronize();
@@ -49,7 +48,7 @@ class Timed {
     // room for the graph's own pool.
     c10::cuda::CUDACachingAllocator::emptyCache();
     graph_.emplace();
-    capture(*graph_, pool_of ? pool_of->graph_->pool() : at::cuda::MempoolId_t{0, 0}, [&] {
+    capture(*graph_, [&] {
       for (int i = 0; i < runs_; ++i) work_();
     });
   }
@@ -100,7 +99,7 @@ void warm_up(Timed& forward, Timed& both) {
 PassTimes time_on_gpu(const Passes& passes, int device, bool record, int repeats, int warm_ups, int runs_a_graph) {
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
   Timed forward([&] { passes.forward(); }, record, warm_ups, runs_a_graph);
-  Timed both([&] { passes.backward(passes.forward()); }, record, warm_ups, runs_a_graph, record ? &forward : nullptr);
+  Timed both([&] { passes.backward(passes.forward()); }, record, warm_ups, runs_a_graph);
   warm_up(forward, both);
   for (int i = 0; i < repeats; ++i) forward.add(), both.add();
   return {forward.milliseconds(), both.milliseconds() - forward.milliseconds()};

@@ -24,6 +24,11 @@ struct Place {
     sync();
     return buffer(turn ^= 1);
   }
+  // Until both have been read.
+  __device__ void free_buffers() const {
+    if (leads()) hopper::wait_stores_read<0>();
+    sync();
+  }
   // Columns 16 q.. of a piece of 64 bf16.
   __device__ std::uint32_t matrices(std::uint32_t piece, int q) const {
     return piece + piece_row * 128 + (((q * 2 + lane / 16) ^ (piece_row & 7)) << 4);
@@ -88,19 +93,6 @@ __device__ __forceinline__ void finish_store(float (&d)[K::kColumns / 2], const 
   }
 }
 
-// The tile's hidden units, in pieces, into the buffers that the result will leave from.
-template <class K>
-__device__ __forceinline__ void load_hidden(const Maps& maps, const Tile& tile, const Place& place,
-                                            std::uint32_t loaded) {
-  if (!place.leads()) return;
-  hopper::wait_stores_read<0>();
-  hopper::barrier_expect(loaded, K::kBuffers * kBox);
-#pragma unroll
-  for (int i = 0; i < K::kBuffers; ++i)
-    hopper::load_box<1>(place.buffer(i), &maps.hidden, loaded, tile.column_tile * K::kColumns + i % K::kPieces * 64,
-                        tile.row + place.group * 64, i / K::kPieces);
-}
-
 // A row's <d, activation> over the tile's columns, of which each of its four threads has a part.
 __device__ __forceinline__ void write_dots(const float (&dots)[2][2], const Problem& p, const Tile& tile,
                                            const Place& place) {
@@ -114,16 +106,19 @@ __device__ __forceinline__ void write_dots(const float (&dots)[2][2], const Prob
 
 template <class K>
 __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
-                                                      const RowWeights& weight, const Tile& tile, const Place& place) {
+                                                      const RowWeights& weight, const Tile& tile,
+                                                      const Shared<K>& shared, Ring<K::kStages>& ring, Place& place) {
   float factor[2], dots[2][2] = {};  // w 2 relu(h) = +-2 sqrt(|w|) sqrt(|w relu(h)^2|), of w's sign
 #pragma unroll
   for (int i = 0; i < 2; ++i) factor[i] = copysignf(2 * sqrtf(fabsf(weight.of[i])), weight.of[i]);
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
+    if (piece % 2 == 0) hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
+    const std::uint32_t hidden = shared.hidden(ring.stage, piece % 2, place.group);
     // All of a piece's loads before its first use: two warps a scheduler hide little latency.
     std::uint32_t r[4][4];
 #pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::load_matrices(place.matrices(place.buffer(piece), q), r[q]);
+    for (int q = 0; q < 4; ++q) hopper::load_matrices(place.matrices(hidden, q), r[q]);
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
 #pragma unroll
@@ -137,12 +132,15 @@ __device__ __forceinline__ void finish_relu2_backward(float (&d)[K::kColumns / 2
                            factor[i % 2] * sqrt_fast(fabsf(high)) * d[first + 1]);
       }
     }
+    const std::uint32_t buffer = place.free_buffer();
 #pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(place.buffer(piece), q), r[q]);
+    for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(buffer, q), r[q]);
     send_piece(place, [&] {
-      hopper::store_box(&maps.out, place.buffer(piece), tile.column_tile * K::kColumns + piece * 64,
-                        tile.row + place.group * 64, 0);
+      hopper::store_box(&maps.out, buffer, tile.column_tile * K::kColumns + piece * 64, tile.row + place.group * 64, 0);
     });
+    if (piece % 2 == 0 && piece + 1 < K::kPieces) continue;
+    release<K>(shared, ring.stage);  // all have read
+    ring.advance();
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) dots[i][0] /= weight.of[i], dots[i][1] /= weight.of[i];

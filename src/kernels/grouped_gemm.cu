@@ -36,18 +36,14 @@ void launch(const Maps& maps, const Problem& problem, Stream stream) {
 constexpr int padded(int columns, int tile) { return ceil_div(columns, tile) * tile; }
 
 // A tile's columns, of which the problem has `columns`.
-//   kStore, kRelu2    192 where they waste less: a width of 384 is two of them, but one and a half of 256
-//   kRelu2Backward    also where they waste no more: the fourth stage that they leave room for is worth 12%
-//   kAdd              few long tiles: their number a multiprocessor decides, and 192 divide most widths better
-//   kSwiglu           128 gates and 128 values
-//   kSwigluBackward   128 gates and 128 values wait in buffers beside five stages; 192 would leave room for three
+//   kSwiglu   128 gates and 128 values
+//   kAdd      few long tiles: their number a multiprocessor decides, and 192 divide most widths better
+//   others    192 where they waste less: a width of 384 is two of them, but one and a half of 256
 template <Epilogue E>
 constexpr int tile_columns(int columns) {
   if (E == Epilogue::kSwiglu) return 256;
-  if (E == Epilogue::kSwigluBackward) return 128;
   if (E == Epilogue::kAdd) return columns % 192 == 0 || columns % 256 != 0 ? 192 : 256;
-  const int waste = padded(columns, 192) - padded(columns, 256);
-  return waste < 0 || (waste == 0 && E == Epilogue::kRelu2Backward) ? 192 : 256;
+  return padded(columns, 192) < padded(columns, 256) ? 192 : 256;
 }
 
 // Blocks of a weight gradient's cluster: two where an expert's tiles come in twos along the side that they do not
@@ -68,7 +64,7 @@ void with_blocks(int blocks, Run run) {
 }
 template <Epilogue E, class Run>
 void with_columns(int columns, Run run) {
-  if constexpr (E == Epilogue::kSwiglu || E == Epilogue::kSwigluBackward)
+  if constexpr (E == Epilogue::kSwiglu)
     run(std::integral_constant<int, tile_columns<E>(0)>());
   else if (tile_columns<E>(columns) == 256)
     run(std::integral_constant<int, 256>());

@@ -59,6 +59,21 @@ __device__ __forceinline__ void load_stage(const Maps& maps, const Tile& t, int 
   if constexpr (kRows) load_rows<K>(maps, t, depth, rows, full, block);
 }
 
+// And two boxes of each consumer warpgroup's hidden units, from the `first` on.
+template <class K>
+__device__ __forceinline__ void load_hidden(const Maps& maps, const Tile& t, int first, const Shared<K>& shared,
+                                            int stage) {
+  const std::uint32_t full = shared.full + 8 * stage;
+  const int boxes = min(2, K::kHiddenBoxes - first);
+  hopper::barrier_expect(full, 2 * boxes * kBox);
+  for (int i = 0; i < boxes; ++i) {
+    const int piece = (first + i) / K::kHalves, half = (first + i) % K::kHalves;
+    for (int group = 0; group < 2; ++group)
+      hopper::load_box<1>(shared.hidden(stage, i, group), &maps.hidden, full, t.column_tile * K::kColumns + piece * 64,
+                          t.row + group * 64, half);
+  }
+}
+
 // How a producer's threads copy an operand that is gathered: 16 bytes of every 16th row each; those rows share their
 // place in the swizzle. (Boxes of one row by the copy engine take twice as long.)
 template <class K>
@@ -130,6 +145,11 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
       }
       ring.advance();
     }
+    for (int box = 0; box < K::kHiddenBoxes; box += 2, ring.advance()) {
+      hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
+      if (!K::kGathers || t == 0) load_hidden<K>(maps, tile, box, shared, ring.stage);
+      if (K::kGathers) hopper::copies_arrive(shared.full + 8 * ring.stage);
+    }
     index = K::kDraws ? next_tile<K>(shared, n, K::kGathers) : index + clusters;
   }
   if (K::kDraws && block == 0 && t == 0) leave_scheduler(p.scheduler, clusters);
@@ -144,29 +164,22 @@ __device__ __forceinline__ bool sends_rows(const Problem& p, const Tile& tile) {
          tile.column_tile == p.column_tiles.remainder(tile.row / (kTileRows * K::kBlocks));
 }
 
-// The products of a tile; `between` runs once while they do. Gathered rows that are wanted go out of the stages on the
-// way.
-template <class K, class Between>
+// The products of a tile. Gathered rows that are wanted go out of the stages on the way.
+template <class K>
 __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
                                               const Tile& tile, const Shared<K>& shared, Ring<K::kStages>& ring,
-                                              int group, int block, Between between) {
+                                              int group, int block) {
   constexpr bool kRowsMn = K::kForm == Form::kWgrad, kColumnsMn = K::kForm != Form::kForward;
-  const int t = threadIdx.x % 128;
-  // Thread t of a consumer warpgroup tells block t's producer when a stage is free; what leaves this block's stage is
-  // stored by the one that tells its own.
-  const bool sends = t == (K::kBlocks > 1 ? block : 0) && sends_rows<K>(p, tile);
-  const auto release = [&](int stage, bool last) {
+  // By the thread that then releases this block's stages.
+  const bool sends = threadIdx.x % 128 == (K::kBlocks > 1 ? block : 0) && sends_rows<K>(p, tile);
+  const auto done_with = [&](int stage, bool last) {
     if (sends) {
       if (last)
         hopper::wait_stores_read<0>();
       else
         hopper::wait_stores_read<1>();
     }
-    if (K::kBlocks == 1) {
-      if (t == 0) hopper::barrier_arrive(shared.empty + 8 * stage);
-    } else if (t < K::kBlocks) {
-      hopper::barrier_arrive_at(shared.empty + 8 * stage, t);
-    }
+    release<K>(shared, stage);
   };
   int previous = 0;
   for (int step = 0; step < tile.steps; ++step) {
@@ -185,15 +198,14 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
     hopper::products_commit();
     if (step > 0) {
       hopper::products_wait<1>();
-      release(previous, false);
+      done_with(previous, false);
     }
-    if (step == min(2, tile.steps - 1)) between();
     previous = ring.stage;
     ring.advance();
   }
   hopper::products_wait<0>();
-  if (tile.steps > 0) release(previous, true);
-    // The sums are in their registers only now.
+  if (tile.steps > 0) done_with(previous, true);
+  // The sums are in their registers only now.
 #pragma unroll
   for (int i = 0; i < K::kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
@@ -202,31 +214,26 @@ template <class K>
 __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, const Extent& extent, int block) {
   Place place(threadIdx.x / 128 - 1, shared.pieces, K::kBuffers);
-  const std::uint32_t loaded = shared.loaded + 8 * place.group;
   Ring<K::kStages> ring(0);
   float d[K::kColumns / 2];
   RowWeights coming = row_weights<K>(p, place, extent, first, block);
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);
     const bool has_products = K::kForm != Form::kWgrad || tile.steps > 0;
-    if (has_products)
-      multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block, [&] {
-        if constexpr (K::kLoadsHidden) load_hidden<K>(maps, tile, place, loaded);
-      });
+    if (has_products) multiply_tile<K>(d, maps, p, tile, shared, ring, place.group, block);
     index = K::kDraws ? next_tile<K>(shared, n, true) : index + clusters;
     if (has_products) {
       // A tile ahead, for they are 700 clocks away, and a fence of the next products would wait for them.
       const RowWeights weight = coming.never_zero();
       coming = row_weights<K>(p, place, extent, index, block);
-      if constexpr (K::kLoadsHidden) hopper::barrier_wait(loaded, n & 1);
       if constexpr (K::kEpilogue == Epilogue::kAdd) {
         finish_add<K>(d, maps, tile, place);
       } else if constexpr (K::kEpilogue == Epilogue::kRelu2Backward) {
-        finish_relu2_backward<K>(d, maps, p, weight, tile, place);
+        finish_relu2_backward<K>(d, maps, p, weight, tile, shared, ring, place);
       } else if constexpr (K::kEpilogue == Epilogue::kSwiglu) {
         finish_swiglu<K>(d, maps, p, weight, tile, place);
       } else if constexpr (K::kEpilogue == Epilogue::kSwigluBackward) {
-        finish_swiglu_backward<K>(d, maps, p, weight, tile, place);
+        finish_swiglu_backward<K>(d, maps, p, weight, tile, shared, ring, place);
       } else {
         finish_store<K>(d, maps, weight, tile, place);
       }
@@ -249,11 +256,11 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_cons
   const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks;
   const Extent extent = extent_of<K>(p);
   if (threadIdx.x < 128) {
-    hopper::give_up_registers<K::kGathers ? 88 : 40>();
+    hopper::give_up_registers<K::kGathers ? 88 : 56>();
     if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   } else {
-    hopper::take_registers<K::kGathers ? 208 : 232>();
+    hopper::take_registers<K::kGathers ? 208 : 224>();
     consume<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   }

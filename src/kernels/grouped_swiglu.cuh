@@ -75,17 +75,22 @@ __device__ __forceinline__ void swiglu_backward(float d, float sigmoid, float we
 
 template <class K>
 __device__ __forceinline__ void finish_swiglu_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
-                                                       const RowWeights& weight, const Tile& tile, const Place& place) {
+                                                       const RowWeights& weight, const Tile& tile,
+                                                       const Shared<K>& shared, Ring<K::kStages>& ring, Place& place) {
+  const std::uint32_t d_gates = place.buffer(0), d_values = place.buffer(1);
   float dots[2][2] = {};
 #pragma unroll
   for (int piece = 0; piece < K::kPieces; ++piece) {
-    const std::uint32_t gates = place.buffer(piece), values = place.buffer(K::kPieces + piece);
-    // All of a piece's loads before its first use: two warps a scheduler hide little latency.
+    hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
+    const std::uint32_t gates = shared.hidden(ring.stage, 0, place.group);
+    const std::uint32_t values = shared.hidden(ring.stage, 1, place.group);
+    // A quarter is loaded two ahead of its use: two warps a scheduler hide little latency, and all four take registers.
     std::uint32_t g[4][4], u[4][4];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::load_matrices(place.matrices(gates, q), g[q]);
-#pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::load_matrices(place.matrices(values, q), u[q]);
+    const auto load = [&](int q) {
+      hopper::load_matrices(place.matrices(gates, q), g[q]);
+      hopper::load_matrices(place.matrices(values, q), u[q]);
+    };
+    load(0), load(1);
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
 #pragma unroll
@@ -100,16 +105,18 @@ __device__ __forceinline__ void finish_swiglu_backward(float (&d)[K::kColumns / 
         g[q][i] = pack_two(gate.low, gate.high);
         u[q][i] = pack_two(value.low, value.high);
       }
+      if (q == 0) place.free_buffers();
+      hopper::store_matrices(place.matrices(d_gates, q), g[q]);
+      hopper::store_matrices(place.matrices(d_values, q), u[q]);
+      if (q < 2) load(q + 2);
     }
-#pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(gates, q), g[q]);
-#pragma unroll
-    for (int q = 0; q < 4; ++q) hopper::store_matrices(place.matrices(values, q), u[q]);
     send_piece(place, [&] {
       const int column = tile.column_tile * K::kColumns + piece * 64, row = tile.row + place.group * 64;
-      hopper::store_box(&maps.out, gates, column, row, 0);
-      hopper::store_box(&maps.out, values, column, row, 1);
+      hopper::store_box(&maps.out, d_gates, column, row, 0);
+      hopper::store_box(&maps.out, d_values, column, row, 1);
     });
+    release<K>(shared, ring.stage);  // all have read
+    ring.advance();
   }
   write_dots(dots, p, tile, place);
 }

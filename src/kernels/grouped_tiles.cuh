@@ -32,11 +32,13 @@ struct Kind {
   static constexpr int kUnits = kGated ? Columns / 2 : Columns;  // columns of the result
   static constexpr int kPieces = Columns / 64;
   static constexpr int kColumnBytes = Columns * kDepth * 2;
-  // Backward of an activation holds all that it needs of the tile's hidden units at once, loaded while products run.
-  static constexpr bool kLoadsHidden = E == Epilogue::kRelu2Backward || E == Epilogue::kSwigluBackward;
-  static constexpr bool kWeighs = kLoadsHidden || kGated || E == Epilogue::kRelu2;  // rows are times their weight
-  static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;            // gates and values
-  static constexpr int kBuffers = kLoadsHidden ? kHalves * kPieces : 2;             // a consumer warpgroup
+  // What backward of an activation reads of a tile's hidden units comes behind the operands through the ring: of each
+  // consumer warpgroup a box of 64 x 64 for every piece, two with gates and values, two boxes a stage.
+  static constexpr bool kReadsHidden = E == Epilogue::kRelu2Backward || E == Epilogue::kSwigluBackward;
+  static constexpr int kHalves = E == Epilogue::kSwigluBackward ? 2 : 1;
+  static constexpr int kHiddenBoxes = kReadsHidden ? kHalves * kPieces : 0;
+  static constexpr bool kWeighs = kReadsHidden || kGated || E == Epilogue::kRelu2;  // rows are times their weight
+  static constexpr int kBuffers = 2;                                                // a consumer warpgroup
   static constexpr int kStages = (kSharedLimit - kSharedRest - 2 * kBuffers * kBox) / (kRowBytes + kColumnBytes);
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + kSharedRest;
   // Tiles are handed out as blocks get free, so that blocks stay close to one another in what they read, and wgrad's
@@ -108,15 +110,14 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, 
 // Where a block keeps what, as addresses in shared memory.
 template <class K>
 struct Shared {
-  std::uint32_t rows, columns, pieces, full, empty, loaded, next_full, next_empty, next;
+  std::uint32_t rows, columns, pieces, full, empty, next_full, next_empty, next;
   __device__ explicit Shared(const void* raw) {
     rows = (hopper::smem_address(raw) + 1023) & ~1023u;
     columns = rows + K::kStages * kRowBytes;
     pieces = columns + K::kStages * K::kColumnBytes;
     full = pieces + 2 * K::kBuffers * kBox;
     empty = full + 8 * K::kStages;
-    loaded = empty + 8 * K::kStages;  // [2] the consumers' hidden units
-    next_full = loaded + 16;          // [2] the ring of two that hands out tiles
+    next_full = empty + 8 * K::kStages;  // [2] the ring of two that hands out tiles
     next_empty = next_full + 16;
     next = next_empty + 16;
   }
@@ -126,12 +127,15 @@ struct Shared {
       hopper::barrier_init(empty + 8 * i, 2 * K::kBlocks);
     }
     for (int i = 0; i < 2; ++i) {
-      hopper::barrier_init(loaded + 8 * i, 1);
       hopper::barrier_init(next_full + 8 * i, 1);
       // Of every block the consumers' warps and the producer's thread, or warps.
       hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + (K::kGathers ? 4 : 1)));
     }
     hopper::barrier_init_fence();
+  }
+  // Where a stage holds a consumer warpgroup's i-th box of hidden units, of two.
+  __device__ std::uint32_t hidden(int stage, int i, int group) const {
+    return (i == 0 ? rows + stage * kRowBytes : columns + stage * K::kColumnBytes) + group * kBox;
   }
 };
 
@@ -145,6 +149,17 @@ struct Ring {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
 };
+
+// Thread t of a consumer warpgroup tells block t's producer that a stage is free.
+template <class K>
+__device__ __forceinline__ void release(const Shared<K>& shared, int stage) {
+  const int t = threadIdx.x % 128;
+  if (K::kBlocks == 1) {
+    if (t == 0) hopper::barrier_arrive(shared.empty + 8 * stage);
+  } else if (t < K::kBlocks) {
+    hopper::barrier_arrive_at(shared.empty + 8 * stage, t);
+  }
+}
 
 // A draw, by one thread of a cluster, which goes on until it uses the number. (atomicAdd of one, where a whole warp
 // comes here, is gathered over its lanes, and they wait for memory at once.)

@@ -147,9 +147,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Shape& shape, co
 
 // ---- the consumers ----
 
-__device__ __forceinline__ void release(const Shared& shared, int stage) {
-  if (threadIdx.x % 128 < Kind::kBlocks) hopper::barrier_arrive_at(shared.empty + 8 * stage, threadIdx.x % 128);
-}
+using grouped::release;
 
 // d += A B for this warpgroup's rows, over all of k. square: where the rows lie among the tile's columns, or -1.
 template <bool kAcrossA, bool kAcrossB, int kColumns>
@@ -170,13 +168,13 @@ __device__ __forceinline__ void multiply_part(float (&d)[kColumns / 2], const Sh
     hopper::products_commit();
     if (step > 0) {
       hopper::products_wait<1>();
-      release(shared, previous);
+      release<Kind>(shared, previous);
     }
     previous = ring.stage;
     ring.advance();
   }
   hopper::products_wait<0>();
-  release(shared, previous);
+  release<Kind>(shared, previous);
 #pragma unroll
   for (int i = 0; i < kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");  // not read before the wait
 }
@@ -205,7 +203,7 @@ __device__ __forceinline__ void add_terms(float (&d)[kColumns / 2], const Shape&
     }
     hopper::async_proxy_fence();
     place.sync();  // all have read
-    release(shared, ring.stage);
+    release<Kind>(shared, ring.stage);
     ring.advance();
   }
 }

@@ -25,7 +25,7 @@ void launch(const Maps& maps, const Problem& problem, Stream stream) {
   cluster.val.clusterDim.x = K::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(multiprocessors() / K::kBlocks * K::kBlocks);
-  config.blockDim = dim3(grouped::kThreads);
+  config.blockDim = dim3(K::kThreads);
   config.dynamicSmemBytes = K::kShared;
   config.stream = stream;
   config.attrs = &cluster;

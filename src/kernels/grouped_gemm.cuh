@@ -1,8 +1,8 @@
-// The product kernel behind kernels/grouped_gemm.h. One block a multiprocessor works through tiles of 128 rows by 128,
-// 192 or 256 columns: a producer warpgroup fills a ring of stages, 64 deep in K, two consumer warpgroups multiply 64
-// rows each out of them and finish the tile through shared memory. In a cluster of two blocks, which take neighbouring
-// row tiles, each loads half of the matrix tile for both (or the other way round: Kind::kSharesRows), except where two
-// experts meet: there each loads all of its own.
+// The product kernel behind kernels/grouped_gemm.h. One block a multiprocessor works through tiles of 128 rows by 192
+// or 256 columns: producer warpgroups, one or two, fill a ring of stages, 64 deep in K, two consumer warpgroups
+// multiply 64 rows each out of them and finish the tile through shared memory. In a cluster of two blocks, which take
+// neighbouring row tiles, each loads half of the matrix tile for both (or the other way round: Kind::kSharesRows),
+// except where two experts meet: there each loads all of its own.
 #pragma once
 
 #include "kernels/grouped_epilogue.cuh"
@@ -12,24 +12,37 @@
 
 namespace switchyard::kernels::grouped {
 
+// load(i) for every kSharing-th of kCount boxes, from this block's first on.
+template <int kCount, int kSharing, class Load>
+__device__ __forceinline__ void load_share(int block, Load load) {
+#pragma unroll
+  for (int first = 0; first < kCount; first += kSharing) {
+    const int i = first + (kSharing > 1 ? block : 0);
+    if (first + kSharing <= kCount || i < kCount) load(i);
+  }
+}
+
 // One stage's boxes of the right operand, by one thread: every kSharing-th, for as many blocks.
 template <class K, int kSharing>
 __device__ __forceinline__ void load_columns(const Maps& maps, const Tile& t, int depth, std::uint32_t to,
                                              std::uint32_t full, int block) {
-  const int column = t.column_tile * K::kUnits, first = kSharing > 1 ? block : 0;
+  const int column = t.column_tile * K::kUnits;
   if constexpr (K::kGated) {  // the matrix as two of N rows an expert: gates, values
-    for (int half = first; half < 2; half += kSharing)
+    load_share<2, kSharing>(block, [&](int half) {
       hopper::load_box<kSharing>(to + half * (K::kColumnBytes / 2), &maps.columns, full, depth, column,
                                  2 * t.expert + half);
+    });
   } else if constexpr (K::kForm == Form::kForward) {
     constexpr int kShare = K::kColumns / K::kBlocks;
-    for (int share = first; share < K::kBlocks; share += kSharing)
+    load_share<K::kBlocks, kSharing>(block, [&](int share) {
       hopper::load_box<kSharing>(to + share * (K::kColumnBytes / K::kBlocks), &maps.columns, full, depth,
                                  column + share * kShare, t.expert);
+    });
   } else {
-    for (int piece = first; piece < K::kPieces; piece += kSharing)
+    load_share<K::kPieces, kSharing>(block, [&](int piece) {
       hopper::load_box<kSharing>(to + piece * kBox, &maps.columns, full, column + piece * 64, depth,
                                  K::kForm == Form::kDgrad ? t.expert : 0);
+    });
   }
 }
 // And of the left one.
@@ -38,8 +51,9 @@ __device__ __forceinline__ void load_rows(const Maps& maps, const Tile& t, int d
                                           std::uint32_t full, int block) {
   if constexpr (K::kForm == Form::kWgrad) {
     constexpr int kSharing = K::kSharesRows ? K::kBlocks : 1;
-    for (int piece = kSharing > 1 ? block : 0; piece < 2; piece += kSharing)
+    load_share<2, kSharing>(block, [&](int piece) {
       hopper::load_box<kSharing>(to + piece * kBox, &maps.rows, full, t.row + piece * 64, depth, 0);
+    });
   } else {
     hopper::load_box<1>(to, &maps.rows, full, depth, t.row, 0);
   }
@@ -109,7 +123,7 @@ struct Gathering {
       const char* from = columns + static_cast<std::uint64_t>(static_cast<unsigned>(max(source[i], 0))) * stride;
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box)
-        hopper::copy_16(to + box * kBox + i * 2048, from + box * 128, source[i] >= 0 && inside(box));
+        hopper::copy_16(to + box * kBox + i * 2048, from + box * 128, inside(box) ? source[i] : -1);
     }
   }
 };
@@ -117,22 +131,26 @@ struct Gathering {
 template <class K>
 __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, const Extent& extent, int block) {
-  const int t = threadIdx.x % 128;
-  Ring<K::kStages> ring(1);
+  constexpr int kTurns = K::kProducers;
+  const int t = threadIdx.x % 128, producer = threadIdx.x / 128;
+  const bool leads = threadIdx.x == 0;
+  Ring<K::kStages> ring(1, producer);
   Gathering<K> gathering;
+  int own = producer;  // of the tile's steps to come this warpgroup's first
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);
     int drawn = 0;
+    const int turns = (tile.steps - own + kTurns - 1) / kTurns, last = max(0, turns - 1);
     // Late, so that who is free first gets the next tile; early enough to hide the way to memory.
-    const int draw_at = max(0, tile.steps - 8), last = max(0, tile.steps - 1);
+    const int draw_at = max(0, turns - 8 / kTurns);
     const int first_column = K::kGather == Gather::kColumns ? tile.column_tile * K::kColumns : tile.row;
     if constexpr (K::kGathers)
-      if (tile.steps > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? tile.first_step * kDepth : tile.row);
-    for (int step = 0; step <= last; ++step) {
-      if (K::kDraws && step == draw_at && block == 0 && t == 0) drawn = draw_tile(p.scheduler);
-      if (K::kDraws && step == last && t == 0) publish_tile<K>(shared, n, drawn + clusters, block);
-      if (K::kForm == Form::kWgrad && tile.steps == 0) break;
-      const int depth = (tile.first_step + step) * kDepth;
+      if (turns > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? (tile.first_step + own) * kDepth : tile.row);
+    for (int turn = 0; turn <= last; ++turn) {
+      if (K::kDraws && turn == draw_at && block == 0 && leads) drawn = draw_tile(p.scheduler);
+      if (K::kDraws && turn == last && leads) publish_tile<K>(shared, n, drawn + clusters, block);
+      if (K::kForm == Form::kWgrad && turns == 0) break;
+      const int depth = (tile.first_step + own + turn * kTurns) * kDepth;
       const std::uint32_t full = shared.full + 8 * ring.stage, rows = shared.rows + ring.stage * kRowBytes;
       const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
@@ -141,10 +159,11 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
         gathering.copy(p, K::kGather == Gather::kColumns ? columns : rows,
                        Gathering<K>::kDepthwise ? first_column : depth);
         hopper::copies_arrive(full);
-        if (Gathering<K>::kDepthwise && step + 1 < tile.steps) gathering.look_up(p, depth + kDepth);
+        if (Gathering<K>::kDepthwise && turn < last) gathering.look_up(p, depth + kTurns * kDepth);
       }
-      ring.advance();
+      ring.advance(kTurns);
     }
+    own += turns * kTurns - tile.steps;
     for (int box = 0; box < K::kHiddenBoxes; box += 2, ring.advance()) {
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
       if (!K::kGathers || t == 0) load_hidden<K>(maps, tile, box, shared, ring.stage);
@@ -152,7 +171,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
     }
     index = K::kDraws ? next_tile<K>(shared, n, K::kGathers) : index + clusters;
   }
-  if (K::kDraws && block == 0 && t == 0) leave_scheduler(p.scheduler, clusters);
+  if (K::kDraws && block == 0 && leads) leave_scheduler(p.scheduler, clusters);
   if (K::kGathers) hopper::wait_copies();
 }
 
@@ -205,7 +224,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
   }
   hopper::products_wait<0>();
   if (tile.steps > 0) done_with(previous, true);
-  // The sums are in their registers only now.
+    // The sums are in their registers only now.
 #pragma unroll
   for (int i = 0; i < K::kColumns / 2; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
@@ -213,7 +232,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[K::kColumns / 2], const
 template <class K>
 __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, const Extent& extent, int block) {
-  Place place(threadIdx.x / 128 - 1, shared.pieces, K::kBuffers);
+  Place place(threadIdx.x / 128 - K::kProducers, shared.pieces, K::kBuffers);
   Ring<K::kStages> ring(0);
   float d[K::kColumns / 2];
   RowWeights coming = row_weights<K>(p, place, extent, first, block);
@@ -243,7 +262,7 @@ __device__ __forceinline__ void consume(const Maps& maps, const Problem& p, cons
 }
 
 template <class K>
-__global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_constant__ Maps maps, const Problem p) {
+__global__ void __launch_bounds__(K::kThreads, 1) grouped_product(const __grid_constant__ Maps maps, const Problem p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char raw[];
   const Shared<K> shared(raw);
@@ -255,12 +274,12 @@ __global__ void __launch_bounds__(kThreads, 1) grouped_product(const __grid_cons
     __syncthreads();
   const int clusters = gridDim.x / K::kBlocks, first = blockIdx.x / K::kBlocks;
   const Extent extent = extent_of<K>(p);
-  if (threadIdx.x < 128) {
-    hopper::give_up_registers<K::kGathers ? 88 : 56>();
+  if (threadIdx.x < 128 * K::kProducers) {
+    hopper::give_up_registers<K::kProducerRegisters>();
     if (K::kGathers || threadIdx.x == 0) produce<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   } else {
-    hopper::take_registers<K::kGathers ? 208 : 224>();
+    hopper::take_registers<K::kConsumerRegisters>();
     consume<K>(maps, p, shared, clusters, first, extent, block);
     __syncwarp();
   }

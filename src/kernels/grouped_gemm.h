@@ -80,7 +80,7 @@ using GroupedWgrad = GroupedWgradOf<bf16>;
 
 // The most hidden units of an expert, gates counted, for which a weight gradient should gather tokens itself: with more
 // it reads each too often, and the rows that forward and dgrad leave in expert order are faster.
-inline constexpr int kMostUnitsToGather = 512;
+inline constexpr int kMostUnitsToGather = 1024;
 
 // The alignment that suits T*K assignments to E experts.
 int grouped_alignment(std::int64_t assignments, int experts);

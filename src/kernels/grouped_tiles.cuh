@@ -14,7 +14,6 @@ enum class Epilogue { kStore, kRelu2, kRelu2Backward, kSwiglu, kSwigluBackward, 
 constexpr int kTileRows = 128, kDepth = 64;        // depth: of K, a stage
 constexpr int kRowBytes = kTileRows * kDepth * 2;  // the left operand of a stage
 constexpr int kBox = 64 * 64 * 2;                  // bytes of a finished piece: 64 rows of 64 bf16 or 32 floats
-constexpr int kThreads = 384;
 constexpr int kSharedLimit = 227 * 1024, kSharedRest = 1024 + 256;  // rest: alignment, barriers
 
 template <Form F, Gather G, int Blocks, Epilogue E, int Columns>
@@ -44,6 +43,14 @@ struct Kind {
   // Tiles are handed out as blocks get free, so that blocks stay close to one another in what they read, and wgrad's
   // unequal tiles come to an even end. Where forward and dgrad gather, the warps that copy have no time for it.
   static constexpr bool kDraws = F == Form::kWgrad || G == Gather::kNone;
+  // Warpgroups that fill the ring, stage by stage in turn. What gathers a stage's tokens anew for each tile takes one
+  // of them longer than the products take; sums of 256 columns leave no registers for a second.
+  static constexpr int kProducers = F == Form::kWgrad && kGathers && Columns <= 192 ? 2 : 1;
+  static constexpr int kProducerWarps = kGathers ? 4 * kProducers : 1;
+  static constexpr int kThreads = 128 * (kProducers + 2);
+  // Of the 64K of a multiprocessor, for a thread.
+  static constexpr int kProducerRegisters = kProducers == 2 ? 80 : kGathers ? 88 : 56;
+  static constexpr int kConsumerRegisters = kProducers == 2 ? 176 : kGathers ? 208 : 224;
 };
 
 struct Problem {
@@ -128,8 +135,8 @@ struct Shared {
     }
     for (int i = 0; i < 2; ++i) {
       hopper::barrier_init(next_full + 8 * i, 1);
-      // Of every block the consumers' warps and the producer's thread, or warps.
-      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + (K::kGathers ? 4 : 1)));
+      // Of every block the consumers' warps and the producers', or one thread.
+      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + K::kProducerWarps));
     }
     hopper::barrier_init_fence();
   }
@@ -142,11 +149,11 @@ struct Shared {
 // A ring position: stage and the parity of its phase.
 template <int kStages>
 struct Ring {
-  int stage = 0;
+  int stage;
   std::uint32_t parity;
-  __device__ explicit Ring(std::uint32_t first) : parity(first) {}
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
+  __device__ explicit Ring(std::uint32_t parity, int stage = 0) : stage(stage), parity(parity) {}
+  __device__ void advance(int by = 1) {
+    if ((stage += by) >= kStages) stage -= kStages, parity ^= 1;
   }
 };
 

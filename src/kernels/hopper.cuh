@@ -107,9 +107,13 @@ __device__ __forceinline__ void wait_stores_read() {
 }
 __device__ __forceinline__ void wait_stores_complete() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
-// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_16(std::uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+// 16 bytes, or zeros where `row`, the row that they are of, is negative.
+__device__ __forceinline__ void copy_16(std::uint32_t to, const void* from, int row) {
+  asm volatile(
+      "{\n.reg .pred absent;\nsetp.lt.s32 absent, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, absent;\n}" ::"r"(
+          to),
+      "l"(from), "r"(row)
+      : "memory");
 }
 // Arrives when this thread's copies so far have landed.
 __device__ __forceinline__ void copies_arrive(std::uint32_t barrier) {

@@ -19,7 +19,6 @@ namespace product {
 using grouped::kBox;
 using grouped::kDepth;
 using grouped::kRowBytes;
-using grouped::kThreads;
 using grouped::Place;
 
 constexpr int kTile = 256;                           // rows and columns of a cluster's tile
@@ -28,7 +27,7 @@ constexpr int kPiece = kProductSquare, kPieces = 4;  // columns of a piece, piec
 // What the parts shared with the grouped products ask of a kind.
 struct Kind {
   static constexpr bool kGathers = false;
-  static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2;
+  static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2, kThreads = 384, kProducerWarps = 1;
   static constexpr int kColumnBytes = kTile * kDepth * 2;
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
 };
@@ -336,7 +335,7 @@ void launch(const SymmetricProduct& a, const Shape& shape, Stream stream) {
   cluster.val.clusterDim.x = Kind::kBlocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(std::min(shape.tiles, multiprocessors() / Kind::kBlocks) * Kind::kBlocks);
-  config.blockDim = dim3(grouped::kThreads);
+  config.blockDim = dim3(Kind::kThreads);
   config.dynamicSmemBytes = Kind::kShared;
   config.stream = stream;
   config.attrs = &cluster;

@@ -128,6 +128,16 @@ struct Gathering {
   }
 };
 
+// Tiles of one length would all end at a time, and what they add would meet in the cache. Where every cluster has many,
+// they start an eighth of a tile apart: a step of 64 takes the tensor cores 4 clocks a column.
+template <class K>
+__device__ __forceinline__ void stagger(const Problem& p, const Extent& extent, int clusters, int first) {
+  constexpr int kMany = 32;
+  if (extent.tiles < kMany * clusters) return;
+  const long long start = clock64(), eighth = tile_at<K>(p, extent, first, 0).steps * (4 * K::kColumns / 8);
+  while (clock64() - start < first % 8 * eighth) __nanosleep(100);
+}
+
 template <class K>
 __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, const Extent& extent, int block) {
@@ -136,6 +146,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
   const bool leads = threadIdx.x == 0;
   Ring<K::kStages> ring(1, producer);
   Gathering<K> gathering;
+  if constexpr (K::kForm == Form::kWgrad) stagger<K>(p, extent, clusters, first);
   int own = producer;  // of the tile's steps to come this warpgroup's first
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);

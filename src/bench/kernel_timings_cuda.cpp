@@ -319,7 +319,7 @@ void time_optimizers(Clock& clock) {
 void time_products(Clock& clock) {
   const int count = 96, S = 768, L = 1536;
   const std::size_t small = static_cast<std::size_t>(count) * S * S, large = static_cast<std::size_t>(count) * S * L;
-  const Filled<fp16> x(large), g(small);
+  const Filled<fp16> x(large), g(small), y(small);
   Buffer<fp16> out(large), square(small);
   Buffer<int> scheduler(2);
   // Three tiles of 256 below the diagonal, three on it, of each of which 10 of 16 squares of 64 are computed.
@@ -331,13 +331,13 @@ void time_products(Clock& clock) {
        {x.get(), x.get(), nullptr, square.get(), count, S, S, L, false, true, true, 1, 0, 0, scheduler.get()});
   time("symmetric_product X' X", 2 * half * cube,
        {x.get(), x.get(), nullptr, square.get(), count, S, S, L, true, false, true, 1, 0, 0, scheduler.get()});
-  time("symmetric_product G P", half * cube,
-       {g.get(), g.get(), nullptr, square.get(), count, S, S, S, false, true, true, 1, 0, 0, scheduler.get()});
-  time("symmetric_product a I + b G + c G G", half * cube,
+  time("symmetric_product G G + G + I", half * cube,
        {g.get(), g.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1, scheduler.get()});
-  time("symmetric_product Q X", 2 * cube,
+  time("symmetric_product Y Y + G + I", half * cube,
+       {y.get(), y.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1, scheduler.get()});
+  time("symmetric_product Y X", 2 * cube,
        {g.get(), x.get(), nullptr, out.get(), count, S, L, S, false, false, false, 1, 0, 0, scheduler.get()});
-  time("symmetric_product X Q", 2 * cube,
+  time("symmetric_product X Y", 2 * cube,
        {x.get(), g.get(), nullptr, out.get(), count, L, S, S, false, true, false, 1, 0, 0, scheduler.get()});
 }
 

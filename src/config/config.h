@@ -164,7 +164,7 @@ struct MuonConfig {
   double momentum_end = 0.95;
   int momentum_warmup_steps = 300;
   bool nesterov = true;
-  int iterations = 5;
+  int iterations = 3;
   double weight_decay = 0.2;        // cautious; falls linearly to 0 over the run
   bool variance_reduction = false;  // NorMuon
   double beta2 = 0.95;              // of variance_reduction

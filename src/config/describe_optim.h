@@ -16,10 +16,10 @@ void describe(V& v, MuonConfig& c) {
           "Steps over which momentum goes linearly from start to end. 0: the end value at once.", "O1");
   v.field("nesterov", c.nesterov, any(), "Look ahead: orthogonalise gradient and momentum mixed, not momentum alone.",
           "O1");
-  v.field(
-      "iterations", c.iterations, between(1, 20),
-      "Iterations of the matrix polynomial that orthogonalises a step; 5 are usual, each costs three matrix products.",
-      "O1; Amsel et al. 2025 (Polar Express)");
+  v.field("iterations", c.iterations, between(1, 20),
+          "Iterations of the matrix polynomials that orthogonalise a step: of degree 17, 17 and 9, made for three; "
+          "further ones repeat the last. Each costs two products with the matrix and one or more of its short side.",
+          "O1; Amsel et al. 2025 (Polar Express)");
   v.field("weight_decay", c.weight_decay, at_least(0),
           "Shrinks weights where step and weight point the same way (cautious); falls linearly to 0 over the run.",
           "O1; Liang et al. 2024 (cautious optimizers)");

@@ -1,6 +1,6 @@
-// Polar Express on a GPU, over a batch of fp16 matrices of one shape: X <- P X with P = a I + b G + c G^2, G = X X' of
-// the short side. G and P are symmetric, so only squares on and below the diagonal are computed. fp16 has three bits
-// more than bf16, and after the division by the norm its range suffices.
+// Polar Express (polar_express.h) on a GPU, over a batch of fp16 matrices of one shape. G and each Y are symmetric, so
+// only squares on and below the diagonal are computed. fp16 has three bits more than bf16, and after the division by
+// the norm its range suffices.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -25,7 +25,7 @@ class PolarBatch {
   const bool tall_;
   const bool own_products_;  // kernels/symmetric_product.h; else torch's products
   at::Tensor x_, next_;      // [count, rows, columns]; an iteration writes the other
-  at::Tensor gram_, poly_;   // [count, side, side]: G, P
+  at::Tensor gram_, y_[2];   // [count, side, side]; a square of one Y is the other
   at::Tensor scheduler_;
   bool backward_ = true;  // the next product's order: each starts where the one before ended, in what the cache holds
 };

@@ -36,24 +36,28 @@ PolarBatch::PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t colum
   x_ = at::empty({count, rows, columns}, options);
   next_ = at::empty_like(x_);
   gram_ = at::empty({count, side, side}, options);
-  poly_ = at::empty_like(gram_);
+  for (at::Tensor& y : y_) y = at::empty_like(gram_);
 }
 
 std::int64_t PolarBatch::bytes_of_one(std::int64_t rows, std::int64_t columns) {
   const std::int64_t side = short_side(rows, columns);
-  return 2 * (2 * rows * columns + 2 * side * side);
+  return 2 * (2 * rows * columns + 3 * side * side);
 }
 
 void PolarBatch::run(std::int64_t count, int iterations) {
   for (int i = 0; i < iterations; ++i) {
-    const auto [a, b, c] = polar_coefficients(i);
     multiply(count, {x_, x_, gram_, tall_, !tall_, true});
-    // G turned is G, whose rows along k load faster.
-    multiply(count, {gram_, gram_, poly_, false, true, true, c, gram_, b, a});
+    const at::Tensor* y = &gram_;
+    for (const auto& [scale, add, identity] : polar_squares(i)) {
+      const at::Tensor& squared = y == &y_[0] ? y_[1] : y_[0];
+      // Y turned is Y, whose rows along k load faster.
+      multiply(count, {*y, *y, squared, false, true, true, scale, gram_, add, identity});
+      y = &squared;
+    }
     if (tall_)
-      multiply(count, {x_, poly_, next_, false, true});
+      multiply(count, {x_, *y, next_, false, true});
     else
-      multiply(count, {poly_, x_, next_});
+      multiply(count, {*y, x_, next_});
     std::swap(x_, next_);
   }
 }

@@ -1,19 +1,17 @@
 #include "optim/polar_express.h"
 
 #include <algorithm>
-#include <array>
 
 namespace switchyard {
 
-PolarCoefficients polar_coefficients(int iteration) {
-  static constexpr std::array<PolarCoefficients, 5> kTable = {{
-      {8.156554524902461, -22.48329292557795, 15.878769915207462},
-      {4.042929935166739, -2.808917465908714, 0.5000178451051316},
-      {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
-      {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
-      {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
-  }};
-  return kTable[std::min<std::size_t>(iteration, kTable.size() - 1)];
+const std::vector<PolarSquare>& polar_squares(int iteration) {
+  // As benchmarks/polar_coefficients.py prints them.
+  static const std::vector<std::vector<PolarSquare>> table = {
+      {{5.3247416, -5.9298411, 1.0}, {1.3983409, 0.15406939, -0.39834088}, {25.61061, -0.72721187, 1.0099419}},
+      {{0.34927279, -1.515626, 1.0}, {1.3867093, 0.037678918, -0.38670928}, {10.832895, -0.10595862, 0.57383618}},
+      {{0.37809332, -1.3470653, 1.0}, {2.4070898, -0.2202112, 1.122751}},
+  };
+  return table[std::min<std::size_t>(iteration, table.size() - 1)];
 }
 
 at::Tensor polar_express(const at::Tensor& u, int iterations) {
@@ -21,10 +19,13 @@ at::Tensor polar_express(const at::Tensor& u, int iterations) {
   const at::Tensor norm = u.to(at::kFloat).square().sum({1, 2}, true).sqrt();
   at::Tensor x = u / (norm * kPolarSafety + kPolarEpsilon).to(u.scalar_type());
   for (int i = 0; i < iterations; ++i) {
-    const auto [a, b, c] = polar_coefficients(i);
     const at::Tensor gram = tall ? at::bmm(x.transpose(1, 2), x) : at::bmm(x, x.transpose(1, 2));
-    const at::Tensor poly = at::baddbmm(gram, gram, gram, b, c);
-    x = tall ? at::baddbmm(x, x, poly, a) : at::baddbmm(x, poly, x, a);
+    at::Tensor y = gram;
+    for (const auto& [scale, add, identity] : polar_squares(i)) {
+      y = at::baddbmm(gram, y, y, add, scale);
+      y.diagonal(0, 1, 2).add_(identity);
+    }
+    x = tall ? at::bmm(x, y) : at::bmm(y, x);
   }
   return x;
 }

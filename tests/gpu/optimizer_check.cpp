@@ -1,5 +1,5 @@
-// Muon's kernel path against its plain ATen path on a GPU, then the time of a whole optimizer step of
-// configs/moe_8x2.json.
+// Muon's kernel path against its plain ATen path on a GPU, Polar Express against exact arithmetic, then the time of a
+// whole optimizer step of configs/moe_8x2.json.
 //   optimizer_check          comparisons and timings;   optimizer_check --no-timings   comparisons alone
 // Exit status: 0 all passed, 1 some failed, 77 no GPU (the test is skipped).
 #include <ATen/cuda/CUDAEvent.h>
@@ -11,6 +11,8 @@
 #include "kernels/device.h"
 #include "optim/adamw.h"
 #include "optim/muon.h"
+#include "optim/polar_batch.h"
+#include "optim/polar_express.h"
 #include "parallel/data_parallel.h"
 #include "train/replay.h"
 
@@ -116,6 +118,41 @@ void compare(const Case& c) {
              at::equal(momentum, kernels.muon->states()[0].values));
 }
 
+// ---- Polar Express in fp16 against exact arithmetic ----
+
+struct PolarCase {
+  const char* name;
+  std::int64_t rows, columns;
+  double power;  // column i is i^-power as large as the first
+  double bound;  // relative; emulated it is 0.001 to 0.003, 0.006 for the odd sizes
+};
+const std::vector<PolarCase> kPolarCases = {
+    {"square", 768, 768, 0, 0.01},         {"wide", 768, 1536, 0, 0.01},
+    {"tall", 1536, 768, 0, 0.01},          {"wide, falling", 768, 1536, 1, 0.01},
+    {"tall, falling", 1536, 768, 1, 0.01}, {"a tile and a bit", 264, 520, 0, 0.01},
+    {"odd sizes", 100, 37, 0, 0.02},
+};
+
+void compare_polar(const PolarCase& c) {
+  at::manual_seed(13);
+  const int iterations = MuonConfig{}.iterations;
+  at::Tensor u =
+      at::randn({3, c.rows, c.columns}, at::kDouble) * at::arange(1, c.columns + 1, at::kDouble).pow(-c.power);
+  u[1].zero_();
+  u = (u / (u.norm(2, {1, 2}, true) * kPolarSafety + kPolarEpsilon)).to(at::kHalf);
+  const at::Tensor scheduler = at::zeros({2}, at::TensorOptions(kGpu).dtype(at::kInt));
+  PolarBatch batch(3, c.rows, c.columns, scheduler);
+  const auto held = [&] { return at::from_blob(batch.data(), u.sizes(), scheduler.options().dtype(at::kHalf)); };
+  held().copy_(u);
+  batch.run(3, iterations);
+  const at::Tensor got = held().to(at::kCPU, at::kDouble), want = polar_express(u.to(at::kDouble), iterations);
+  const double error = distance(got, want);
+  char line[160];
+  std::snprintf(line, sizeof line, "polar, %s: off exact arithmetic by %.4f, at most %.4f", c.name, error, c.bound);
+  expect(line, error <= c.bound);
+  expect(std::string("polar, ") + c.name + ": zeros stay zeros", got[1].abs().max().item<double>() == 0);
+}
+
 // ---- the time of a step ----
 
 // The parameters of configs/moe_8x2.json.
@@ -210,6 +247,7 @@ int main(int argc, char** argv) {
   }
   use_side_stream(0);
   for (const Case& c : kCases) compare(c);
+  for (const PolarCase& c : kPolarCases) compare_polar(c);
   std::printf("%d failed\n", failures);
   if (argc < 2 || std::string(argv[1]) != "--no-timings") time_step();
   return failures == 0 ? 0 : 1;

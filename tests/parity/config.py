@@ -27,7 +27,7 @@ DEFAULTS = {
                    semantic=False, semantic_dim=0, force_balanced=False),
     "optim": dict(matrix_optimizer="muon", matrix_lr=0.004, router_optimizer="muon", clip_norm=0.0,
                   muon=dict(lr=0.02, momentum_start=0.85, momentum_end=0.95, momentum_warmup_steps=300, nesterov=True,
-                            iterations=5, weight_decay=0.2, variance_reduction=False, beta2=0.95),
+                            iterations=3, weight_decay=0.2, variance_reduction=False, beta2=0.95),
                   adamw=dict(embed_lr=0.3, value_embed_lr=0.15, head_lr=0.004, gate_lr=0.004, scalar_lr=0.005,
                              x0_lr=0.5, beta1=0.8, x0_beta1=0.96, beta2=0.95, eps=1e-10, weight_decay=0.0,
                              scale_lr_with_width=True),

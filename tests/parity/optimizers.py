@@ -8,9 +8,9 @@ Muon, for each logical matrix W [rows, columns] with gradient g:
     W -= f lr max(1, rows/columns)^0.5 O + f lr wd W [O W >= 0]
 f is the schedule's factor, wd falls linearly to 0 over the run, the mask is taken before the update.
 
-polar(u): X = u / (1.02 |u| + 1e-6), then X <- a X + b (X X^T) X + c (X X^T)^2 X with (a, b, c) from the table: Polar
-Express (Amsel et al. 2025, arXiv 2505.16932), degree 5, made for five iterations with cushion 2 and safety factor 1.02,
-which is folded into the coefficients. Iterations beyond the table repeat its last row.
+polar(u): X = u / (1.02 |u| + 1e-6), then in each iteration, with G = X X^T and Y = G at first, Y <- scale Y^2 + add G +
+identity I for each (scale, add, identity) of the iteration's row, and X <- Y X: Polar Express (Amsel et al. 2025, arXiv
+2505.16932) with polynomials of degree 17, 17 and 9 made of squares. Iterations beyond the table repeat its last row.
 """
 
 import math
@@ -19,11 +19,9 @@ import re
 import torch
 
 POLAR_EXPRESS = (
-    (8.156554524902461, -22.48329292557795, 15.878769915207462),
-    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ((5.3247416, -5.9298411, 1.0), (1.3983409, 0.15406939, -0.39834088), (25.61061, -0.72721187, 1.0099419)),
+    ((0.34927279, -1.515626, 1.0), (1.3867093, 0.037678918, -0.38670928), (10.832895, -0.10595862, 0.57383618)),
+    ((0.37809332, -1.3470653, 1.0), (2.4070898, -0.2202112, 1.122751)),
 )
 
 
@@ -68,10 +66,11 @@ def logical_matrices(config, name, tensor):
 def polar(u, iterations):
     x = u / (1.02 * u.norm() + 1e-6)
     for i in range(iterations):
-        a, b, c = POLAR_EXPRESS[min(i, len(POLAR_EXPRESS) - 1)]
         gram = x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x
-        poly = b * gram + c * gram @ gram
-        x = a * x + (poly @ x if x.shape[0] <= x.shape[1] else x @ poly)
+        y, one = gram, torch.eye(len(gram), dtype=x.dtype)
+        for scale, add, identity in POLAR_EXPRESS[min(i, len(POLAR_EXPRESS) - 1)]:
+            y = scale * y @ y + add * gram + identity * one
+        x = y @ x if x.shape[0] <= x.shape[1] else x @ y
     return x
 
 

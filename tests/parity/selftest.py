@@ -5,7 +5,9 @@
 
 import itertools
 import math
+import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -143,10 +145,16 @@ def balance_value(kind, logits, top_k, want, normalize=False):
 # ---------------------------------------------------------------- optimizers
 def polar_is_near_orthogonal():
     u = torch.randn(24, 16, dtype=torch.float64)
-    o = optimizers.polar(u, 5)
+    o = optimizers.polar(u, 3)
     s = torch.linalg.svdvals(o)
-    wide = close(optimizers.polar(u.T, 5), o.T)
-    return wide and s.max() < 1.2 and s.min() > 0.8 and optimizers.polar(torch.zeros(4, 4), 5).abs().max() == 0
+    wide = close(optimizers.polar(u.T, 3), o.T)
+    return wide and s.max() < 1.11 and s.min() > 0.89 and optimizers.polar(torch.zeros(4, 4), 3).abs().max() == 0
+
+
+def polar_table_is_the_programs():
+    source = Path(__file__).parents[2] / "src/optim/polar_express.cpp"
+    numbers = [float(x) for x in re.findall(r"-?\d+\.\d+", source.read_text())]
+    return numbers == [x for row in optimizers.POLAR_EXPRESS for square in row for x in square]
 
 
 def variance_reduction_keeps_norm():
@@ -231,6 +239,7 @@ CHECKS = {
     "cv one-hot = E - 1": lambda: balance_value("cv_squared", 1e3 * torch.eye(4)[[0] * 8], 1, 3.0),
     "cv top-k one-hot = E - 1": lambda: balance_value("cv_squared_topk", 1e3 * torch.eye(4)[[0] * 8], 1, 3.0),
     "polar": polar_is_near_orthogonal,
+    "polar's table": polar_table_is_the_programs,
     "variance reduction": variance_reduction_keeps_norm,
     "AdamW": adamw_closed_form,
     "schedule": schedule_corners,

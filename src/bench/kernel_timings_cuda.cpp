@@ -173,7 +173,7 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   Filled<bf16> wide(static_cast<std::size_t>(capacity) * N), active(wide.device.size()),
       narrow(static_cast<std::size_t>(capacity) * D);
   Filled<float> grad(matrix), weight(capacity);
-  Buffer<float> dot(static_cast<std::size_t>(kernels::grouped_dot_parts(N, Act::kRelu2)) * capacity);
+  Buffer<float> dot(static_cast<std::size_t>(kernels::grouped_dot_parts(N)) * capacity);
   const double flops = 2.0 * R * D * N;
   const auto time = [&](const char* what, auto call) {
     clock.time_product(std::string(c.name) + ": " + what, flops, call);
@@ -192,7 +192,7 @@ void time_grouped(Clock& clock, const LayerShape& c) {
   {
     const Filled<bf16> gated(2 * matrix), pre(2 * wide.device.size());
     Buffer<bf16> gradients(2 * wide.device.size());
-    Buffer<float> parts(static_cast<std::size_t>(kernels::grouped_dot_parts(N, Act::kSwiglu)) * capacity);
+    Buffer<float> parts(static_cast<std::size_t>(kernels::grouped_dot_parts(N)) * capacity);
     clock.time_product(std::string(c.name) + ": up, gathered, swiglu", 2 * flops, [&](Stream s) {
       kernels::grouped_forward(
           {groups, x.get(), index, gated.get(), wide.get(), D, N, Act::kSwiglu, weight.get(), pre.get()}, s);

@@ -8,14 +8,9 @@ namespace switchyard::bench {
 namespace {
 
 // Rows of partial sums that the fused backward leaves for the gradient of the weights.
-int dot_parts([[maybe_unused]] const at::Tensor& like, [[maybe_unused]] std::int64_t columns,
-              [[maybe_unused]] ops::ActivationKind kind) {
+int dot_parts([[maybe_unused]] const at::Tensor& like, [[maybe_unused]] std::int64_t columns) {
 #ifdef SWITCHYARD_WITH_CUDA
-  using kernels::GroupedActivation;
-  if (like.is_cuda())
-    return kernels::grouped_dot_parts(static_cast<int>(columns), kind == ops::ActivationKind::kSwiglu
-                                                                     ? GroupedActivation::kSwiglu
-                                                                     : GroupedActivation::kRelu2);
+  if (like.is_cuda()) return kernels::grouped_dot_parts(static_cast<int>(columns));
 #endif
   return 1;
 }
@@ -79,7 +74,7 @@ ops::FusedActivation::Backward StandInProducts::Activation::down_backward(const 
   const at::Tensor& like = hidden.pre.defined() ? hidden.pre : hidden.active_RN;
   Backward out{products_.noise(plan.row_capacity, like.size(1), dy_TD.options()), at::Tensor(), kept_rows(dy_TD, plan)};
   if (weight_R.defined())
-    out.dot_PR = products_.noise(dot_parts(dy_TD, w_EDN.shape[2], kind_), plan.row_capacity, weight_R.options());
+    out.dot_PR = products_.noise(dot_parts(dy_TD, w_EDN.shape[2]), plan.row_capacity, weight_R.options());
   return out;
 }
 

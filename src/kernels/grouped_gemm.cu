@@ -135,10 +135,7 @@ bool nothing_to_do(const Description& a) {
 
 int grouped_alignment(std::int64_t assignments, int experts) { return assignments / experts >= 4096 ? 256 : 128; }
 
-int grouped_dot_parts(int columns, GroupedActivation activation) {
-  return ceil_div(columns, activation == GroupedActivation::kSwiglu ? tile_columns<Epilogue::kSwigluBackward>(columns)
-                                                                    : tile_columns<Epilogue::kRelu2Backward>(columns));
-}
+int grouped_dot_parts(int columns) { return ceil_div(columns, tile_columns<Epilogue::kRelu2Backward>(columns)); }
 
 void grouped_forward(const GroupedForward& a, Stream stream) {
   if (nothing_to_do(a)) return;

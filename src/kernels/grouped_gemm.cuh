@@ -129,31 +129,31 @@ struct Gathering {
 };
 
 // Tiles of one length would all end at a time, and what they add would meet in the cache. Where every cluster has many,
-// they start an eighth of a tile apart: a step of 64 takes the tensor cores 4 clocks a column.
+// they start an eighth of a mean tile apart: a step of 64 takes the tensor cores 4 clocks a column.
 template <class K>
 __device__ __forceinline__ void stagger(const Problem& p, const Extent& extent, int clusters, int first) {
   constexpr int kMany = 32;
   if (extent.tiles < kMany * clusters) return;
-  const long long start = clock64(), eighth = tile_at<K>(p, extent, first, 0).steps * (4 * K::kColumns / 8);
+  const int rows = p.offset ? p.offset[p.experts] : static_cast<int>(p.row_capacity);
+  const long long start = clock64(), eighth = rows / p.experts / kDepth * (4 * K::kColumns / 8);
   while (clock64() - start < first % 8 * eighth) __nanosleep(100);
 }
 
 template <class K>
 __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, const Shared<K>& shared, int clusters,
                                         int first, const Extent& extent, int block) {
-  constexpr int kTurns = K::kProducers;
   const int t = threadIdx.x % 128, producer = threadIdx.x / 128;
   const bool leads = threadIdx.x == 0;
   Ring<K::kStages> ring(1, producer);
   Gathering<K> gathering;
   if constexpr (K::kForm == Form::kWgrad) stagger<K>(p, extent, clusters, first);
-  int own = producer;  // of the tile's steps to come this warpgroup's first
+  int own = producer;  // the first of the tile's steps that is this warpgroup's; turns go on across tiles
   for (int index = first, n = 0; index < extent.tiles; ++n) {
     const Tile tile = tile_at<K>(p, extent, index, block);
     int drawn = 0;
-    const int turns = (tile.steps - own + kTurns - 1) / kTurns, last = max(0, turns - 1);
+    const int turns = (tile.steps - own + K::kProducers - 1) / K::kProducers, last = max(0, turns - 1);
     // Late, so that who is free first gets the next tile; early enough to hide the way to memory.
-    const int draw_at = max(0, turns - 8 / kTurns);
+    const int draw_at = max(0, turns - 8 / K::kProducers);
     const int first_column = K::kGather == Gather::kColumns ? tile.column_tile * K::kColumns : tile.row;
     if constexpr (K::kGathers)
       if (turns > 0) gathering.look_up(p, Gathering<K>::kDepthwise ? (tile.first_step + own) * kDepth : tile.row);
@@ -161,7 +161,7 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
       if (K::kDraws && turn == draw_at && block == 0 && leads) drawn = draw_tile(p.scheduler);
       if (K::kDraws && turn == last && leads) publish_tile<K>(shared, n, drawn + clusters, block);
       if (K::kForm == Form::kWgrad && turns == 0) break;
-      const int depth = (tile.first_step + own + turn * kTurns) * kDepth;
+      const int depth = (tile.first_step + own + turn * K::kProducers) * kDepth;
       const std::uint32_t full = shared.full + 8 * ring.stage, rows = shared.rows + ring.stage * kRowBytes;
       const std::uint32_t columns = shared.columns + ring.stage * K::kColumnBytes;
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
@@ -170,11 +170,11 @@ __device__ __forceinline__ void produce(const Maps& maps, const Problem& p, cons
         gathering.copy(p, K::kGather == Gather::kColumns ? columns : rows,
                        Gathering<K>::kDepthwise ? first_column : depth);
         hopper::copies_arrive(full);
-        if (Gathering<K>::kDepthwise && turn < last) gathering.look_up(p, depth + kTurns * kDepth);
+        if (Gathering<K>::kDepthwise && turn < last) gathering.look_up(p, depth + K::kProducers * kDepth);
       }
-      ring.advance(kTurns);
+      ring.advance(K::kProducers);
     }
-    own += turns * kTurns - tile.steps;
+    own += turns * K::kProducers - tile.steps;
     for (int box = 0; box < K::kHiddenBoxes; box += 2, ring.advance()) {
       hopper::barrier_wait(shared.empty + 8 * ring.stage, ring.parity);
       if (!K::kGathers || t == 0) load_hidden<K>(maps, tile, box, shared, ring.stage);

@@ -45,7 +45,7 @@ using GroupedForward = GroupedForwardOf<bf16>;
 
 // out[r] = rows[r] W_e, the gradient by the input of a product with W. With an activation it goes on through that and
 // the router's weight: with d = rows[r] W_e and the pre-activation h,
-//   out[r] = row_weight[r] act'(h) d;    dot[0..P)[r] sum to <d, act(h)>,  P = grouped_dot_parts(N, activation)
+//   out[r] = row_weight[r] act'(h) d;    dot[0..P)[r] sum to <d, act(h)>,  P = grouped_dot_parts(N)
 // relu^2 needs forward's result alone, which tells |h| where h > 0. SwiGLU needs its pre-activation.
 template <class T>
 struct GroupedDgradOf {
@@ -84,7 +84,7 @@ inline constexpr int kMostUnitsToGather = 1024;
 
 // The alignment that suits T*K assignments to E experts.
 int grouped_alignment(std::int64_t assignments, int experts);
-int grouped_dot_parts(int columns, GroupedActivation);
+int grouped_dot_parts(int columns);
 
 void grouped_forward(const GroupedForward&, Stream);
 void grouped_dgrad(const GroupedDgrad&, Stream);

@@ -76,7 +76,8 @@ __device__ __forceinline__ void swiglu_backward(float d, float sigmoid, float we
 template <class K>
 __device__ __forceinline__ void finish_swiglu_backward(float (&d)[K::kColumns / 2], const Maps& maps, const Problem& p,
                                                        const RowWeights& weight, const Tile& tile,
-                                                       const Shared<K>& shared, Ring<K::kStages>& ring, Place& place) {
+                                                       const Shared<K>& shared, Ring<K::kStages>& ring,
+                                                       const Place& place) {
   const std::uint32_t d_gates = place.buffer(0), d_values = place.buffer(1);
   float dots[2][2] = {};
 #pragma unroll
@@ -84,7 +85,8 @@ __device__ __forceinline__ void finish_swiglu_backward(float (&d)[K::kColumns / 
     hopper::barrier_wait(shared.full + 8 * ring.stage, ring.parity);
     const std::uint32_t gates = shared.hidden(ring.stage, 0, place.group);
     const std::uint32_t values = shared.hidden(ring.stage, 1, place.group);
-    // A quarter is loaded two ahead of its use: two warps a scheduler hide little latency, and all four take registers.
+    // A quarter is loaded two ahead of its use: two warps a scheduler hide little latency, and all four at once
+    // would take too many registers.
     std::uint32_t g[4][4], u[4][4];
     const auto load = [&](int q) {
       hopper::load_matrices(place.matrices(gates, q), g[q]);

@@ -51,6 +51,9 @@ struct Kind {
   // Of the 64K of a multiprocessor, for a thread.
   static constexpr int kProducerRegisters = kProducers == 2 ? 80 : kGathers ? 88 : 56;
   static constexpr int kConsumerRegisters = kProducers == 2 ? 176 : kGathers ? 208 : 224;
+  static_assert(128 * (kProducers * kProducerRegisters + 2 * kConsumerRegisters) <=
+                65536 / kThreads / 8 * 8 * kThreads);
+  static_assert(kStages % kProducers == 0, "a stage is filled by one warpgroup alone");
 };
 
 struct Problem {

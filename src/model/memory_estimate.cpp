@@ -41,7 +41,10 @@ std::int64_t dense_hidden(const Config& config) {
 bool in_products(const Config& config) {
   return fuses_activation(config) && config.moe.backend != "reference" && config.moe.expert_hidden_dropout == 0;
 }
-bool keeps_rows(const Config& config) {
+bool keeps_rows_of_dy(const Config& config) {
+  return in_products(config) && expert_width(config) > kernels::kMostUnitsToGather;
+}
+bool keeps_rows_of_x(const Config& config) {
   const std::int64_t units = (is_gated(config.model.mlp) ? 2 : 1) * std::int64_t{expert_width(config)};
   return in_products(config) && units > kernels::kMostUnitsToGather;
 }
@@ -108,7 +111,8 @@ std::int64_t feed_forward_workspace(const Config& config, int layer) {
   const bool activated = keeps_activation(config);
   const std::int64_t again = config.train.recompute == "moe" ? inputs + activated : 0;
   const std::int64_t hidden = inputs + (activated ? 0 : 2) + again;
-  const std::int64_t rows = keeps_rows(config) ? (again > 0 ? 3 : 2) : in_products(config) ? 1 : 2;
+  const std::int64_t rows =
+      in_products(config) ? 1 + keeps_rows_of_dy(config) + (again > 0 && keeps_rows_of_x(config)) : 2;
   const std::int64_t experts = experts_of_a_token(config) * (hidden * expert_width(config) + rows * width);
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
@@ -177,7 +181,7 @@ std::int64_t activation_elements_per_token(const Config& config, int layer) {
   if (config.train.recompute != "moe") {
     const int rows = experts_of_a_token(config);
     elements += rows * (inputs + keeps_activation(config)) * expert_width(config);
-    if (keeps_rows(config)) elements += (rows - 1) * width;
+    if (keeps_rows_of_x(config)) elements += (rows - 1) * width;
   }
   elements += dense_hidden(config) * shared_width(config);
   elements += (router_columns(config.moe) + 4 * config.router.top_k) * words;

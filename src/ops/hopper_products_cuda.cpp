@@ -55,7 +55,7 @@ class HopperActivation : public FusedActivation {
     const Tensor& read = gated_ ? hidden.pre : hidden.active_RN;
     Backward out{at::empty_like(read), Tensor(), gathered_rows(dy_TD, columns, plan)};
     if (weight_R.defined())
-      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns, activation_), plan.row_capacity}, weight_R.options());
+      out.dot_PR = at::empty({kernels::grouped_dot_parts(columns), plan.row_capacity}, weight_R.options());
     kernels::grouped_dgrad(
         {groups_of(plan), pointer<bf16>(dy_TD), pointer<int>(plan.token_of_row_R), pointer<bf16>(w_EDN.compute),
          pointer<bf16>(out.d_pre), pointer<bf16>(read), pointer<float>(weight_R), pointer<float>(out.dot_PR), inner,

@@ -21,10 +21,10 @@ struct Check {
   Random random{7};
   std::string name;
 
-  Check(Report& to, const GroupedCase& given)
+  Check(Report& to, const GroupedCase& given, std::int64_t capacity)
       : report(to),
         c(given),
-        plan(given, capacity_of(given)),
+        plan(given, capacity),
         name(std::string(given.name) + " E " + std::to_string(given.experts)) {}
 
   // <rows[row], column n of matrix>, of matrices [rows of W, inner] or, transposed, [inner, columns of W].
@@ -76,21 +76,22 @@ struct Check {
     report.compare(kernel, name + ": without pre", in_use(plan, values_of(alone), N), got, kExact);
     report.expect(kernel, name + ": writes stay inside",
                   out.guard_intact() && pre.guard_intact() && alone.guard_intact());
+    report.expect(kernel, name + ": the scheduler is left at rest", plan.scheduler_at_rest());
     if (gather) check_kept(kernel, rows, kept);
   }
 
   void swiglu_dgrad(bool gather) {
-    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N, Act::kSwiglu);
+    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N);
     const Input<bf16> rows = inputs(gather);
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05)),
         pre(row_values(random, plan, 2 * N));
     const Input<float> row_weight(random.normal(plan.capacity));
     const auto size = static_cast<std::size_t>(plan.capacity) * N;
-    Buffer<bf16> out(2 * size), plain(2 * size);
+    Buffer<bf16> out(2 * size), plain(2 * size), kept(static_cast<std::size_t>(plan.capacity) * K);
     Buffer<float> dot(static_cast<std::size_t>(parts) * plan.capacity);
     run_captured([&](Stream s) {
       kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), out.get(), pre.get(),
-                              row_weight.get(), dot.get(), K, N, Act::kSwiglu},
+                              row_weight.get(), dot.get(), K, N, Act::kSwiglu, gather ? kept.get() : nullptr},
                              s);
       kernels::grouped_dgrad({plan.groups, rows.get(), index(gather), weight.get(), plain.get(), pre.get(), nullptr,
                               nullptr, K, N, Act::kSwiglu},
@@ -114,7 +115,9 @@ struct Check {
     report.compare(kernel, name, in_use(plan, values_of(out), 2 * N), want, {1.0 / 200, 5e-4});
     report.compare(kernel, name + ": no weights", in_use(plan, values_of(plain), 2 * N), want_plain, {1.0 / 200, 5e-4});
     report.expect(kernel, name + ": writes stay inside",
-                  out.guard_intact() && plain.guard_intact() && dot.guard_intact());
+                  out.guard_intact() && plain.guard_intact() && dot.guard_intact() && kept.guard_intact());
+    report.expect(kernel, name + ": the scheduler is left at rest", plan.scheduler_at_rest());
+    if (gather) check_kept(kernel, rows, kept);
     report.compare(kernel + " dot", name, sum_of_parts(dot, parts), want_dot, {1e-4, 2e-4 * N});
   }
 
@@ -177,7 +180,7 @@ struct Check {
   }
 
   void dgrad(bool gather, bool relu2) {
-    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N, Act::kRelu2);
+    const int K = c.width, N = c.hidden, parts = kernels::grouped_dot_parts(N);
     const Input<bf16> rows(gather ? random.normal(static_cast<std::size_t>(c.tokens) * K)
                                   : row_values(random, plan, K));
     const Input<bf16> weight(random.normal(static_cast<std::size_t>(c.experts) * N * K, 0.05));
@@ -247,8 +250,8 @@ struct Check {
 };
 
 // One operand of a weight gradient through the index: bit for bit what rows in expert order give.
-void check_gathered_wgrad(Report& report, const GroupedCase& c) {
-  Check check(report, c);
+void check_gathered_wgrad(Report& report, const GroupedCase& c, std::int64_t capacity) {
+  Check check(report, c, capacity);
   const Plan& plan = check.plan;
   const int M = c.hidden, N = c.width;
   const auto rows_of = [&](const Input<bf16>& tokens, int width) {
@@ -314,13 +317,24 @@ void check_plain(Report& report) {  // null tables: one expert, all rows
 }  // namespace
 
 void check_grouped_gemm(Report& report) {
+  const auto check_wgrads = [&](Check& check) {
+    check.wgrad();
+    check_gathered_wgrad(report, check.c, check.plan.capacity);
+  };
   for (const GroupedCase& c : kCases) {
-    Check check(report, c);
+    Check check(report, c, capacity_of(c));
     for (const bool gather : {false, true})
       for (const bool relu2 : {false, true}) check.forward(gather, relu2), check.dgrad(gather, relu2);
     for (const bool gather : {false, true}) check.swiglu_forward(gather), check.swiglu_dgrad(gather);
-    check.wgrad();
-    check_gathered_wgrad(report, c);
+    check_wgrads(check);
+  }
+  for (const GroupedCase& c : kManyExperts) {
+    Check check(report, c, capacity_of(c));
+    check_wgrads(check);
+  }
+  for (const GroupedCase& c : kManyTiles) {
+    Check check(report, c, 896);
+    check_wgrads(check);
   }
   check_plain(report);
 }

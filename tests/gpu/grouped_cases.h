@@ -34,6 +34,19 @@ inline const std::vector<GroupedCase> kCases = {
     {"deep", 512, 2, 1, 2048, 128, 128},
     {"half a tile of gates", 260, 3, 2, 136, 192, 256},
     {"more tiles than blocks, pairs", 2100, 8, 2, 64, 640, 256},
+    {"a clipped tile of 256", 301, 3, 2, 136, 456, 128},
+    {"more tiles of 192 than blocks", 2200, 8, 2, 72, 960, 256},
+};
+// Weight gradients of more tiles than blocks, whose experts have an odd number of steps of 64 rows, or none.
+inline const std::vector<GroupedCase> kManyExperts = {
+    {"three steps or none", 16000, 200, 1, 200, 136, 128, Skew::kHalfEmpty},
+    {"three steps or none, single blocks", 16000, 200, 1, 136, 72, 128, Skew::kHalfEmpty},
+    {"one step", 400, 400, 1, 136, 72, 128},
+};
+// And of so many that blocks start apart, nearly all of them empty. They have 896 rows of room.
+inline const std::vector<GroupedCase> kManyTiles = {
+    {"38 tiles a block", 700, 1024, 1, 8, 520, 128, Skew::kSingle},
+    {"46 tiles a pair of blocks", 700, 1024, 1, 8, 648, 128, Skew::kSingle},
 };
 
 inline std::int64_t capacity_of(const GroupedCase& c) {

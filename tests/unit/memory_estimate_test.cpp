@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "config/load.h"
+#include "kernels/grouped_gemm.h"
 #include "model/gpt.h"
 
 namespace switchyard {
@@ -99,7 +100,8 @@ TEST(MemoryEstimateTest, IsWhatTheOperationsKeep) {
 // Dropout comes between the products, which then leave the activation to be made again, and the rows of x.
 // Rows in expert order too, with experts of which a weight gradient does not gather them again.
 TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndWideOnesTheirRows) {
-  for (const int hidden : {128, 512, 520, 1024}) {
+  constexpr int kMost = kernels::kMostUnitsToGather / 2;  // gates are units too
+  for (const int hidden : {128, kMost, kMost + 8, 2 * kMost, 2 * kMost + 8}) {
     const Overrides base = {{"device", "cuda"},         {"model.mlp", "swiglu"},
                             {"moe.use_moe", "true"},    {"router.top_k", "2"},
                             {"model.n_layer", "3"},     {"moe.d_expert", std::to_string(hidden)},
@@ -111,7 +113,7 @@ TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndWideOnesTheirRo
     };
     const std::int64_t tokens = 4 * 256, rows = 2 * tokens, bytes = rows * hidden * 2 * 3;
     const std::int64_t width = parse_config("{}", "", base).config.model.n_embd;
-    const std::int64_t rows_of_x = hidden > 512 ? (rows - tokens) * width * 2 * 3 : 0;
+    const std::int64_t rows_of_x = hidden > kMost ? (rows - tokens) * width * 2 * 3 : 0;
     const std::int64_t all = kept("moe.expert_hidden_dropout", "0");
     EXPECT_EQ(all - kept("moe.expert_hidden_dropout", "0.1"), bytes + rows_of_x) << hidden;
     EXPECT_EQ(all - kept("train.recompute", "moe"), 3 * bytes + rows_of_x) << hidden;

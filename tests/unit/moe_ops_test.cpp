@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "kernels/grouped_gemm.h"
 #include "ops/fused_mlp.h"
 #include "ops/moe_ffn.h"
 #include "ops/router_scores.h"
@@ -187,9 +188,10 @@ const std::vector<ExpertCase> kExperts = {
     {"one expert", 31, 16, 24, 1, 1, ActivationKind::kRelu2, Skew::kRandom},
     // More hidden units than those for which weight gradients on Hopper gather tokens: of both products, or of up
     // alone.
-    {"wide", 150, 24, 520, 4, 2, ActivationKind::kRelu2, Skew::kRandom},
-    {"swiglu, wide", 150, 24, 520, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},
-    {"swiglu, wide with its gates", 150, 24, 264, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},
+    {"wide", 150, 24, kernels::kMostUnitsToGather + 8, 4, 2, ActivationKind::kRelu2, Skew::kRandom},
+    {"swiglu, wide", 150, 24, kernels::kMostUnitsToGather + 8, 4, 2, ActivationKind::kSwiglu, Skew::kRandom},
+    {"swiglu, wide with its gates", 150, 24, kernels::kMostUnitsToGather / 2 + 8, 4, 2, ActivationKind::kSwiglu,
+     Skew::kRandom},
 };
 
 Tensor choices(const ExpertCase& c) {

@@ -219,7 +219,8 @@ TEST(ConfigSource, HowARunStartedIsNotPartOfWhatItIs) {
 class FindConfig : public ::testing::Test {
  protected:
   void SetUp() override {
-    base_ = std::filesystem::temp_directory_path() / "switchyard_find_config";
+    const char* test = ::testing::UnitTest::GetInstance()->current_test_info()->name();  // others run at the same time
+    base_ = std::filesystem::temp_directory_path() / (std::string("switchyard_find_config_") + test);
     std::filesystem::remove_all(base_);
     std::filesystem::create_directories(base_ / "work/configs");
     std::filesystem::create_directories(base_ / "source/configs");

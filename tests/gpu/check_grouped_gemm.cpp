@@ -333,7 +333,7 @@ void check_grouped_gemm(Report& report) {
     check_wgrads(check);
   }
   for (const GroupedCase& c : kManyTiles) {
-    Check check(report, c, 896);
+    Check check(report, c, kManyTilesRows);
     check_wgrads(check);
   }
   check_plain(report);

@@ -43,7 +43,9 @@ inline const std::vector<GroupedCase> kManyExperts = {
     {"three steps or none, single blocks", 16000, 200, 1, 136, 72, 128, Skew::kHalfEmpty},
     {"one step", 400, 400, 1, 136, 72, 128},
 };
-// And of so many that blocks start apart, nearly all of them empty. They have 896 rows of room.
+// And of so many that blocks start apart, nearly all of them empty: so few rows need no room for every expert's
+// padding.
+inline constexpr std::int64_t kManyTilesRows = 896;
 inline const std::vector<GroupedCase> kManyTiles = {
     {"38 tiles a block", 700, 1024, 1, 8, 520, 128, Skew::kSingle},
     {"46 tiles a pair of blocks", 700, 1024, 1, 8, 648, 128, Skew::kSingle},

@@ -17,10 +17,10 @@
 #include "kernels/embedding.h"
 #include "kernels/grouped_gemm.h"
 #include "kernels/muon.h"
+#include "kernels/product_chain.h"
 #include "kernels/qkv_rope.h"
 #include "kernels/router_logits.h"
 #include "kernels/step_guard.h"
-#include "kernels/symmetric_product.h"
 
 namespace switchyard::bench {
 namespace {
@@ -320,25 +320,37 @@ void time_products(Clock& clock) {
   const int count = 96, S = 768, L = 1536;
   const std::size_t small = static_cast<std::size_t>(count) * S * S, large = static_cast<std::size_t>(count) * S * L;
   const Filled<fp16> x(large), g(small), y(small);
-  Buffer<fp16> out(large), square(small);
-  Buffer<int> scheduler(2);
+  Buffer<fp16> out(large), square(small), other(small);
+  Buffer<int> progress(static_cast<std::size_t>(count) + 1);
   // Three tiles of 256 below the diagonal, three on it, of each of which 10 of 16 squares of 64 are computed.
-  const double cube = 2.0 * count * S * S * S, half = (3 + 3 * 10.0 / 16) / 9;
-  const auto time = [&](const char* name, double flops, const kernels::SymmetricProduct& p) {
-    clock.time_product(name, flops, [&](Stream s) { kernels::symmetric_product(p, s); });
+  const double cube = 2.0 * count * S * S * S, half = (3 + 3 * 10.0 / 16) / 9 * cube;
+  const auto time = [&](const char* name, double flops, const std::vector<kernels::Product>& chain) {
+    clock.time_product(name, flops, [&](Stream s) {
+      kernels::product_chain({chain.data(), static_cast<int>(chain.size()), count, progress.get()}, s);
+    });
   };
-  time("symmetric_product X X'", 2 * half * cube,
-       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, false, true, true, 1, 0, 0, scheduler.get()});
-  time("symmetric_product X' X", 2 * half * cube,
-       {x.get(), x.get(), nullptr, square.get(), count, S, S, L, true, false, true, 1, 0, 0, scheduler.get()});
-  time("symmetric_product G G + G + I", half * cube,
-       {g.get(), g.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1, scheduler.get()});
-  time("symmetric_product Y Y + G + I", half * cube,
-       {y.get(), y.get(), g.get(), square.get(), count, S, S, S, false, true, true, 1, 1, 1, scheduler.get()});
-  time("symmetric_product Y X", 2 * cube,
-       {g.get(), x.get(), nullptr, out.get(), count, S, L, S, false, false, false, 1, 0, 0, scheduler.get()});
-  time("symmetric_product X Y", 2 * cube,
-       {x.get(), g.get(), nullptr, out.get(), count, L, S, S, false, true, false, 1, 0, 0, scheduler.get()});
+  using Lies = kernels::ProductOperand;
+  const kernels::Product gram{x.get(), x.get(),         nullptr,       square.get(), S,       S,
+                              L,       Lies::kStraight, Lies::kTurned, true,         1.0f / L};
+  time("product X X'", 2 * half, {gram});
+  time("product X' X", 2 * half,
+       {{x.get(), x.get(), nullptr, square.get(), S, S, L, Lies::kTurned, Lies::kStraight, true, 1.0f / L}});
+  const auto squared = [&](const fp16* of, const fp16* with, fp16* to) {
+    return kernels::Product{of,   of,   with, to,  S, S, S, Lies::kSymmetric, Lies::kSymmetric,
+                            true, 0.1f, 0.1f, 0.5f};  // stays in fp16
+  };
+  time("product G G + G + I", half, {squared(g.get(), g.get(), square.get())});
+  time("product Y Y + G + I", half, {squared(y.get(), g.get(), square.get())});
+  const auto last = [&](const fp16* factor) {
+    return kernels::Product{factor, x.get(), nullptr, out.get(), S, L, S, Lies::kSymmetric, Lies::kStraight, false};
+  };
+  time("product Y X", 2 * cube, {last(y.get())});
+  time("product X Y", 2 * cube,
+       {{x.get(), y.get(), nullptr, out.get(), L, S, S, Lies::kStraight, Lies::kSymmetric, false}});
+  Buffer<fp16> third(small);
+  time("product chain of degree 17", 5 * half + 2 * cube,
+       {gram, squared(square.get(), square.get(), other.get()), squared(other.get(), square.get(), third.get()),
+        squared(third.get(), square.get(), other.get()), last(other.get())});
 }
 
 }  // namespace

@@ -120,7 +120,7 @@ __device__ __forceinline__ Tile tile_at(const Problem& p, const Extent& extent, 
 // Where a block keeps what, as addresses in shared memory.
 template <class K>
 struct Shared {
-  std::uint32_t rows, columns, pieces, full, empty, next_full, next_empty, next;
+  std::uint32_t rows, columns, pieces, full, empty, next_full, next_empty, next;  // next: 32 bytes
   __device__ explicit Shared(const void* raw) {
     rows = (hopper::smem_address(raw) + 1023) & ~1023u;
     columns = rows + K::kStages * kRowBytes;
@@ -184,11 +184,12 @@ __device__ __forceinline__ void leave_scheduler(int* scheduler, int clusters) {
 
 // The tile after the n-th, which block 0's producer drew and published to the cluster: next_empty is block 0's alone
 // and counts the readers of all blocks, next_full is each block's own.
-template <class K>
-__device__ __forceinline__ int next_tile(const Shared<K>& shared, int n, bool whole_warp) {
+template <class K, class Word = int>
+__device__ __forceinline__ Word next_tile(const Shared<K>& shared, int n, bool whole_warp) {
   const int slot = n & 1;
   hopper::barrier_wait(shared.next_full + 8 * slot, (n >> 1) & 1);
-  const int value = hopper::load_word(shared.next + 4 * slot);
+  Word value;
+  hopper::load_word(shared.next + sizeof(Word) * slot, value);
   if (whole_warp) __syncwarp();
   if (!whole_warp || threadIdx.x % kWarp == 0) {
     if (K::kBlocks == 1)
@@ -199,17 +200,17 @@ __device__ __forceinline__ int next_tile(const Shared<K>& shared, int n, bool wh
   return value;
 }
 
-template <class K>
-__device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, int value, int block) {
+template <class K, class Word>
+__device__ __forceinline__ void publish_tile(const Shared<K>& shared, int n, Word value, int block) {
   const int slot = n & 1;
   if (block == 0) hopper::barrier_wait(shared.next_empty + 8 * slot, ((n >> 1) & 1) ^ 1);
   if constexpr (K::kBlocks == 1) {
-    hopper::store_word(shared.next + 4 * slot, value);
+    hopper::store_word(shared.next + sizeof(Word) * slot, value);
     hopper::barrier_arrive(shared.next_full + 8 * slot);
   } else {
     for (int b = 0; block == 0 && b < K::kBlocks; ++b)
-      hopper::store_at(shared.next + 4 * slot, value, shared.next_full + 8 * slot, b);
-    hopper::barrier_expect(shared.next_full + 8 * slot, 4);
+      hopper::store_at(shared.next + sizeof(Word) * slot, value, shared.next_full + 8 * slot, b);
+    hopper::barrier_expect(shared.next_full + 8 * slot, sizeof(Word));
   }
 }
 

@@ -44,7 +44,7 @@ __device__ __forceinline__ void barrier_arrive_at(std::uint32_t barrier, int blo
       "r"(block)
       : "memory");
 }
-// A word and its four announced bytes, into another block of the cluster.
+// A word, or four, and its announced bytes into another block of the cluster.
 __device__ __forceinline__ void store_at(std::uint32_t word, int value, std::uint32_t barrier, int block) {
   asm volatile(
       "{\n.reg .b32 to, bar;\nmapa.shared::cluster.u32 to, %0, %3;\nmapa.shared::cluster.u32 bar, %2, %3;\n"
@@ -52,13 +52,28 @@ __device__ __forceinline__ void store_at(std::uint32_t word, int value, std::uin
       "r"(value), "r"(barrier), "r"(block)
       : "memory");
 }
+__device__ __forceinline__ void store_at(std::uint32_t words, int4 value, std::uint32_t barrier, int block) {
+  asm volatile(
+      "{\n.reg .b32 to, bar;\nmapa.shared::cluster.u32 to, %0, %6;\nmapa.shared::cluster.u32 bar, %5, %6;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [to], {%1, %2, %3, %4}, [bar];\n}" ::"r"(
+          words),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier), "r"(block)
+      : "memory");
+}
 __device__ __forceinline__ void store_word(std::uint32_t word, int value) {
   asm volatile("st.volatile.shared.s32 [%0], %1;" ::"r"(word), "r"(value) : "memory");
 }
-__device__ __forceinline__ int load_word(std::uint32_t word) {
-  int value;
+__device__ __forceinline__ void load_word(std::uint32_t word, int& value) {
   asm volatile("ld.volatile.shared.s32 %0, [%1];" : "=r"(value) : "r"(word) : "memory");
-  return value;
+}
+__device__ __forceinline__ void load_word(std::uint32_t words, int4& value) {
+  asm volatile("ld.volatile.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(words)
+               : "memory");
+}
+__device__ __forceinline__ void load_words(std::uint32_t words, uint2& value) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(words) : "memory");
 }
 
 // --- copies ---
@@ -86,6 +101,10 @@ __device__ __forceinline__ void load_bytes(std::uint32_t to, const void* from, u
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+// Bytes that lie in a row, a multiple of 16, into L2.
+__device__ __forceinline__ void fetch_bytes(const void* from, unsigned bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 // Shared memory into a box of a tensor map, clipped at the tensor's edges; the fp32 form adds.
 __device__ __forceinline__ void store_box(const CUtensorMap* map, std::uint32_t from, int c0, int c1, int c2) {
@@ -125,6 +144,17 @@ __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;
 
 // What threads wrote to shared memory becomes visible to copies and products, and the other way round.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same of all memory: after this, copies see what was written elsewhere and is known to this thread.
+__device__ __forceinline__ void async_proxy_fence_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// Numbers by which multiprocessors tell one another what is done: what came before the addition is seen after the load.
+__device__ __forceinline__ void add_release(int* to, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+__device__ __forceinline__ int load_acquire(const int* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }

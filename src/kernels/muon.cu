@@ -4,6 +4,7 @@
 
 #include "kernels/cuda_check.h"
 #include "kernels/muon.h"
+#include "kernels/muon_rates.cuh"
 #include "kernels/vector.cuh"
 
 namespace switchyard::kernels {
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 3) prepare_kernel(MuonPrepare a, int
 
 template <bool kVectors>
 __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matrix, std::int64_t size) {
-  const float lr = a.lr * *a.schedule, shrink = a.shrink * *a.shrink_schedule * *a.schedule;
+  const MuonRates rates(a);
   float w[kBatch][kPack], o[kBatch][kPack];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
@@ -147,10 +148,7 @@ __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matr
   for (int i = 0; i < kBatch; ++i) {
     const Reach<kVectors> reach(i, blockIdx.x, size);
 #pragma unroll
-    for (int c = 0; c < kPack; ++c) {
-      const bool shrinks = !a.cautious || o[i][c] * w[i][c] >= 0.0f;
-      w[i][c] -= fmaf(shrinks ? shrink : 0.0f, w[i][c], lr * o[i][c]);
-    }
+    for (int c = 0; c < kPack; ++c) w[i][c] = rates.updated(w[i][c], o[i][c]);
     reach.store(matrix.weight, w[i]);
     if (matrix.copy) reach.store(matrix.copy, w[i]);
   }

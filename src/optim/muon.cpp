@@ -49,6 +49,7 @@ void Muon::use_kernels() {
         }
     kernels_.emplace_back(matrices, shape.first, shape.second, batches[0][0].weight.device());
   }
+  beside_ = std::make_unique<ops::SideStream>(states_[0].values.device());
   batches_.clear();
 #endif
 }
@@ -95,7 +96,14 @@ void Muon::step(const StepScalars& scalars) {
   for (const auto& [shape, batches] : batches_)
     for (const auto& chunks : batches) update(chunks, shape, scalars);
 #ifdef SWITCHYARD_WITH_CUDA
-  for (const MuonKernels& group : kernels_) group.step(scalars, config_);
+  if (kernels_.empty()) return;
+  const auto step_all = [&](bool small) {
+    for (const MuonKernels& group : kernels_)
+      if (group.is_small() == small) group.step(scalars, config_);
+  };
+  beside_->run([&] { step_all(true); });
+  step_all(false);
+  beside_->join();
 #endif
 }
 

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "config/config.h"
+#include "ops/side_stream.h"
 #include "optim/muon_kernels.h"
 #include "optim/owned.h"
 #include "optim/step_scalars.h"
@@ -39,6 +41,7 @@ class Muon {
   const at::ScalarType product_dtype_;
   std::map<Shape, std::vector<std::vector<Chunk>>> batches_;  // by shape, in batches of bounded size
   std::vector<MuonKernels> kernels_;                          // instead of batches_, where kernels serve
+  std::unique_ptr<ops::SideStream> beside_;                   // for those whose products wait for one another
   std::vector<OptimizerState> states_;
 };
 

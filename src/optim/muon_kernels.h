@@ -17,6 +17,8 @@ class MuonKernels {
   MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::int64_t rows, std::int64_t columns,
               at::Device device);
 
+  // Too few elements to fill a GPU: its time is that of one product after the other.
+  bool is_small() const { return count_ * rows_ * columns_ < (1 << 20); }
   // One update of every matrix; nothing is stored while scalars.apply is 0. Takes its scratch, at most about 1 GiB,
   // from torch's allocator and may be captured.
   void step(const StepScalars& scalars, const MuonConfig& config) const;
@@ -26,9 +28,9 @@ class MuonKernels {
               const MuonConfig& config) const;
 
   std::int64_t count_, rows_, columns_;
+  bool aligned_;          // weights and copies, to 16 bytes
   std::int64_t at_once_;  // matrices of one batch
   at::Tensor table_;      // kernels::MuonMatrix [count] on the device
-  at::Tensor scheduler_;  // of the products: see PolarBatch
   at::Tensor progress_;   // kernels::MuonPrepare::progress
 };
 

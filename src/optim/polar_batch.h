@@ -5,29 +5,37 @@
 
 #include <ATen/ATen.h>
 
+#include <vector>
+
+#include "kernels/muon.h"
+
 namespace switchyard {
 
 class PolarBatch {
  public:
-  // Scratch for up to `count` matrices, from torch's allocator. scheduler: int [2] on the device, zeros between runs.
-  PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, const at::Tensor& scheduler);
+  // Scratch for up to `count` matrices, from torch's allocator.
+  PolarBatch(std::int64_t count, std::int64_t rows, std::int64_t columns, at::Device device);
   static std::int64_t bytes_of_one(std::int64_t rows, std::int64_t columns);
 
   // [count, rows, columns] fp16: fill them, each with a norm of at most 1. Ask anew after run(), which may move them.
   void* data() const { return x_.data_ptr(); }
   // The first `count` matrices become their polar factors. Same operations whatever the values; may be captured.
-  void run(std::int64_t count, int iterations);
+  void run(std::int64_t count, int iterations) { run(count, iterations, nullptr); }
+  // Instead, weights are updated by these: run() and then muon_apply() of data(), in one launch where own products can.
+  // Whatever update.direction is. aligned: weights and copies are, to 16 bytes.
+  void update(std::int64_t count, int iterations, kernels::MuonApply update, bool aligned);
 
  private:
   struct Product;
-  void multiply(std::int64_t count, const Product& product);
+  void run(std::int64_t count, int iterations, const kernels::MuonApply* update);
+  void multiply(std::int64_t count, const std::vector<Product>& products, const kernels::MuonApply* update) const;
+  static void multiply(std::int64_t count, const Product& product);
 
   const bool tall_;
-  const bool own_products_;  // kernels/symmetric_product.h; else torch's products
+  const bool own_products_;  // kernels/product_chain.h; else torch's products
   at::Tensor x_, next_;      // [count, rows, columns]; an iteration writes the other
   at::Tensor gram_, y_[2];   // [count, side, side]; a square of one Y is the other
-  at::Tensor scheduler_;
-  bool backward_ = true;  // the next product's order: each starts where the one before ended, in what the cache holds
+  at::Tensor progress_;      // kernels::ProductChain::progress
 };
 
 }  // namespace switchyard

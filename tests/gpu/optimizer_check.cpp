@@ -125,12 +125,14 @@ struct PolarCase {
   std::int64_t rows, columns;
   double power;  // column i is i^-power as large as the first
   double bound;  // relative; emulated it is 0.001 to 0.003, 0.006 for the odd sizes
+  int copies = 1;
 };
 const std::vector<PolarCase> kPolarCases = {
-    {"square", 768, 768, 0, 0.01},         {"wide", 768, 1536, 0, 0.01},
-    {"tall", 1536, 768, 0, 0.01},          {"wide, falling", 768, 1536, 1, 0.01},
-    {"tall, falling", 1536, 768, 1, 0.01}, {"a tile and a bit", 264, 520, 0, 0.01},
-    {"odd sizes", 100, 37, 0, 0.02},
+    {"square", 768, 768, 0, 0.01},          {"wide", 768, 1536, 0, 0.01},
+    {"tall", 1536, 768, 0, 0.01},           {"wide, falling", 768, 1536, 1, 0.01},
+    {"tall, falling", 1536, 768, 1, 0.01},  {"a tile and a bit", 264, 520, 0, 0.01},
+    {"odd sizes", 100, 37, 0, 0.02},        {"many, wide", 768, 1536, 0, 0.01, 12},
+    {"many, tall", 1536, 768, 1, 0.01, 12}, {"many, square", 768, 768, 0, 0.01, 16},
 };
 
 void compare_polar(const PolarCase& c) {
@@ -140,12 +142,13 @@ void compare_polar(const PolarCase& c) {
       at::randn({3, c.rows, c.columns}, at::kDouble) * at::arange(1, c.columns + 1, at::kDouble).pow(-c.power);
   u[1].zero_();
   u = (u / (u.norm(2, {1, 2}, true) * kPolarSafety + kPolarEpsilon)).to(at::kHalf);
-  const at::Tensor scheduler = at::zeros({2}, at::TensorOptions(kGpu).dtype(at::kInt));
-  PolarBatch batch(3, c.rows, c.columns, scheduler);
-  const auto held = [&] { return at::from_blob(batch.data(), u.sizes(), scheduler.options().dtype(at::kHalf)); };
-  held().copy_(u);
-  batch.run(3, iterations);
-  const at::Tensor got = held().to(at::kCPU, at::kDouble), want = polar_express(u.to(at::kDouble), iterations);
+  const at::Tensor many = u.repeat({c.copies, 1, 1});
+  PolarBatch batch(many.size(0), c.rows, c.columns, kGpu);
+  const auto held = [&] { return at::from_blob(batch.data(), many.sizes(), at::TensorOptions(kGpu).dtype(at::kHalf)); };
+  held().copy_(many);
+  batch.run(many.size(0), iterations);
+  const at::Tensor got = held().to(at::kCPU, at::kDouble);
+  const at::Tensor want = polar_express(u.to(at::kDouble), iterations).repeat({c.copies, 1, 1});
   const double error = distance(got, want);
   char line[160];
   std::snprintf(line, sizeof line, "polar, %s: off exact arithmetic by %.4f, at most %.4f", c.name, error, c.bound);

@@ -1,0 +1,14 @@
+#ifndef SWITCHYARD_WITH_CUDA
+#include "ops/side_stream.h"
+
+namespace switchyard::ops {
+
+struct SideStream::Stream {};
+SideStream::SideStream(at::Device) {}
+SideStream::~SideStream() = default;
+SideStream::SideStream(SideStream&&) noexcept = default;
+void SideStream::run(const std::function<void()>& work) { work(); }
+void SideStream::join() {}
+
+}  // namespace switchyard::ops
+#endif

@@ -5,7 +5,7 @@
 
 Each shape is one run of peer_torch.py --layer: a compiled gather, two torch._grouped_mm with the activation between
 them, and a sum over each token's rows; recorded as CUDA graphs. Its weight gradients are bf16 tensors, where `bench moe`
-adds to fp32 buffers. T tokens, D width, N expert width, E experts, K experts a token.
+adds to fp32 buffers; backward "+ sums" adds them to such buffers too, as its training does. T tokens, D width, N expert width, E experts, K experts a token.
 """
 import argparse
 import json
@@ -41,7 +41,8 @@ def one_shape(text, activation, repeats):
     told = json.loads(done.stdout.splitlines()[-1])
     row = numbers | {"largest_over_mean_load": told["largest_over_mean_load"], "graph": told["graph"]}
     for name, part in PARTS.items():
-        row[part] = {key: told[name][key] for key in ("fwd_ms", "bwd_ms", "fwd_tflops", "bwd_tflops")}
+        row[part] = {key: told[name][key] for key in ("fwd_ms", "bwd_ms", "bwd_sums_ms", "fwd_tflops", "bwd_tflops",
+                                                      "bwd_sums_tflops")}
     return row, told["gpu"], told["torch"]
 
 

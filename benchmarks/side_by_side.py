@@ -317,21 +317,22 @@ def layer_rows(rounds, shapes):
     for i, shape in enumerate(shapes):
         for part in peer_moe_layer.PARTS.values():
             row = {"shape": shape, "part": part}
-            for pass_name in ("fwd", "bwd"):
-                for who, told in rounds.items():
-                    row[f"{pass_name}_{who}"] = statistics.median(t["shapes"][i][part][f"{pass_name}_tflops"] for t in told)
-                row[f"{pass_name}_ratio"] = row[f"{pass_name}_ours"] / row[f"{pass_name}_peer"]
+            median = lambda who, key: statistics.median(told["shapes"][i][part][f"{key}_tflops"] for told in rounds[who])
+            for key, peers_key in (("fwd", "fwd"), ("bwd", "bwd"), ("bwd", "bwd_sums")):
+                row[f"{key}_ours"], row[f"{peers_key}_peer"] = median("ours", key), median("peer", peers_key)
+                row[f"{peers_key}_ratio"] = row[f"{key}_ours"] / row[f"{peers_key}_peer"]
             rows.append(row)
     return rows
 
 
 def print_layer_report(rows):
-    titles = ("fwd ours", "peer", "ratio", "bwd ours", "peer", "ratio")
+    """The peer's "+ sums": its weight gradients, bf16 tensors, are added to fp32 sums, as its training and ours do."""
+    columns = ("fwd_ours", "fwd_peer", "fwd_ratio", "bwd_ours", "bwd_peer", "bwd_ratio", "bwd_sums_peer", "bwd_sums_ratio")
+    titles = ("fwd ours", "peer", "ratio", "bwd ours", "peer", "ratio", "+ sums", "ratio")
     print(f"{'T, D, N, E, K':<26} {'':<13}" + "".join(f"{title:>10}" for title in titles))
     for row in rows:
         first = row["shape"].replace(",", ", ") if row["part"] == "experts_only" else ""
-        cells = [f"{row[f'{p}_{column}']:10.{3 if column == 'ratio' else 1}f}"
-                 for p in ("fwd", "bwd") for column in ("ours", "peer", "ratio")]
+        cells = [f"{row[column]:10.{3 if column.endswith('ratio') else 1}f}" for column in columns]
         print(f"{first:<26} {row['part'].replace('_', ' '):<13}" + "".join(cells))
 
 

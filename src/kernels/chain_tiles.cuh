@@ -19,7 +19,7 @@ constexpr int kTileSteps = kTile / kDepth;  // of k
 struct Kind {
   static constexpr bool kGathers = false;
   static constexpr int kBlocks = 2, kStages = 4, kBuffers = 2, kThreads = 384;
-  static constexpr int kProducerWarps = 3;  // one loads, one for each consumer warpgroup sends
+  static constexpr int kReaders = 3;  // who loads, and for each consumer warpgroup who sends
   static constexpr int kColumnBytes = kTile * kDepth * 2;
   static constexpr int kShared = kStages * (kRowBytes + kColumnBytes) + 2 * kBuffers * kBox + 1024 + 256;
 };

@@ -46,7 +46,7 @@ struct Kind {
   // Warpgroups that fill the ring, stage by stage in turn. What gathers a stage's tokens anew for each tile takes one
   // of them longer than the products take; sums of 256 columns leave no registers for a second.
   static constexpr int kProducers = F == Form::kWgrad && kGathers && Columns <= 192 ? 2 : 1;
-  static constexpr int kProducerWarps = kGathers ? 4 * kProducers : 1;
+  static constexpr int kReaders = kGathers ? 4 * kProducers : 1;  // of a tile's number, beside the consumers' 8 warps
   static constexpr int kThreads = 128 * (kProducers + 2);
   // Of the 64K of a multiprocessor, for a thread.
   static constexpr int kProducerRegisters = kProducers == 2 ? 80 : kGathers ? 88 : 56;
@@ -138,8 +138,7 @@ struct Shared {
     }
     for (int i = 0; i < 2; ++i) {
       hopper::barrier_init(next_full + 8 * i, 1);
-      // Of every block the consumers' warps and the producers', or one thread.
-      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + K::kProducerWarps));
+      hopper::barrier_init(next_empty + 8 * i, K::kBlocks * (8 + K::kReaders));
     }
     hopper::barrier_init_fence();
   }

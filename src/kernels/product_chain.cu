@@ -377,7 +377,9 @@ Step step_of(const Product& p, MapTable& maps, int tiles_before) {
   step.tiles = Divisor(p.symmetric ? rows * (rows + 1) / 2 : rows * columns);
   step.tiles_before = tiles_before;
   step.a_lies = p.a_lies, step.b_lies = p.b_lies, step.symmetric = p.symmetric;
-  const bool turned = p.a_lies == Lies::kSymmetric ? p.b_lies == Lies::kSymmetric : p.a_lies != p.b_lies;
+  const auto are = [&](Lies a, Lies b) { return p.a_lies == a && p.b_lies == b; };
+  const bool turned = are(Lies::kSymmetric, Lies::kSymmetric) || are(Lies::kStraight, Lies::kTurned) ||
+                      are(Lies::kTurned, Lies::kStraight);
   step.same = p.symmetric && p.a == p.b && turned;
   step.scale = p.scale, step.add = p.add, step.identity = p.identity;
   return step;
@@ -408,7 +410,12 @@ void product_chain(const ProductChain& a, Stream stream) {
   }
   const int clusters = multiprocessors() / chain::Kind::kBlocks;
   if (a.update) {
-    SWITCHYARD_ASSERT(!a.products[a.length - 1].symmetric, "weights are no symmetric matrices");
+    const Product& last = a.products[a.length - 1];
+    const MuonBatch& weights = a.update->batch;
+    SWITCHYARD_ASSERT(!last.symmetric && !last.c && last.scale == 1 && last.add == 0 && last.identity == 0,
+                      "weights are updated by a plain product");
+    SWITCHYARD_ASSERT(weights.count == a.count && weights.rows == last.m && weights.cols == last.n,
+                      "weights have the shape of the product that updates them");
     shape.step[a.length - 1].updates = true;
     shape.update = *a.update;
   }

@@ -38,8 +38,8 @@ struct ProductChain {
   int length;               // at most kLongestChain
   int count;                // matrices
   int* progress;            // [count + 1] device memory, overwritten
-  // Or null. The last product, one that is not symmetric, has no result in memory: weights are updated by it, as
-  // muon_apply() does by its `direction`. Of those [m, n] weights and copies are 16-byte aligned.
+  // Or null. The last product, a plain one of nothing but A B, is not stored: weights are updated by it, as
+  // muon_apply() does by its `direction`. Of those [count, m, n] weights and copies are 16-byte aligned.
   const MuonApply* update = nullptr;
 };
 void product_chain(const ProductChain&, Stream);

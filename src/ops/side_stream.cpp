@@ -7,8 +7,7 @@ struct SideStream::Stream {};
 SideStream::SideStream(at::Device) {}
 SideStream::~SideStream() = default;
 SideStream::SideStream(SideStream&&) noexcept = default;
-void SideStream::run(const std::function<void()>& work) { work(); }
-void SideStream::join() {}
+void SideStream::run(const std::function<void()>& little, const std::function<void()>& work) { little(), work(); }
 
 }  // namespace switchyard::ops
 #endif

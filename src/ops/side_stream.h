@@ -15,9 +15,9 @@ class SideStream {
   ~SideStream();
   SideStream(SideStream&&) noexcept;
 
-  // `work` issues what may run beside all that is issued until join(), and after all that was issued before.
-  void run(const std::function<void()>& work);
-  void join();  // what is issued from here on comes after the work
+  // Both issue work that comes after all that was issued before; what `little` issues may run beside that of `work`.
+  // What is issued later comes after both.
+  void run(const std::function<void()>& little, const std::function<void()>& work);
 
  private:
   struct Stream;

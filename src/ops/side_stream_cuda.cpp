@@ -20,17 +20,26 @@ SideStream::SideStream(at::Device device) {
 SideStream::~SideStream() = default;
 SideStream::SideStream(SideStream&&) noexcept = default;
 
-void SideStream::run(const std::function<void()>& work) {
-  if (!stream_) return work();
-  stream_->begin.record(c10::cuda::getCurrentCUDAStream(stream_->stream.device_index()));
-  const c10::cuda::CUDAStreamGuard guard(stream_->stream);
-  stream_->begin.block(stream_->stream);
-  work();
-  stream_->end.record(stream_->stream);
-}
-
-void SideStream::join() {
-  if (stream_) stream_->end.block(c10::cuda::getCurrentCUDAStream(stream_->stream.device_index()));
+void SideStream::run(const std::function<void()>& little, const std::function<void()>& work) {
+  if (!stream_) return little(), work();
+  const c10::cuda::CUDAStream side = stream_->stream, current = c10::cuda::getCurrentCUDAStream(side.device_index());
+  stream_->begin.record(current);
+  stream_->begin.block(side);
+  const auto join = [&] {
+    stream_->end.record(side);
+    stream_->end.block(current);
+  };
+  try {
+    {
+      const c10::cuda::CUDAStreamGuard guard(side);
+      little();
+    }
+    work();
+  } catch (...) {
+    join();  // memory that the side stream still uses may be given away now
+    throw;
+  }
+  join();
 }
 
 }  // namespace switchyard::ops

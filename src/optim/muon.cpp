@@ -101,9 +101,7 @@ void Muon::step(const StepScalars& scalars) {
     for (const MuonKernels& group : kernels_)
       if (group.is_small() == small) group.step(scalars, config_);
   };
-  beside_->run([&] { step_all(true); });
-  step_all(false);
-  beside_->join();
+  beside_->run([&] { step_all(true); }, [&] { step_all(false); });
 #endif
 }
 

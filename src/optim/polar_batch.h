@@ -21,8 +21,8 @@ class PolarBatch {
   void* data() const { return x_.data_ptr(); }
   // The first `count` matrices become their polar factors. Same operations whatever the values; may be captured.
   void run(std::int64_t count, int iterations) { run(count, iterations, nullptr); }
-  // Instead, weights are updated by these: run() and then muon_apply() of data(), in one launch where own products can.
-  // Whatever update.direction is. aligned: weights and copies are, to 16 bytes.
+  // Instead, weights are updated by their polar factors: run() and then muon_apply(), in one launch where own products
+  // can, whatever update.direction is. data() holds nothing after it. aligned: weights and copies are, to 16 bytes.
   void update(std::int64_t count, int iterations, kernels::MuonApply update, bool aligned);
 
  private:

@@ -14,7 +14,7 @@ struct ProductCase {
   Lies a_lies, b_lies;
   bool symmetric, with_c;
   float scale, identity;
-  bool same = false;  // B is A, turned
+  bool same = false;  // B is A's memory
 };
 const std::vector<ProductCase> kProductCases = {
     {"one tile", 1, 128, 128, 64, Lies::kStraight, Lies::kTurned, false, false, 1, 0},
@@ -47,6 +47,7 @@ const std::vector<ProductCase> kProductCases = {
     {"more tiles than clusters, with C", 50, 264, 264, 72, Lies::kStraight, Lies::kTurned, true, true, 1, 1, true},
     {"Q X, three tiles", 3, 600, 328, 600, Lies::kSymmetric, Lies::kStraight, false, false, 1, 0},
     {"X Q, three tiles", 3, 328, 768, 768, Lies::kStraight, Lies::kSymmetric, false, false, 1, 0},
+    {"P P, one of them as it lies", 2, 520, 520, 520, Lies::kStraight, Lies::kSymmetric, true, false, 1, 0, true},
     {"P Q, three tiles and a bit", 2, 776, 776, 776, Lies::kSymmetric, Lies::kSymmetric, true, false, 1, 0},
 };
 
@@ -103,7 +104,8 @@ void check_product(Report& report, const ProductCase& c) {
   const double scale = 1 / std::sqrt(std::sqrt(static_cast<double>(c.k)));
   const auto operand = [&](std::size_t elements, Lies lies) {
     const Values values = random.normal(elements, scale);
-    return lies == Lies::kSymmetric ? symmetrized(values, c.count, c.k) : values;
+    const bool symmetric = lies == Lies::kSymmetric || (c.same && c.b_lies == Lies::kSymmetric);
+    return symmetric ? symmetrized(values, c.count, c.k) : values;
   };
   // Independent operands also where the result is called symmetric: it then shows which squares were computed.
   Input<fp16> a(operand(a_size, c.a_lies)), other(operand(b_size, c.b_lies)), terms(random.normal(size));

@@ -44,6 +44,7 @@ const std::vector<Case> kCases = {
     {"tall, badly conditioned", ParameterKind::kExpert, {3, 1536, 768}, {}, 1e-3},
     {"wide, badly conditioned", ParameterKind::kExpert, {3, 768, 1536}, {}, 1e-3},
     {"gated stack, two matrices an expert", ParameterKind::kExpert, {4, 512, 320}, {256, 256}, 1},
+    {"many small ones, several turns of a chain", ParameterKind::kExpert, {300, 64, 136}, {}, 1},
     {"router: few rows, no copy", ParameterKind::kRouter, {8, 768}, {}, 1},
     {"more rows than fit a tile", ParameterKind::kMlp, {1000, 328}, {}, 1},
     {"odd sizes", ParameterKind::kMlp, {37, 131}, {}, 1},
@@ -126,18 +127,24 @@ struct PolarCase {
   double power;  // column i is i^-power as large as the first
   double bound;  // relative; emulated it is 0.001 to 0.003, 0.006 for the odd sizes
   int copies = 1;
+  int iterations = MuonConfig{}.iterations;
 };
 const std::vector<PolarCase> kPolarCases = {
-    {"square", 768, 768, 0, 0.01},          {"wide", 768, 1536, 0, 0.01},
-    {"tall", 1536, 768, 0, 0.01},           {"wide, falling", 768, 1536, 1, 0.01},
-    {"tall, falling", 1536, 768, 1, 0.01},  {"a tile and a bit", 264, 520, 0, 0.01},
-    {"odd sizes", 100, 37, 0, 0.02},        {"many, wide", 768, 1536, 0, 0.01, 12},
-    {"many, tall", 1536, 768, 1, 0.01, 12}, {"many, square", 768, 768, 0, 0.01, 16},
+    {"square", 768, 768, 0, 0.01},
+    {"wide", 768, 1536, 0, 0.01},
+    {"tall", 1536, 768, 0, 0.01},
+    {"wide, falling", 768, 1536, 1, 0.01},
+    {"tall, falling", 1536, 768, 1, 0.01},
+    {"a tile and a bit", 264, 520, 0, 0.01},
+    {"odd sizes", 100, 37, 0, 0.02},
+    {"many, wide", 768, 1536, 0, 0.01, 12},
+    {"many, tall", 1536, 768, 1, 0.01, 12},
+    {"many, square", 768, 768, 0, 0.01, 16},
+    {"more products than a chain has", 264, 520, 0, 0.01, 1, 4},
 };
 
 void compare_polar(const PolarCase& c) {
   at::manual_seed(13);
-  const int iterations = MuonConfig{}.iterations;
   at::Tensor u =
       at::randn({3, c.rows, c.columns}, at::kDouble) * at::arange(1, c.columns + 1, at::kDouble).pow(-c.power);
   u[1].zero_();
@@ -146,9 +153,9 @@ void compare_polar(const PolarCase& c) {
   PolarBatch batch(many.size(0), c.rows, c.columns, kGpu);
   const auto held = [&] { return at::from_blob(batch.data(), many.sizes(), at::TensorOptions(kGpu).dtype(at::kHalf)); };
   held().copy_(many);
-  batch.run(many.size(0), iterations);
+  batch.run(many.size(0), c.iterations);
   const at::Tensor got = held().to(at::kCPU, at::kDouble);
-  const at::Tensor want = polar_express(u.to(at::kDouble), iterations).repeat({c.copies, 1, 1});
+  const at::Tensor want = polar_express(u.to(at::kDouble), c.iterations).repeat({c.copies, 1, 1});
   const double error = distance(got, want);
   char line[160];
   std::snprintf(line, sizeof line, "polar, %s: off exact arithmetic by %.4f, at most %.4f", c.name, error, c.bound);

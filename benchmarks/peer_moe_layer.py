@@ -5,7 +5,8 @@
 
 Each shape is one run of peer_torch.py --layer: a compiled gather, two torch._grouped_mm with the activation between
 them, and a sum over each token's rows; recorded as CUDA graphs. Its weight gradients are bf16 tensors, where `bench moe`
-adds to fp32 buffers; backward "+ sums" adds them to such buffers too, as its training does. T tokens, D width, N expert width, E experts, K experts a token.
+adds to fp32 buffers; the JSON's bwd_sums, "+ sums" of runs/bench.sh layer, adds them to such buffers too, as its training
+does. T tokens, D width, N expert width, E experts, K experts a token.
 """
 import argparse
 import json

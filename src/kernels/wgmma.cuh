@@ -1,4 +1,5 @@
-// kernels/wgmma.cuh: d[64, N] (+)= a[64, 16] b[16, N] in bf16 with fp32 sums, asynchronous, by one warpgroup.
+// kernels/wgmma.cuh: d[64, N] (+)= a[64, 16] b[16, N] in bf16 with fp32 sums, asynchronous, by one warpgroup. a lies in
+// shared memory, or in registers.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +65,40 @@ __device__ __forceinline__ void multiply(float (&d)[64], std::uint64_t a, std::u
   // clang-format on
 }
 
+#define SWITCHYARD_NEW_8(d, i)                                                                                \
+  "=f"(d[i]), "=f"(d[i + 1]), "=f"(d[i + 2]), "=f"(d[i + 3]), "=f"(d[i + 4]), "=f"(d[i + 5]), "=f"(d[i + 6]), \
+      "=f"(d[i + 7])
+#define SWITCHYARD_PRODUCT_64                                                             \
+  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"                                \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+  "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+
+// d += a b. d = a b: what was in d is no input, so that the compiler need not bring it there.
+template <int kMnMajorA, int kMnMajorB>
+__device__ __forceinline__ void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n" SWITCHYARD_PRODUCT_64 "%32, %33, p, 1, 1, %34, %35;\n}\n"
+               : SWITCHYARD_SUMS_32(d, 0)
+               : "l"(a), "l"(b), "n"(kMnMajorA), "n"(kMnMajorB));
+}
+template <int kMnMajorA, int kMnMajorB>
+__device__ __forceinline__ void multiply_anew(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n" SWITCHYARD_PRODUCT_64 "%32, %33, p, 1, 1, %34, %35;\n}\n"
+               : SWITCHYARD_NEW_8(d, 0), SWITCHYARD_NEW_8(d, 8), SWITCHYARD_NEW_8(d, 16), SWITCHYARD_NEW_8(d, 24)
+               : "l"(a), "l"(b), "n"(kMnMajorA), "n"(kMnMajorB));
+}
+
+// a[4] of a thread, two columns each, the lower one first: (row, 2 (lane % 4)), row 8 below, and both 8 columns on; row
+// as of d. So d of a product, packed by pairs, is a of the next. They must not change before the products are complete.
+template <int kMnMajorB>
+__device__ __forceinline__ void multiply(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n" SWITCHYARD_PRODUCT_64
+               "{%32, %33, %34, %35}, %36, p, 1, 1, %37;\n}\n"
+               : SWITCHYARD_SUMS_32(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kMnMajorB));
+}
+
+#undef SWITCHYARD_PRODUCT_64
+#undef SWITCHYARD_NEW_8
 #undef SWITCHYARD_SUMS_32
 #undef SWITCHYARD_SUMS_8
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/text.h"
+#include "kernels/attention_backward.h"
 #include "kernels/grouped_gemm.h"
 #include "model/accounting.h"
 #include "model/layer_rules.h"
@@ -117,10 +118,14 @@ std::int64_t feed_forward_workspace(const Config& config, int layer) {
   return config.moe.flexible_ffn ? std::max(dense, experts - dense - 2 * width) : experts;
 }
 
-// What attention's backward has at once, with what it borrows for a fixed order of its sums. Without that its turn, by
-// which the feed-forward has let go what it kept, is the smaller one.
+// What attention's backward by cuDNN has at once, with what it borrows for a fixed order of its sums. Without that its
+// turn, by which the feed-forward has let go what it kept, is the smaller one; so is our own kernel's, which borrows
+// nothing for it.
 std::int64_t ordered_attention_workspace(const Config& config) {
+  const ModelConfig& model = config.model;
   if (!config.train.deterministic || config.precision.mode == "fp32" || config.device == "cpu") return 0;
+  if (kernels::attention_backward_takes_shape(model.seq_len, head_count(model), kv_head_count(model), model.head_dim))
+    return 0;
   const std::int64_t scores = std::int64_t{head_count(config.model)} * config.model.seq_len;
   if (micro_tokens(config) * scores * 2 > ops::kMostOrderedAttentionBytes) return 0;
   return scores + 2 * (q_width(config.model) + kv_width(config.model));

@@ -12,7 +12,9 @@
 #include <ATen/cudnn/Handle.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "kernels/attention_backward.h"
 #include "ops/cudnn_attention.h"
+#include "ops/launch.h"
 #endif
 
 namespace switchyard::ops {
@@ -73,14 +75,19 @@ Tensor attention_of_torch(const Tensor& qkv, const AttentionShape& s) {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// Whether backward is a kernel of ours: in less time than cuDNN's, and in a fixed order always.
+bool own_backward(const AttentionShape& s) {
+  return kernels::attention_backward_takes(s.seq_len, s.heads, s.kv_heads, s.head_dim);
+}
+
 // The plans for this tensor, or nullptr: another type or device, or nothing that cuDNN has a kernel for.
 const CudnnAttention* packed_plans(const Tensor& qkv, const AttentionShape& s) {
   if (!qkv.is_cuda() || qkv.scalar_type() != at::kBFloat16 || qkv.numel() == 0) return nullptr;
   if (at::cuda::getDeviceProperties(qkv.get_device())->major < 8) return nullptr;
-  const bool training = at::GradMode::is_enabled() && qkv.requires_grad();
+  const bool backward = at::GradMode::is_enabled() && qkv.requires_grad() && !own_backward(s);
   return CudnnAttention::find(
       {qkv.get_device(), qkv.size(0) / s.seq_len, s.seq_len, s.heads, s.kv_heads, s.head_dim,
-       std::min(s.window, s.seq_len), training, training && at::globalContext().deterministicAlgorithms()},
+       std::min(s.window, s.seq_len), backward, backward && at::globalContext().deterministicAlgorithms()},
       at::native::getCudnnHandle());
 }
 
@@ -104,15 +111,29 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
                    at::native::getCudnnHandle());
     context->save_for_backward({qkv, out, statistics});
     context->saved_data["plans"] = reinterpret_cast<std::int64_t>(plans);
+    context->saved_data["shape"] = std::vector<std::int64_t>{s.seq_len, s.heads, s.kv_heads, s.head_dim, s.window};
     return out;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
     const Tensor &qkv = saved[0], &out = saved[1], &statistics = saved[2];
+    const std::vector<std::int64_t> sizes = context->saved_data["shape"].toIntVector();
+    const auto size = [&](int i) { return static_cast<int>(sizes[i]); };
+    const AttentionShape s{size(0), size(1), size(2), size(3), size(4)};
+    const Tensor d_out = dense(grads[0]), d_qkv = at::empty_like(qkv);
+    if (own_backward(s)) {
+      const std::int64_t sequences = qkv.size(0) / s.seq_len;
+      const Tensor scratch =
+          at::empty({kernels::attention_backward_scratch(sequences, s.seq_len, s.heads)}, statistics.options());
+      const auto bf16 = [](const Tensor& x) { return static_cast<kernels::bf16*>(x.data_ptr()); };
+      kernels::attention_backward({bf16(qkv), bf16(out), bf16(d_out), statistics.data_ptr<float>(), bf16(d_qkv),
+                                   scratch.data_ptr<float>(), sequences, s.seq_len, s.heads, s.kv_heads, s.window},
+                                  current_stream(qkv));
+      return {d_qkv, Tensor(), Tensor()};
+    }
     const auto* plans = reinterpret_cast<const CudnnAttention*>(context->saved_data["plans"].toInt());
-    const Tensor d_out = dense(grads[0]), d_qkv = at::empty_like(qkv),
-                 workspace = lent(plans->backward_workspace(), qkv);
+    const Tensor workspace = lent(plans->backward_workspace(), qkv);
     plans->backward({qkv.data_ptr(), out.data_ptr(), d_out.data_ptr(), statistics.data_ptr<float>(), d_qkv.data_ptr(),
                      workspace.data_ptr()},
                     at::native::getCudnnHandle());

@@ -15,9 +15,9 @@ struct AttentionShape {
 
 // qkv [T, (H + 2 KV) C]: of each token H query heads, then KV key heads, then KV value heads, C channels each (as the
 // projection writes it); T = sequences * seq_len. Returns [T, H*C]. The gradient comes back as one tensor of qkv's
-// shape. bf16 on a GPU: cuDNN's fused kernels, which read and write the packed tensors where they are. torch's fused
-// kernels on CPUs, for fp32, and where cuDNN has none for the shape (the log says so once). A shape's first call builds
-// its plans: make it before a CUDA graph is recorded.
+// shape. bf16 on a GPU: cuDNN's fused kernels, which read and write the packed tensors where they are; backward of
+// heads of 64 channels on Hopper by a kernel of ours. torch's fused kernels on CPUs, for fp32, and where cuDNN has none
+// for the shape (the log says so once). A shape's first call builds its plans: make it before a CUDA graph is recorded.
 Tensor attention(const Tensor& qkv, const AttentionShape& shape);
 Tensor attention_reference(const Tensor& qkv, const AttentionShape& shape);
 

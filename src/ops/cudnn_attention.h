@@ -16,7 +16,7 @@ struct CudnnAttentionCase {
   int device;  // the current one when the plan is looked up, and when it runs
   std::int64_t sequences;
   int seq_len, heads, kv_heads, head_dim, window;
-  bool training;       // there is a backward
+  bool training;       // there is a backward, and it is cuDNN's
   bool deterministic;  // backward sums dq in a fixed order, which takes sequences * heads * seq_len^2 * 2 bytes
 };
 

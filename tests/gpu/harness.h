@@ -173,5 +173,6 @@ void check_grouped_gemm(Report&);
 void check_portable_gemm(Report&);
 void check_loss_and_optimizers(Report&);
 void check_products(Report&);
+void check_attention(Report&);
 
 }  // namespace switchyard::gpu_check

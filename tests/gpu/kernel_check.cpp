@@ -91,6 +91,7 @@ const Part kParts[] = {
     {"portable_gemm", gpu_check::check_portable_gemm},
     {"loss_and_optimizers", gpu_check::check_loss_and_optimizers},
     {"products", gpu_check::check_products, kernels::runs_hopper_kernels},
+    {"attention", gpu_check::check_attention, kernels::runs_hopper_kernels},
 };
 
 bool asked_for(const std::string& name, int count, char** names) {

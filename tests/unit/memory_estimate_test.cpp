@@ -121,23 +121,28 @@ TEST(MemoryEstimateTest, SwigluInTheProductsKeepsItsActivationAndWideOnesTheirRo
 }
 #endif
 
-// The scores of a micro-batch, once, in 16 bits, where they take at most 4 GiB; else attention goes without.
+// The scores of a micro-batch, once, in 16 bits, where cuDNN makes attention's backward and they take at most 4 GiB.
 TEST(MemoryEstimateTest, AFixedOrderOfAttentionsSumsBorrowsTheScores) {
   struct OrderedCase {
-    const char *device, *mode;
+    const char *device, *mode, *head_dim;
     std::int64_t micro_batch, borrowed;  // sequences; bytes
   };
-  const std::int64_t of_a_sequence = std::int64_t{12} * 1024 * 1024 * 2;
-  for (const OrderedCase& c : std::vector<OrderedCase>{{"cuda", "bf16", 64, 64 * of_a_sequence},
-                                                       {"cuda", "bf16", 128, 128 * of_a_sequence},
-                                                       {"cuda", "bf16", 256, 0},
-                                                       {"cuda", "fp32", 64, 0},
-                                                       {"cpu", "bf16", 64, 0}}) {
+  const std::int64_t of_a_sequence = std::int64_t{6} * 1024 * 1024 * 2;  // of 6 heads of 128 channels
+  for (const OrderedCase& c : std::vector<OrderedCase>{{"cuda", "bf16", "128", 64, 64 * of_a_sequence},
+                                                       {"cuda", "bf16", "128", 256, 256 * of_a_sequence},
+                                                       {"cuda", "bf16", "128", 512, 0},
+                                                       {"cuda", "bf16", "32", 64, 4 * 64 * of_a_sequence},
+                                                       {"cuda", "bf16", "64", 64, 0},
+                                                       {"cuda", "fp32", "128", 64, 0},
+                                                       {"cpu", "bf16", "128", 64, 0}}) {
     const auto workspace = [&](const char* deterministic) {
       return estimate_memory(load_config("dense_d12",
                                          {{"device", c.device},
                                           {"precision.mode", c.mode},
                                           {"train.deterministic", deterministic},
+                                          {"model.head_dim", c.head_dim},
+                                          {"model.n_head", std::to_string(768 / std::stoi(c.head_dim))},
+                                          {"model.n_kv_head", "0"},
                                           {"model.vocab_size", "1024"},  // so that the head's turn is a small one
                                           {"train.micro_batch", std::to_string(c.micro_batch)}},
                                          SWITCHYARD_SOURCE_DIR)
@@ -145,7 +150,8 @@ TEST(MemoryEstimateTest, AFixedOrderOfAttentionsSumsBorrowsTheScores) {
                              1)
           .workspace;
     };
-    EXPECT_EQ(workspace("true") - workspace("false"), c.borrowed) << c.device << " " << c.mode << " " << c.micro_batch;
+    EXPECT_EQ(workspace("true") - workspace("false"), c.borrowed)
+        << c.device << " " << c.mode << " " << c.head_dim << " " << c.micro_batch;
   }
 }
 

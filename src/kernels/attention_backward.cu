@@ -67,7 +67,9 @@ constexpr int kSchedulers = 4;  // floats in front of the rows of sums: two coun
 template <class B, class Kernel>
 void launch(Kernel kernel, const Maps& maps, Problem p, std::int64_t sequences, int heads, Stream stream) {
   p.tiles = Divisor(ceil_div(p.seq_len, B::kRows));
-  p.items = static_cast<int>(sequences * heads * p.tiles.by);
+  const std::int64_t items = sequences * heads * p.tiles.by;
+  SWITCHYARD_ASSERT(items < std::int64_t{1} << 31, "attention's backward was given too many sequences");
+  p.items = static_cast<int>(items);
   SWITCHYARD_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, B::kBytes));
   kernel<<<std::min(p.items, multiprocessors()), B::kThreads, B::kBytes, stream>>>(maps, p);
   SWITCHYARD_CUDA_LAUNCHED();

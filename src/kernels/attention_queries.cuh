@@ -95,7 +95,7 @@ struct QueryRows {
       log_sum[half] = first + row < p.seq_len ? __int_as_float(word) * kLog2E : INFINITY;
     }
   }
-  // For the other kernel; each of four lanes writes one number.
+  // For the other kernel, whose copies see it because that is another launch; each of four lanes writes one number.
   __device__ void store(const Problem& p, const Item& item, const Place& place, int first) const {
     const int half = place.q % 2, row = first + place.row(half);
     const std::int64_t tile =

@@ -51,6 +51,8 @@ struct Block {
   static constexpr int kBytes =
       1024 + kItems * (kItemBytes + kItemSums * 4) + kStages * kStageBytes + 2 * 8 * (kStages + kItems) + 4 * kItems;
   static_assert(kBytes <= 227 * 1024);
+  // Behind a stage that products still read at most one tile of an item can be another warpgroup's alone.
+  static_assert(kConsumers <= 4 || kStages > 2);
   std::uint32_t items, stages, item_sums, stage_sums, full, empty, item_full, item_empty, words;
 
   __device__ explicit Block(const void* raw)

@@ -111,6 +111,7 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
                    at::native::getCudnnHandle());
     context->save_for_backward({qkv, out, statistics});
     context->saved_data["plans"] = reinterpret_cast<std::int64_t>(plans);
+    context->saved_data["own_backward"] = own_backward(s);  // not asked again: plans are made for one answer
     context->saved_data["shape"] = std::vector<std::int64_t>{s.seq_len, s.heads, s.kv_heads, s.head_dim, s.window};
     return out;
   }
@@ -122,7 +123,7 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
     const auto size = [&](int i) { return static_cast<int>(sizes[i]); };
     const AttentionShape s{size(0), size(1), size(2), size(3), size(4)};
     const Tensor d_out = dense(grads[0]), d_qkv = at::empty_like(qkv);
-    if (own_backward(s)) {
+    if (context->saved_data["own_backward"].toBool()) {
       const std::int64_t sequences = qkv.size(0) / s.seq_len;
       const Tensor scratch =
           at::empty({kernels::attention_backward_scratch(sequences, s.seq_len, s.heads)}, statistics.options());

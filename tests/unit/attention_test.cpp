@@ -225,8 +225,9 @@ TEST(AttentionOnGpu, RepeatsBitForBitWhereAsked) {
     const Inputs in(c);
     const auto [free_out, free_d_qkv] = differentiate(attention, in.qkv, in.d_out, c);
 #ifdef SWITCHYARD_CUDNN_ATTENTION
-    if (has_own_backward(c))
+    if (has_own_backward(c)) {
       EXPECT_TRUE(at::equal(free_d_qkv, differentiate(attention, in.qkv, in.d_out, c).second)) << c.name << ", unasked";
+    }
 #endif
     const Deterministic asked;
 #ifdef SWITCHYARD_CUDNN_ATTENTION
@@ -267,10 +268,11 @@ TEST(AttentionOnGpu, ReplaysAsACudaGraph) {
     for (int replay = 0; replay < 2; ++replay) {
       graph.replay();
       EXPECT_TRUE(at::equal(out.detach(), want)) << c.name;
-      if (has_own_backward(c))
+      if (has_own_backward(c)) {
         EXPECT_TRUE(at::equal(d_qkv, d_want)) << c.name;
-      else
+      } else {
         EXPECT_LT(relative(d_qkv, d_want.to(at::kFloat)), 1e-3) << c.name;  // cuDNN sums dq in any order
+      }
     }
   }
 }

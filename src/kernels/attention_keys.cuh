@@ -27,9 +27,7 @@ __device__ __forceinline__ void produce_for_keys(const Maps& maps, const Problem
   const auto passing = [&](int index) {
     const Item item(p, index, p.kv_heads);
     const int last = last_queries(p, item.tile * kTile + kTile - 1) / 2;
-#pragma unroll 1  // the one thread has few registers
     for (int head = item.head * p.group; head < (item.head + 1) * p.group; ++head)
-#pragma unroll 1
       for (int tile = item.tile; tile <= last; ++tile, stage.advance()) {
         const std::uint32_t full = block.full + 8 * stage.at;
         const std::int64_t rows = (static_cast<std::int64_t>(item.sequence) * p.heads + head) * p.row_tiles + tile;

@@ -75,7 +75,7 @@ Tensor attention_of_torch(const Tensor& qkv, const AttentionShape& s) {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Whether backward is a kernel of ours: in less time than cuDNN's, and in a fixed order always.
+// Whether backward is a kernel of ours: in a fixed order always, and at 1024 tokens in less time than cuDNN's.
 bool own_backward(const AttentionShape& s) {
   return kernels::attention_backward_takes(s.seq_len, s.heads, s.kv_heads, s.head_dim);
 }

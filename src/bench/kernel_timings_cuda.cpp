@@ -116,6 +116,7 @@ void time_router_logits(Clock& clock, int experts) {
 }
 
 void time_add_norm_router(Clock& clock, int experts) {
+  if (!kernels::add_norm_takes_router<bf16>(kD, experts)) return;
   const std::size_t size = static_cast<std::size_t>(kT) * kD, pairs = static_cast<std::size_t>(kT) * experts;
   const Filled<bf16> x(size), delta(size), d_normed(size), residual(size);
   const Filled<float> w(static_cast<std::size_t>(experts) * kD), d_w(static_cast<std::size_t>(experts) * kD),
@@ -129,10 +130,11 @@ void time_add_norm_router(Clock& clock, int experts) {
   clock.time(("add_norm_router" + of).c_str(), 4 * kRow + logit_bytes,
              [&](Stream s) { kernels::add_norm_router(a, s); });
   const kernels::AddNormRouterBackward<bf16> b{
-      x.get(), d_normed.get(), d_logits.get(), residual.get(), inverse.get(), logits.get(), nullptr,
-      w.get(), normed.get(),   d_w.get(),      nullptr,        scratch.get(), kT,           kD,
-      experts};
-  clock.time(("add_norm_router_backward" + of).c_str(), 4 * kRow + 2 * logit_bytes,
+      x.get(), d_normed.get(), d_logits.get(), residual.get(), delta.get(), inverse.get(), logits.get(),
+      nullptr, w.get(),        normed.get(),   d_w.get(),      nullptr,     scratch.get(), kT,
+      kD,      experts};
+  const int passes = experts > kernels::kFusedWeightExperts ? 5 : 4;
+  clock.time(("add_norm_router_backward" + of).c_str(), passes * kRow + 2 * logit_bytes,
              [&](Stream s) { kernels::add_norm_router_backward(b, s); });
 }
 
@@ -362,7 +364,7 @@ std::vector<KernelTiming> time_kernels(double product_rate, const std::string& o
   for (const int window : {kS, kS / 2}) time_attention(clock, kT / kS, {kS, kH, kH, kC, window});
   time_activation(clock);
   for (const int experts : {kE, 16, 32, 64, 128}) time_router_logits(clock, experts);
-  for (const int experts : {kE, 16}) time_add_norm_router(clock, experts);
+  for (const int experts : {kE, 16, 32}) time_add_norm_router(clock, experts);
   time_routing(clock, {kT, kD, kN, kE, kK, " E 8 K 2"});
   time_routing(clock, {kT, kD, 768, 32, 4, " E 32 K 4"});
   time_routing(clock, {16384, kD, 384, 64, 8, " E 64 K 8"});

@@ -143,18 +143,20 @@ void time_rows(Clock& clock, const Routed& r, const std::string& of) {
 // The experts' gradient of their input, summed by a pass of its own and read by the kernel before them, or summed by
 // it.
 void time_row_gradient(Clock& clock, const Routed& r, const std::string& of) {
-  if (!kernels::add_norm_takes_router(r.D, r.E)) return;
+  if (!kernels::add_norm_takes_router<bf16>(r.D, r.E)) return;
   const std::size_t size = static_cast<std::size_t>(r.T) * r.D, weights = static_cast<std::size_t>(r.E) * r.D;
   const Filled<bf16> rows(static_cast<std::size_t>(r.capacity) * r.D), x(size), d_residual(size);
   Buffer<bf16> sum(size), d_x(size);
   const Filled<float> w(weights), d_w(weights), d_logits(static_cast<std::size_t>(r.T) * r.E), inverse(r.T);
   const kernels::Combine<bf16> combine{rows.get(), r.row_of.get(), sum.get(), r.T, r.K, r.D};
   const kernels::RowSum<bf16> row_sum{rows.get(), r.row_of.get(), r.K};
-  const double pass = 2.0 * size, read = r.K * pass, logits = 2 * r.logit_bytes();
+  const double pass = 2.0 * size, logits = 2 * r.logit_bytes(),
+               read = (r.K + (r.E > kernels::kFusedWeightExperts)) * pass;
   Buffer<float> scratch(kernels::add_norm_router_scratch(r.T, r.D, r.E));
   kernels::AddNormRouterBackward<bf16> a{d_residual.get(),
                                          nullptr,
                                          d_logits.get(),
+                                         x.get(),
                                          x.get(),
                                          inverse.get(),
                                          r.logits.get(),

@@ -10,29 +10,36 @@
 #include "kernels/column_sums.cuh"
 #include "kernels/cuda_check.h"
 #include "kernels/device_limits.h"
+#include "kernels/router_logits.h"
 
 namespace switchyard::kernels {
 namespace {
 
 using namespace norm_router;
 
-constexpr int kMostExperts = 16, kMostWarps = 16, kMostWidth = kMostWarps * kShare;
+constexpr int kMostExperts = 32, kMostWarps = 16, kMostWidth = kMostWarps * kShare;
 constexpr int kMostResident = 4;  // blocks a multiprocessor in backward, where each leaves a partial sum
 constexpr int kNoLimit = 32;
+// More than 16: W leaves room for two blocks a multiprocessor, too few to hide each other's waiting for memory, so that
+// a turn fetches the next one's rows into L2. With fewer experts that takes longer.
+template <int kTiles>
+constexpr bool kManyExperts = kTiles > 2;
 
 template <class T, int kTiles, int kWarps>
-__global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? 3 : 1)
+__global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? (kManyExperts<kTiles> ? 2 : 3) : 1)
     add_norm_router_kernel(AddNormRouter<T> a) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kColumns = kTiles * 8;
+  constexpr int kStride = kColumns + 4;  // so that the eight rows of a store start in other banks
   extern __shared__ uint4 staged[];
   __shared__ float squares_of[kWarps][kRows];
-  __shared__ float logits_of[kWarps][kRows][kColumns];
+  __shared__ float logits_of[kWarps][kRows][kStride];
   const Place at;
   const int all = blocks_of(a.width);
-  stage_rows<kTiles, kOf>(a.w, a.width, a.experts, 0, 0, all, staged);  // a row's first sum is the barrier behind it
+  // A row's first sum is the barrier behind it.
+  stage_rows<kTiles, kOf, kManyExperts<kTiles> ? 4 : 1>(a.w, a.width, a.experts, 0, 0, all, staged);
 
-  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens;
-       first += static_cast<std::int64_t>(gridDim.x) * kRows) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kRows;
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens; first += stride) {
     const std::int64_t t = first + at.g, row = t * a.width;
     Pack<T> x[kBlocks], delta[kBlocks];
     bool there[kBlocks];
@@ -42,6 +49,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
       x[i] = load_pack_if(there[i], a.x + row + at.channel(i));
       delta[i] = load_pack_if(there[i], a.delta + row + at.channel(i));
     }
+    if (kManyExperts<kTiles> && first + stride + kRows <= a.tokens && at.warp == 0 && at.lane < 2)
+      fetch_turn(at.lane ? a.delta : a.x, first + stride, a.width);
 
     float squares = 0;
 #pragma unroll
@@ -61,7 +70,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
     const float inverse = rsqrtf(squares / static_cast<float>(a.width) + a.eps);
     if (at.warp == 0 && at.q == 0 && t < a.tokens) a.inverse_rms[t] = inverse;
 
-    float logit[kTiles][4] = {};  // of row g and experts 8 n + 2 q, + 1; the other two belong to the second terms of n
+    float logit[kTiles][2] = {};  // of experts 8 tile + g and rows 2 q, 2 q + 1
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
       const int block = at.warp * kBlocks + i;
@@ -82,32 +91,31 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
       unsigned pair[4][kOwn];
       channel_pairs(x[i], pair);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        float part[4] = {};  // the tensor cores cut off what they add: short sums, added up with rounding
+      for (int tile = 0; tile < kTiles; tile += 2) {
+        // The tensor cores cut off what they add: short sums, added up with rounding.
+        float part[kTiles > 1 ? 4 : 2] = {};
 #pragma unroll
         for (int j = 0; j < kOf; ++j) {
-          const uint4 w = staged[((block * kTiles + tile) * kOf + j) * kWarp + at.lane];
+          const uint4* w = staged + ((block * kTiles + tile) * kOf + j) * kWarp + at.lane;
+          const uint4 low = w[0], high = kTiles > 1 ? w[kOf * kWarp] : make_uint4(0, 0, 0, 0);
+          const unsigned front[4] = {low.x, high.x, low.y, high.y}, back[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-          for (int own = 0; own < kOwn && own + j < kOf; own += 2) {
-            constexpr int kLast = kOwn - 1;
-            const bool two = own < kLast;
-            const int next = two ? own + 1 : own;
-            const unsigned front[4] = {pair[0][own], two ? pair[0][next] : 0, pair[1][own], two ? pair[1][next] : 0};
-            const unsigned back[4] = {pair[2][own], two ? pair[2][next] : 0, pair[3][own], two ? pair[3][next] : 0};
-            mma(part, front, w.x, w.y);
-            mma(part, back, w.z, w.w);
+          for (int own = 0; own < kOwn && own + j < kOf; ++own) {
+            mma_rows(part, front, pair[0][own], pair[1][own]);
+            mma_rows(part, back, pair[2][own], pair[3][own]);
           }
         }
 #pragma unroll
-        for (int k = 0; k < 4; ++k) logit[tile][k] += part[k];
+        for (int k = 0; k < 2 && tile + k < kTiles; ++k)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) logit[tile + k][c] += part[2 * k + c];
       }
     }
 
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-      for (int k = 0; k < 2; ++k)
-        logits_of[at.warp][at.g][tile * 8 + at.q * 2 + k] = logit[tile][k] + logit[tile][k + 2];
+      for (int c = 0; c < 2; ++c) logits_of[at.warp][at.q * 2 + c][tile * 8 + at.g] = logit[tile][c];
     __syncthreads();
     for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x) {
       const int token = i / kColumns, e = i % kColumns;
@@ -126,17 +134,22 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
 template <class T, int kTiles, int kWarps, bool kGain, class... Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 && !kGain ? 2 : 1)
     add_norm_router_backward_kernel(AddNormRouterBackward<T> a, Rows... of) {
-  // Beyond eight experts d_w leaves no registers for a sum that is not rounded to T.
-  constexpr bool kFromRows = sizeof...(Rows) == 1, kExact = kFromRows && kTiles == 1;
+  constexpr bool kWeight = 8 * kTiles <= kFusedWeightExperts;  // takes d_w too
+  // d_w of more than eight experts leaves no registers for a sum that is not rounded to T.
+  constexpr bool kFromRows = sizeof...(Rows) == 1, kExact = kFromRows && (kTiles == 1 || !kWeight);
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kGiven = (kOf + 1) / 2 * 2;
+  constexpr int kHalves = kTiles == 1 ? 1 : 2, kSteps = kTiles / kHalves;  // of sixteen experts
   extern __shared__ uint4 staged[];
   __shared__ float dots[2][kWarps][kRows];
   const Place at;
   const int all = blocks_of(a.width);
-  stage_columns<1, kTiles, kOf>(a.w, a.width, a.experts, 0, 0, all, staged);  // a row's first sum is its barrier too
-  float d_w[kBlocks][4][2 * kTiles] = {};  // experts g (and g + 8), channels 2 m and 2 m + 1 of the pack
+  // A row's first sum is its barrier too.
+  stage_columns<kSteps, kHalves, kOf, kManyExperts<kTiles> ? 4 : 1>(a.w, a.width, a.experts, 0, 0, all, staged);
+  // experts g (and g + 8), channels 2 m and 2 m + 1 of the pack
+  [[maybe_unused]] float d_w[kWeight ? kBlocks : 1][4][kWeight ? 2 * kTiles : 2] = {};
   float d_gain[kGain ? kBlocks : 1][kPack] = {};
 
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kRows;
   int turn = 0;
   int ahead = -1;  // the row indices of the next turn's token
   if constexpr (kFromRows) {
@@ -144,7 +157,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
     ahead = quad_index(of..., t < a.tokens, t);
   }
   for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows; first < a.tokens;
-       first += static_cast<std::int64_t>(gridDim.x) * kRows, turn ^= 1) {
+       first += stride, turn ^= 1) {
     const std::int64_t t = first + at.g, row = t * a.width;
     Pack<T> r[kBlocks], dn[kBlocks], late[kBlocks];
     bool there[kBlocks];
@@ -160,7 +173,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
     Pack<T> rows[2][kBlocks];
     if constexpr (kFromRows) load_rows(of..., a.width, ahead, 0, at, there, rows);
 
-    unsigned given[kGiven][2] = {}, turned[kGiven][2] = {};  // d_logits of row g, experts 8 h + 2 q, + 1; transposed
+    // d_logits of row g, experts 8 h + 2 q, + 1; transposed
+    unsigned given[kGiven][2 * kSteps] = {};
+    [[maybe_unused]] unsigned turned[kGiven][2] = {};
     float share = 0;
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
@@ -175,14 +190,16 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
       unsigned term[kOf];
       split(d[0], d[1], term);
 #pragma unroll
-      for (int j = 0; j < kOf; ++j) given[j][h] = term[j], turned[j][h] = transposed(term[j]);
+      for (int j = 0; j < kOf; ++j) {
+        given[j][h] = term[j];
+        if constexpr (kWeight) turned[j][h] = transposed(term[j]);
+      }
     }
 
     [[maybe_unused]] float sum[kBlocks][kPack];
     if constexpr (kFromRows) {
       sum_rows(of..., a.width, t, t < a.tokens, ahead, at, there, rows, sum);
-      const std::int64_t next = t + static_cast<std::int64_t>(gridDim.x) * kRows;
-      ahead = quad_index(of..., next < a.tokens, next);
+      ahead = quad_index(of..., t + stride < a.tokens, t + stride);
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
         if (a.d_normed) add_pack(load_pack_if(there[i], a.d_normed + row + at.channel(i)), sum[i]);
@@ -214,24 +231,39 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
     dot = sum_of_row(dot, at, dots[turn]) + lane_sum<4>(share) / inverse;
     const float along = inverse * inverse * inverse * dot / static_cast<float>(a.width);
 
+    if constexpr (kManyExperts<kTiles>) {
+      const std::int64_t next = first + stride;
+      if constexpr (kFromRows) fetch_summands(of..., a.width, t + stride, t + stride < a.tokens, ahead, at);
+      if (next + kRows <= a.tokens && at.warp == blockDim.x / kWarp - 1) {
+        if (at.lane == 0) fetch_turn(a.residual, next, a.width);
+        if (at.lane == 1) fetch_turn(a.d_residual, next, a.width);
+        if (at.lane == 2) fetch_turn(a.d_normed, next, a.width);
+        if (at.lane == 3) fetch_turn(a.d_logits, next, a.experts);
+        if (at.lane == 4) fetch_turn(a.logits, next, a.experts);
+      }
+    }
+
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
       const int block = at.warp * kBlocks + i;
       if (block >= all) break;
       float from_logits[4][4] = {};
 #pragma unroll
-      for (int j = 0; j < kOf; ++j) {
-        const uint4* w = staged + (block * kOf + j) * kTiles * kWarp + at.lane;
-        const uint4 front = w[0], back = kTiles == 2 ? w[kWarp] : make_uint4(0, 0, 0, 0);
+      for (int step = 0; step < kSteps; ++step)
 #pragma unroll
-        for (int own = 0; own + j < kOf; own += 2) {
-          const unsigned rows[4] = {given[own][0], given[own + 1][0], given[own][1], given[own + 1][1]};
-          mma(from_logits[0], rows, front.x, back.x);
-          mma(from_logits[1], rows, front.y, back.y);
-          mma(from_logits[2], rows, front.z, back.z);
-          mma(from_logits[3], rows, front.w, back.w);
+        for (int j = 0; j < kOf; ++j) {
+          const uint4* w = staged + ((block * kSteps + step) * kOf + j) * kHalves * kWarp + at.lane;
+          const uint4 front = w[0], back = kHalves == 2 ? w[kWarp] : make_uint4(0, 0, 0, 0);
+#pragma unroll
+          for (int own = 0; own + j < kOf; own += 2) {
+            const unsigned rows[4] = {given[own][2 * step], given[own + 1][2 * step], given[own][2 * step + 1],
+                                      given[own + 1][2 * step + 1]};
+            mma(from_logits[0], rows, front.x, back.x);
+            mma(from_logits[1], rows, front.y, back.y);
+            mma(from_logits[2], rows, front.z, back.z);
+            mma(from_logits[3], rows, front.w, back.w);
+          }
         }
-      }
 
       float f[kPack], n[kPack], g[kPack], total[kPack];
       unpack(r[i], f);
@@ -256,48 +288,55 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 &
       for (int c = 0; c < kPack; ++c) total[c] += fmaf(inverse, g[c], -along * f[c]);
       if (there[i]) store_floats(a.d_x + row + at.channel(i), total);
 
-      Pack<T> normed;  // as forward stored it
-      pack(n, normed);
-      unsigned pair[4][kOwn];
-      channel_pairs(normed, pair);
+      if constexpr (kWeight) {
+        Pack<T> normed;  // as forward stored it
+        pack(n, normed);
+        unsigned pair[4][kOwn];
+        channel_pairs(normed, pair);
 #pragma unroll
-      for (int m = 0; m < 4; ++m)
+        for (int m = 0; m < 4; ++m)
 #pragma unroll
-        for (int j = 0; j < kOwn; ++j) {
-          const unsigned columns = transposed(pair[m][j]);
+          for (int j = 0; j < kOwn; ++j) {
+            const unsigned columns = transposed(pair[m][j]);
 #pragma unroll
-          for (int own = 0; own + j < kOf; own += 2) {
-            const unsigned rows[4] = {turned[own][0], turned[own][1], turned[own + 1][0], turned[own + 1][1]};
-            mma_rows(d_w[i][m], rows, columns, columns);
+            for (int own = 0; own + j < kOf; own += 2) {
+              const unsigned rows[4] = {turned[own][0], turned[own][1], turned[own + 1][0], turned[own + 1][1]};
+              mma_rows(d_w[i][m], rows, columns, columns);
+            }
           }
-        }
+      }
     }
   }
 
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
     const int channel = at.channel(i);
+    if constexpr (kWeight) {
 #pragma unroll
-    for (int h = 0; h < kTiles; ++h) {
-      const int e = h * 8 + at.g;
-      float f[kPack];
+      for (int h = 0; h < kTiles; ++h) {
+        const int e = h * 8 + at.g;
+        float f[kPack];
 #pragma unroll
-      for (int c = 0; c < kPack; ++c) f[c] = d_w[i][c / 2][2 * h + c % 2];
-      if (e < a.experts && channel < a.width)
-        store_floats(a.scratch + (static_cast<std::int64_t>(blockIdx.x) * a.experts + e) * a.width + channel, f);
+        for (int c = 0; c < kPack; ++c) f[c] = d_w[i][c / 2][2 * h + c % 2];
+        if (e < a.experts && channel < a.width)
+          store_floats(a.scratch + (static_cast<std::int64_t>(blockIdx.x) * a.experts + e) * a.width + channel, f);
+      }
     }
     if constexpr (kGain) {
 #pragma unroll
       for (int c = 0; c < kPack; ++c)
 #pragma unroll
         for (int step = 4; step < kWarp; step *= 2) d_gain[i][c] += __shfl_xor_sync(kAllLanes, d_gain[i][c], step);
-      float* partial = a.scratch + (static_cast<std::int64_t>(gridDim.x) * a.experts + blockIdx.x) * a.width;
+      const std::int64_t behind = kWeight ? static_cast<std::int64_t>(gridDim.x) * a.experts : 0;
+      float* partial = a.scratch + (behind + blockIdx.x) * a.width;
       if (at.g == 0 && channel < a.width) store_floats(partial + channel, d_gain[i]);
     }
   }
 }
 
 std::int64_t turns(std::int64_t tokens) { return ceil_div<std::int64_t>(tokens, kRows); }
+
+int tiles_of(int experts) { return experts <= 8 ? 1 : experts <= 16 ? 2 : 4; }
 
 int shared_bytes(int width, int tiles, int terms) {
   return blocks_of(width) * tiles * terms * kWarp * static_cast<int>(sizeof(uint4));
@@ -319,34 +358,45 @@ int launch(Kernel kernel, const A& a, int tiles, int terms, int most, Stream str
 }
 
 // Calls run(tiles of eight experts, most warps a block) with both as compile-time constants.
-template <class A, class Run>
+template <class T, class A, class Run>
 void with_shape(const A& a, Run run) {
   using std::integral_constant;
-  SWITCHYARD_ASSERT(add_norm_takes_router(a.width, a.experts), "add_norm does not take a router of this shape");
+  SWITCHYARD_ASSERT(add_norm_takes_router<T>(a.width, a.experts), "add_norm does not take a router of this shape");
   const auto with_tiles = [&](auto tiles) {
     if (a.width <= 8 * kShare) return run(tiles, integral_constant<int, 8>());
     run(tiles, integral_constant<int, kMostWarps>());
   };
-  if (a.experts <= 8) return with_tiles(integral_constant<int, 1>());
-  with_tiles(integral_constant<int, 2>());
+  switch (tiles_of(a.experts)) {
+    case 1:
+      return with_tiles(integral_constant<int, 1>());
+    case 2:
+      return with_tiles(integral_constant<int, 2>());
+    default:
+      with_tiles(integral_constant<int, 4>());
+  }
 }
 
 }  // namespace
 
+template <class T>
 bool add_norm_takes_router(int width, int experts) {
   if (width <= 0 || width % kPack != 0 || width > kMostWidth || experts <= 0 || experts > kMostExperts) return false;
-  constexpr int kStatic = 9 * 1024;  // at most, forward's sums and logits of 16 experts
-  return shared_bytes(width, ceil_div(experts, 8), kTerms<float>) + kStatic <= most_shared_memory();
+  // Forward's logits and sums of squares; backward has less beside W.
+  const int tiles = tiles_of(experts), warps = width <= 8 * kShare ? 8 : kMostWarps,
+            fixed = warps * kRows * (8 * tiles + 4 + 1) * static_cast<int>(sizeof(float));
+  return shared_bytes(width, tiles, kTerms<T>) + fixed <= most_shared_memory();
 }
 
 std::int64_t add_norm_router_scratch(std::int64_t tokens, int width, int experts) {
-  return std::min<std::int64_t>(turns(tokens), kMostResident * multiprocessors()) * (experts + 1) * width;
+  const std::int64_t blocks = std::min<std::int64_t>(turns(tokens), kMostResident * multiprocessors());
+  if (experts <= kFusedWeightExperts) return blocks * (experts + 1) * width;
+  return std::max(blocks * width, router_logits_scratch(tokens, width, experts));
 }
 
 template <class T>
 void add_norm_router(const AddNormRouter<T>& a, Stream stream) {
   if (a.tokens == 0) return;
-  with_shape(a, [&](auto tiles, auto warps) {
+  with_shape<T>(a, [&](auto tiles, auto warps) {
     constexpr int kTiles = decltype(tiles)::value;
     launch(add_norm_router_kernel<T, kTiles, decltype(warps)::value>, a, kTiles, kTerms<T>, kNoLimit, stream);
   });
@@ -355,7 +405,7 @@ void add_norm_router(const AddNormRouter<T>& a, Stream stream) {
 template <class T>
 void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream, const RowSum<T>& rows) {
   if (a.tokens == 0) return;
-  with_shape(a, [&](auto tiles, auto warps) {
+  with_shape<T>(a, [&](auto tiles, auto warps) {
     constexpr int kTiles = decltype(tiles)::value, kWarps = decltype(warps)::value;
     const auto run = [&](auto gain, const auto&... of) {
       const auto kernel =
@@ -365,12 +415,19 @@ void add_norm_router_backward(const AddNormRouterBackward<T>& a, Stream stream, 
     const auto with_gain = [&](const auto&... of) {
       return a.d_gain ? run(std::true_type(), of...) : run(std::false_type(), of...);
     };
-    const int blocks = rows.rows ? with_gain(rows) : with_gain(), columns = a.experts * a.width;
-    add_columns(a.scratch, blocks, columns, a.d_w, stream);
+    const int blocks = rows.rows ? with_gain(rows) : with_gain();
+    const int columns = a.experts <= kFusedWeightExperts ? a.experts * a.width : 0;
+    if (columns) add_columns(a.scratch, blocks, columns, a.d_w, stream);
     if (a.d_gain) add_columns(a.scratch + std::int64_t{blocks} * columns, blocks, a.width, a.d_gain, stream);
   });
+  if (a.experts > kFusedWeightExperts)
+    router_weight_gradient(
+        RouterLogitsBackward<T>{a.normed, a.w, a.d_logits, nullptr, a.d_w, a.scratch, a.tokens, a.width, a.experts},
+        stream);
 }
 
+template bool add_norm_takes_router<bf16>(int, int);
+template bool add_norm_takes_router<float>(int, int);
 template void add_norm_router(const AddNormRouter<bf16>&, Stream);
 template void add_norm_router(const AddNormRouter<float>&, Stream);
 template void add_norm_router_backward(const AddNormRouterBackward<bf16>&, Stream, const RowSum<bf16>&);

@@ -34,7 +34,8 @@ struct AddNormRouterBackward {
   const T* d_residual;       // [T, D] or null
   const T* d_normed;         // [T, D] or null
   const float* d_logits;     // [T, E]
-  const T* residual;         // [T, D]  this and the next two as forward stored them
+  const T* residual;         // [T, D]  this and the next three as forward stored them
+  const T* normed;           // [T, D]  beyond kFusedWeightExperts; null: not read
   const float* inverse_rms;  // [T]
   const float* logits;       // [T, E]
   const float* gain;         // [D] or null
@@ -47,8 +48,12 @@ struct AddNormRouterBackward {
   int width, experts;
 };
 
-// Up to 16 experts, and widths whose weights fit in shared memory: a multiple of 8 up to 1536.
+// Up to 32 experts, and widths whose weights fit in shared memory: a multiple of 8 up to 1536.
+template <class T>
 bool add_norm_takes_router(int width, int experts);
+// Up to so many experts the weight's gradient is taken in the same pass; of more, its sums would not fit in registers
+// and it is a product of its own.
+inline constexpr int kFusedWeightExperts = 16;
 
 template <class T>
 void add_norm_router(const AddNormRouter<T>&, Stream);  // bf16, float

@@ -29,6 +29,20 @@ __device__ __forceinline__ void mma_rows(float (&d)[2], const unsigned (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
+// Starts bringing `bytes`, a multiple of 16, into L2. Nothing on GPUs before Hopper, nor of an odd address.
+__device__ __forceinline__ void fetch_to_l2([[maybe_unused]] const void* from, [[maybe_unused]] unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+#endif
+}
+
+// A turn's rows of a matrix, which may be missing.
+template <class T>
+__device__ __forceinline__ void fetch_turn(const T* matrix, std::int64_t first, int width) {
+  if (matrix) fetch_to_l2(matrix + first * width, kRows * width * sizeof(T));
+}
+
 // Of a RowSum, each of the four lanes that share a row keeps one of four row indices, so that they are read once,
 // before the loads that wait for them, and cost a register.
 inline constexpr int kQuad = 4;
@@ -68,6 +82,16 @@ __device__ __forceinline__ float sum_of_row(float own, const Place& at, float (&
   float sum = 0;
   for (int warp = 0; warp < blockDim.x / kWarp; ++warp) sum += parts[warp][at.g];
   return sum;
+}
+
+// The rows of token t, of which `index` is quad_index: four by each warp.
+template <class T>
+__device__ __forceinline__ void fetch_summands(const RowSum<T>& of, int width, std::int64_t t, bool real, int index,
+                                               const Place& at) {
+  for (int k = at.warp * kQuad; k < of.top_k; k += blockDim.x / kWarp * kQuad) {
+    if (k > 0) index = quad_index(of, real, t, k);
+    if (index >= 0) fetch_to_l2(of.rows + static_cast<std::int64_t>(index) * width, width * sizeof(T));
+  }
 }
 
 // Two rows of a token, numbers k and k + 1, in this thread's channels: as many as there are registers for beside what

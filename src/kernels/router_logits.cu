@@ -319,7 +319,7 @@ void check(const T& a) {
 
 // Partial sums of d_w into scratch; how many there are.
 template <class T>
-int weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
+int partial_sums(const RouterLogitsBackward<T>& a, Stream stream) {
   if constexpr (sizeof(T) == 2) {
     if (a.experts > 16 && most_shared_memory() >= wide_gradient::shared_bytes(8)) {
       const wide_gradient::Grid grid(a.tokens, a.width, a.experts);
@@ -378,14 +378,22 @@ template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>& a, Stream stream) {
   check(a);
   if (a.tokens == 0) return;
-  const int partials = weight_gradient(a, stream);
-  add_columns(a.scratch, partials, a.experts * a.width, a.d_w, stream);
+  router_weight_gradient(a, stream);
   input_gradient(a, stream);
+}
+
+template <class T>
+void router_weight_gradient(const RouterLogitsBackward<T>& a, Stream stream) {
+  check(a);
+  if (a.tokens == 0) return;
+  add_columns(a.scratch, partial_sums(a, stream), a.experts * a.width, a.d_w, stream);
 }
 
 template void router_logits(const RouterLogits<bf16>&, Stream);
 template void router_logits(const RouterLogits<float>&, Stream);
 template void router_logits_backward(const RouterLogitsBackward<bf16>&, Stream);
 template void router_logits_backward(const RouterLogitsBackward<float>&, Stream);
+template void router_weight_gradient(const RouterLogitsBackward<bf16>&, Stream);
+template void router_weight_gradient(const RouterLogitsBackward<float>&, Stream);
 
 }  // namespace switchyard::kernels

@@ -35,6 +35,9 @@ template <class T>
 void router_logits(const RouterLogits<T>&, Stream);  // bf16, float
 template <class T>
 void router_logits_backward(const RouterLogitsBackward<T>&, Stream);  // bf16, float
+// Its d_w alone: reads no w and no d_x.
+template <class T>
+void router_weight_gradient(const RouterLogitsBackward<T>&, Stream);  // bf16, float
 std::int64_t router_logits_scratch(std::int64_t tokens, int width, int experts);
 
 }  // namespace switchyard::kernels

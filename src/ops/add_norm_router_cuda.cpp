@@ -32,7 +32,8 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
                                     static_cast<float>(r.eps)},
           current_stream(x));
     });
-    context->save_for_backward({residual, inverse_rms, logits});
+    context->save_for_backward(
+        {residual, inverse_rms, logits, experts > kernels::kFusedWeightExperts ? normed : Tensor()});
     context->saved_data["router"] = reinterpret_cast<std::int64_t>(r.router);
     context->saved_data["gain"] = reinterpret_cast<std::int64_t>(r.gain);
     keep_row_gradient(context);
@@ -42,7 +43,7 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
-    const Tensor &residual = saved[0], &inverse_rms = saved[1], &logits = saved[2];
+    const Tensor &residual = saved[0], &inverse_rms = saved[1], &logits = saved[2], &normed = saved[3];
     const auto parameter = [&](const char* key) {
       return reinterpret_cast<const Parameter*>(context->saved_data[key].toInt());
     };
@@ -58,11 +59,11 @@ class AddNormRouter : public torch::autograd::Function<AddNormRouter> {
     with_type_of(residual, [&](auto type) {
       using T = typename decltype(type)::type;
       kernels::add_norm_router_backward(
-          kernels::AddNormRouterBackward<T>{pointer<T>(d_residual), pointer<T>(d_normed), pointer<float>(d_logits),
-                                            pointer<T>(residual), pointer<float>(inverse_rms), pointer<float>(logits),
-                                            values(gain), pointer<float>(router->compute), pointer<T>(d_x),
-                                            pointer<float>(router->grad), gain ? pointer<float>(gain->grad) : nullptr,
-                                            pointer<float>(scratch), tokens, width, experts},
+          kernels::AddNormRouterBackward<T>{
+              pointer<T>(d_residual), pointer<T>(d_normed), pointer<float>(d_logits), pointer<T>(residual),
+              pointer<T>(normed), pointer<float>(inverse_rms), pointer<float>(logits), values(gain),
+              pointer<float>(router->compute), pointer<T>(d_x), pointer<float>(router->grad),
+              gain ? pointer<float>(gain->grad) : nullptr, pointer<float>(scratch), tokens, width, experts},
           current_stream(residual), kernel_rows<T>(rows, residual));
     });
     for (const Parameter* p : {router, gain})
@@ -79,8 +80,13 @@ c10::intrusive_ptr<RowGradient> row_gradient_of_norm(const Tensor& x_TD) {
 }
 
 bool norm_takes_router(const Tensor& x_TD, const Tensor& delta_TD, const Residual& residual) {
-  return x_TD.is_cuda() && delta_TD.defined() && residual.router && !residual.keep &&
-         kernels::add_norm_takes_router(static_cast<int>(x_TD.size(1)), static_cast<int>(residual.router->shape[0]));
+  if (!x_TD.is_cuda() || !delta_TD.defined() || !residual.router || residual.keep) return false;
+  bool takes = false;
+  with_type_of(x_TD, [&](auto type) {
+    takes = kernels::add_norm_takes_router<typename decltype(type)::type>(static_cast<int>(x_TD.size(1)),
+                                                                          static_cast<int>(residual.router->shape[0]));
+  });
+  return takes;
 }
 
 Normed add_norm_router(const Tensor& x_TD, const Tensor& delta_TD, const Residual& residual) {

@@ -29,7 +29,7 @@ template <class T, int kTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? (kManyExperts<kTiles> ? 2 : 3) : 1)
     add_norm_router_kernel(AddNormRouter<T> a) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kColumns = kTiles * 8;
-  constexpr int kStride = kColumns + 4;  // so that the eight rows of a store start in other banks
+  constexpr int kStride = kColumns + 4;  // so that the rows of a store start in other banks
   extern __shared__ uint4 staged[];
   __shared__ float squares_of[kWarps][kRows];
   __shared__ float logits_of[kWarps][kRows][kStride];

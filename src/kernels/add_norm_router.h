@@ -35,7 +35,7 @@ struct AddNormRouterBackward {
   const T* d_normed;         // [T, D] or null
   const float* d_logits;     // [T, E]
   const T* residual;         // [T, D]  this and the next three as forward stored them
-  const T* normed;           // [T, D]  beyond kFusedWeightExperts; null: not read
+  const T* normed;           // [T, D]; up to kFusedWeightExperts not read, and may be null
   const float* inverse_rms;  // [T]
   const float* logits;       // [T, E]
   const float* gain;         // [D] or null

@@ -32,6 +32,7 @@ const std::vector<RouterNormCase> kCases = {
     {"more rows than blocks", 9001, 768, 8, false},
     {"17 experts", 131, 768, 17, false, 4},
     {"32 experts, more rows than blocks", 2203, 768, 32, false, 4},
+    {"32 experts, top 8, gain, more rows than blocks", 2203, 768, 32, true, 8},
     {"31 experts, gain", 77, 200, 31, true, 3},
     {"32 experts, wide", 141, 1280, 32, false, 4},
 };
@@ -199,8 +200,8 @@ void check_case(Report& report, const RouterNormCase& c) {
 
 void check_add_norm_router(Report& report) {
   report.expect("add_norm_router", "takes shapes that fit",
-                kernels::add_norm_takes_router<float>(768, 16) && !kernels::add_norm_takes_router<bf16>(768, 33) &&
-                    !kernels::add_norm_takes_router<bf16>(1544, 8));
+                kernels::add_norm_takes_router<float>(768, 16) && kernels::add_norm_takes_router<bf16>(352, 32) &&
+                    !kernels::add_norm_takes_router<bf16>(768, 33) && !kernels::add_norm_takes_router<bf16>(1544, 8));
   for (const RouterNormCase& c : kCases) {
     check_case<float>(report, c);
     check_case<bf16>(report, c);

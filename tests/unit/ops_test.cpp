@@ -73,7 +73,7 @@ const std::vector<AddNormCase> kAddNorm = {
     {"first block", 64, 128, false, true, false},    {"many tokens", 1000, 64, true, true, false},
     {"router", 77, 72, true, false, false, 8},       {"router, odd experts, gain", 131, 200, true, false, true, 13},
     {"many experts", 77, 72, true, false, true, 20}, {"router after scalars", 33, 64, true, true, false, 4},
-    {"wide router", 9, 1280, true, false, true, 5},
+    {"wide router", 9, 1280, true, false, true, 5},  {"more experts", 77, 72, true, false, true, 40},
 };
 
 TEST(AddNorm, MatchesReference) {

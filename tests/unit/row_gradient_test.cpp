@@ -180,7 +180,7 @@ const std::vector<LayerCase> kLayers = {
     {"the norm, experts computed again", 8, 2, 77, 64, false, true, false},
     {"the norm, all computed again", 8, 3, 77, 64, true, false, true},
     {"the norm, 32 experts", 32, 4, 131, 72, false, false, false},
-    {"the norm, 32 experts, all computed again", 32, 4, 77, 768, true, false, true},
+    {"the norm, 32 experts, all computed again", 32, 4, 77, 72, true, false, true},
     {"a router's product of its own", 40, 4, 131, 72, false, false, false},
 };
 

@@ -20,19 +20,20 @@ using namespace norm_router;
 constexpr int kMostExperts = 32, kMostWarps = 16, kMostWidth = kMostWarps * kShare;
 constexpr int kMostResident = 4;  // blocks a multiprocessor in backward, where each leaves a partial sum
 constexpr int kNoLimit = 32;
-// More than 16: W leaves room for two blocks a multiprocessor, too few to hide each other's waiting for memory, so that
-// a turn fetches the next one's rows into L2. With fewer experts that takes longer.
+// More than 16: d_w is a product of its own (kFusedWeightExperts), and W leaves room for two blocks a multiprocessor,
+// too few to hide each other's waiting for memory, so that a turn fetches the next one's rows into L2. With fewer
+// experts that takes longer.
 template <int kTiles>
-constexpr bool kManyExperts = kTiles > 2;
+constexpr bool kManyExperts = 8 * kTiles > kFusedWeightExperts;
+constexpr int kLogitsPad = 4;  // behind a row of logits in shared memory: the next one starts in another bank
 
 template <class T, int kTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ? (kManyExperts<kTiles> ? 2 : 3) : 1)
     add_norm_router_kernel(AddNormRouter<T> a) {
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kColumns = kTiles * 8;
-  constexpr int kStride = kColumns + 4;  // so that the rows of a store start in other banks
   extern __shared__ uint4 staged[];
   __shared__ float squares_of[kWarps][kRows];
-  __shared__ float logits_of[kWarps][kRows][kStride];
+  __shared__ float logits_of[kWarps][kRows][kColumns + kLogitsPad];
   const Place at;
   const int all = blocks_of(a.width);
   // A row's first sum is the barrier behind it.
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 ?
 template <class T, int kTiles, int kWarps, bool kGain, class... Rows>
 __global__ void __launch_bounds__(kWarps* kWarp, sizeof(T) == 2 && kWarps <= 8 && !kGain ? 2 : 1)
     add_norm_router_backward_kernel(AddNormRouterBackward<T> a, Rows... of) {
-  constexpr bool kWeight = 8 * kTiles <= kFusedWeightExperts;  // takes d_w too
+  constexpr bool kWeight = !kManyExperts<kTiles>;  // takes d_w too
   // d_w of more than eight experts leaves no registers for a sum that is not rounded to T.
   constexpr bool kFromRows = sizeof...(Rows) == 1, kExact = kFromRows && (kTiles == 1 || !kWeight);
   constexpr int kOwn = kOwnTerms<T>, kOf = kTerms<T>, kGiven = (kOf + 1) / 2 * 2;
@@ -383,7 +384,7 @@ bool add_norm_takes_router(int width, int experts) {
   if (width <= 0 || width % kPack != 0 || width > kMostWidth || experts <= 0 || experts > kMostExperts) return false;
   // Forward's logits and sums of squares; backward has less beside W.
   const int tiles = tiles_of(experts), warps = width <= 8 * kShare ? 8 : kMostWarps,
-            fixed = warps * kRows * (8 * tiles + 4 + 1) * static_cast<int>(sizeof(float));
+            fixed = warps * kRows * (8 * tiles + kLogitsPad + 1) * static_cast<int>(sizeof(float));
   return shared_bytes(width, tiles, kTerms<T>) + fixed <= most_shared_memory();
 }
 

@@ -67,7 +67,7 @@ __device__ __forceinline__ void consume_keys(const Maps& maps, const Problem& p,
     Sums d_keys, d_values;
     clear(d_keys), clear(d_values);
 
-    int held = -1;  // the stage that products may still be reading
+    HeldStage held;
     for (int head = 0; head < p.group; ++head)
       for (int tile = item.tile; tile <= last_tile; ++tile, stage.advance()) {
         stage.await(block.full);
@@ -88,7 +88,7 @@ __device__ __forceinline__ void consume_keys(const Maps& maps, const Problem& p,
           load_pairs(sums, of_column);
           hopper::products_wait<1>();
           settled(scores), settled(chances), settled(d_scores);
-          if (held >= 0) release(block.empty + 8 * held), held = -1;
+          held.let_go(block.empty);
           const int query = tile * kTile + part * kPart;
           if (!all_seen(p, query, first)) {
 #pragma unroll
@@ -115,13 +115,13 @@ __device__ __forceinline__ void consume_keys(const Maps& maps, const Problem& p,
           used = true;
         }
         if (used)
-          held = stage.at;
+          held.at = stage.at;
         else
           release(block.empty + 8 * stage.at);
       }
     hopper::products_wait<0>();
     settled(d_keys), settled(d_values), settled(chances), settled(d_scores);
-    if (held >= 0) release(block.empty + 8 * held);
+    held.let_go(block.empty);
     const int column = (p.heads + item.head) * kChannels;
     store_part(d_keys, p.scale, maps.d_qkv, keys, place, column, first, item.sequence);
     store_part(d_values, 1.0f, maps.d_qkv, keys + kTileBytes, place, column + p.kv_heads * kChannels, first,

@@ -142,7 +142,7 @@ __device__ __forceinline__ void consume_queries(const Maps& maps, const Problem&
     Sums d_queries;
     clear(d_queries);
 
-    int held = -1;  // the stage that products may still be reading
+    HeldStage held;
     for (int tile = tiles.first; tile <= tiles.last; ++tile, stage.advance()) {
       stage.await(block.full);
       const std::uint32_t keys = uniform(block.passing(stage.at, 0));
@@ -157,7 +157,7 @@ __device__ __forceinline__ void consume_queries(const Maps& maps, const Problem&
         hopper::products_commit();
         hopper::products_wait<0>();
         settled(scores), settled(d_p), settled(d_scores);
-        if (held >= 0) release(block.empty + 8 * held), held = -1;
+        held.let_go(block.empty);
         make_gradients(p, place, rows, first, tile * kTile + part * kPart, scores, d_p, d_scores);
         hopper::products_begin();
         add_product(d_queries, d_scores, own);
@@ -165,13 +165,13 @@ __device__ __forceinline__ void consume_queries(const Maps& maps, const Problem&
         used = true;
       }
       if (used)
-        held = stage.at;
+        held.at = stage.at;
       else
         release(block.empty + 8 * stage.at);
     }
     hopper::products_wait<0>();
     settled(d_queries), settled(d_scores);
-    if (held >= 0) release(block.empty + 8 * held);
+    held.let_go(block.empty);
     if (real) store_part(d_queries, p.scale, maps.d_qkv, queries, place, item.head * kChannels, first, item.sequence);
   });
 }

@@ -100,6 +100,14 @@ __device__ __forceinline__ void release(std::uint32_t barrier) {
   if (threadIdx.x % kWarp == 0) hopper::barrier_arrive(barrier);
 }
 
+// The stage that products of a warp may still be reading.
+struct HeldStage {
+  int at = -1;
+  __device__ __forceinline__ void let_go(std::uint32_t barriers) {
+    if (at >= 0) release(barriers + 8 * at), at = -1;
+  }
+};
+
 // Where a consumer thread stands: rows g and g + 8 of its warp's 16, columns 2 q and 2 q + 1 of every 8.
 struct Place {
   const int group = threadIdx.x / kWarpgroup - 1, warp = threadIdx.x / kWarp % 4, lane = threadIdx.x % kWarp;

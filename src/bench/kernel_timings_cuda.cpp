@@ -303,7 +303,7 @@ void time_optimizers(Clock& clock) {
     matrices.push_back({weight.get() + i * size, grad.get() + i * size, first.get() + i * size, copy.get() + i * size});
   const Buffer<kernels::MuonMatrix> device_matrices(matrices);
   Buffer<fp16> direction(size * count);
-  Buffer<int> progress(count);
+  Buffer<int> progress(std::vector<int>(count + 1, 0));
   Buffer<float> parts(kernels::muon_norm_parts(rows, cols) * count);
   const kernels::MuonBatch batch{device_matrices.get(), count, rows, cols};
   const double elements = static_cast<double>(size) * count;

@@ -1,8 +1,13 @@
-// A block has a chunk of a matrix. A chunk's sum of squares has a place of its own, and who needs the norm adds the
-// places in order.
+// A block holds parts of matrices, as bf16 in shared memory, until the norm of the matrix is known: so gradient and
+// momentum are read once and the direction is written once. Blocks draw parts in order, and a block prepares its next
+// part before it waits for the norm of the one before. A part's sum of squares has a place of its own, and who needs
+// the norm adds the places in order. Matrices that all blocks together cannot hold take two passes, the update between
+// them as bf16 where the direction will be.
+#include <algorithm>
 #include <climits>
 
 #include "kernels/cuda_check.h"
+#include "kernels/device_limits.h"
 #include "kernels/muon.h"
 #include "kernels/muon_rates.cuh"
 #include "kernels/vector.cuh"
@@ -11,35 +16,74 @@ namespace switchyard::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBatch = 2;  // packs a thread
-constexpr int kChunk = kThreads * kPack * kBatch;
+constexpr int kFour = 4;
+constexpr int kBatch = 4;  // fours a thread: of gradient and momentum eight loads in flight
+constexpr int kChunk = kThreads * kFour * kBatch;
+constexpr int kPartChunks = 3;  // of a matrix that a block holds
+constexpr int kPartFours = kPartChunks * kBatch * kThreads;
+constexpr int kHeldBytes = 2 * kPartFours * sizeof(uint2);
+constexpr int kBlocks = 4;  // a multiprocessor
 
-// The i-th pack of this thread. With kVectors the matrices are whole packs at aligned addresses.
+__device__ __forceinline__ uint2 pack_four(const float (&f)[kFour]) {
+  return make_uint2(pack_two(f[0], f[1]), pack_two(f[2], f[3]));
+}
+__device__ __forceinline__ void unpack_four(uint2 raw, float (&f)[kFour]) {
+  unpack_two(raw.x, f[0], f[1]);
+  unpack_two(raw.y, f[2], f[3]);
+}
+
+__device__ __forceinline__ void load_four(const float* p, float (&f)[kFour]) {
+  const float4 v = *reinterpret_cast<const float4*>(p);
+  f[0] = v.x, f[1] = v.y, f[2] = v.z, f[3] = v.w;
+}
+__device__ __forceinline__ void load_four(const bf16* p, float (&f)[kFour]) {
+  unpack_four(*reinterpret_cast<const uint2*>(p), f);
+}
+__device__ __forceinline__ void load_four(const fp16* p, float (&f)[kFour]) {
+  const uint2 raw = *reinterpret_cast<const uint2*>(p);
+  const float2 low = unpack_halves(raw.x), high = unpack_halves(raw.y);
+  f[0] = low.x, f[1] = low.y, f[2] = high.x, f[3] = high.y;
+}
+__device__ __forceinline__ void store_four(float* p, const float (&f)[kFour]) {
+  *reinterpret_cast<float4*>(p) = make_float4(f[0], f[1], f[2], f[3]);
+}
+__device__ __forceinline__ void store_four(bf16* p, const float (&f)[kFour]) {
+  *reinterpret_cast<uint2*>(p) = pack_four(f);
+}
+__device__ __forceinline__ void store_four(fp16* p, const float (&f)[kFour]) {
+  *reinterpret_cast<uint2*>(p) = make_uint2(pack_halves(f[0], f[1]), pack_halves(f[2], f[3]));
+}
+
+// Four elements of a matrix of `size`: the i-th of this thread from chunk `chunk` on. With kVectors the matrices are
+// whole fours at aligned addresses.
 template <bool kVectors>
 struct Reach {
   std::int64_t at;
-  int valid;  // elements of the pack that the matrix has
+  int valid;  // of the four, those that the matrix has
 
-  __device__ __forceinline__ Reach(int i, int chunk, std::int64_t size)
-      : at((static_cast<std::int64_t>(chunk) * kBatch + i) * kThreads * kPack + threadIdx.x * kPack),
-        valid(static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kPack}, size - at)))) {}
+  __device__ __forceinline__ Reach(std::int64_t chunk, int i, std::int64_t size)
+      : at((chunk * kBatch + i) * kThreads * kFour + threadIdx.x * kFour),
+        valid(static_cast<int>(max(std::int64_t{0}, min(std::int64_t{kFour}, size - at)))) {}
 
   template <class T>
-  __device__ __forceinline__ void load(const T* base, float (&f)[kPack]) const {
+  __device__ __forceinline__ void load(const T* base, float (&f)[kFour]) const {
+#pragma unroll
+    for (int c = 0; c < kFour; ++c) f[c] = 0;
     if constexpr (kVectors) {
-      unpack(load_pack_if(valid > 0, base + at), f);
+      if (valid > 0) load_four(base + at, f);
     } else {
 #pragma unroll
-      for (int c = 0; c < kPack; ++c) f[c] = c < valid ? to_float(base[at + c]) : 0.0f;
+      for (int c = 0; c < kFour; ++c)
+        if (c < valid) f[c] = to_float(base[at + c]);
     }
   }
   template <class T>
-  __device__ __forceinline__ void store(T* base, const float (&f)[kPack]) const {
+  __device__ __forceinline__ void store(T* base, const float (&f)[kFour]) const {
     if constexpr (kVectors) {
-      if (valid > 0) store_floats(base + at, f);
+      if (valid > 0) store_four(base + at, f);
     } else {
 #pragma unroll
-      for (int c = 0; c < kPack; ++c)
+      for (int c = 0; c < kFour; ++c)
         if (c < valid) from_float(f[c], base[at + c]);
     }
   }
@@ -48,107 +92,188 @@ struct Reach {
 __device__ __forceinline__ bool takes_vectors(const MuonMatrix& m, std::int64_t size) {
   const auto bits = reinterpret_cast<std::uintptr_t>(m.weight) | reinterpret_cast<std::uintptr_t>(m.grad) |
                     reinterpret_cast<std::uintptr_t>(m.momentum) | reinterpret_cast<std::uintptr_t>(m.copy);
-  return bits % 16 == 0 && size % kPack == 0;
+  return bits % 16 == 0 && size % kFour == 0;
 }
 
-// A chunk of one of the batch's matrices.
-struct Piece {
-  int matrix, chunk, chunks;
-  std::int64_t size;
+__device__ __forceinline__ std::int64_t size_of(const MuonBatch& b) { return b.rows * b.cols; }
+
+struct Scalars {
+  float mu, grad_factor;
+  bool apply;
+  __device__ explicit Scalars(const MuonPrepare& a) : mu(*a.mu), grad_factor(*a.grad_factor), apply(*a.apply != 0) {}
 };
 
-template <bool kVectors>
-__device__ __forceinline__ void prepare(const MuonPrepare& a, const MuonMatrix& matrix, const Piece& p) {
-  const float mu = *a.mu, grad_factor = *a.grad_factor;
-  const bool apply = *a.apply != 0;
-  bf16* update = reinterpret_cast<bf16*>(a.direction) + p.matrix * p.size;
-  float g[kBatch][kPack], m[kBatch][kPack], squares = 0;
+// A chunk's momentum; keep(i, reach, update) for its update, rounded to bf16. The update's squares, of this thread.
+template <bool kVectors, class Keep>
+__device__ __forceinline__ float prepare_chunk(const MuonPrepare& a, const Scalars& of, const MuonMatrix& matrix,
+                                               std::int64_t chunk, Keep keep) {
+  float g[kBatch][kFour], m[kBatch][kFour], squares = 0;
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, p.chunk, p.size);
+    const Reach<kVectors> reach(chunk, i, size_of(a.batch));
     reach.load(matrix.grad, g[i]);
     reach.load(matrix.momentum, m[i]);
   }
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, p.chunk, p.size);
-    Pack<bf16> rounded;
+    const Reach<kVectors> reach(chunk, i, size_of(a.batch));
 #pragma unroll
-    for (int c = 0; c < kPack; ++c) {
-      const float own = g[i][c] * grad_factor;
-      m[i][c] = fmaf(mu, m[i][c] - own, own);
-      g[i][c] = a.nesterov ? fmaf(mu, m[i][c] - own, own) : m[i][c];
+    for (int c = 0; c < kFour; ++c) {
+      const float own = g[i][c] * of.grad_factor;
+      m[i][c] = fmaf(of.mu, m[i][c] - own, own);
+      g[i][c] = a.nesterov ? fmaf(of.mu, m[i][c] - own, own) : m[i][c];
     }
-    if (apply) reach.store(matrix.momentum, m[i]);
-    reach.store(update, g[i]);
-    pack(g[i], rounded);
-    unpack(rounded, g[i]);
+    if (of.apply) reach.store(matrix.momentum, m[i]);
+    unpack_four(pack_four(g[i]), g[i]);
+    keep(i, reach, g[i]);
 #pragma unroll
-    for (int c = 0; c < kPack; ++c) squares = fmaf(g[i][c], g[i][c], squares);
+    for (int c = 0; c < kFour; ++c) squares = fmaf(g[i][c], g[i][c], squares);
   }
-  squares = row_sum<kThreads>(squares);
-  if (threadIdx.x == 0) a.norm_parts[static_cast<std::int64_t>(p.matrix) * p.chunks + p.chunk] = squares;
+  return squares;
+}
+
+// What an update of a matrix is multiplied by, from its `parts` sums of squares.
+__device__ __forceinline__ float factor_of(const MuonPrepare& a, int matrix, int parts) {
+  const float* sums = a.norm_parts + static_cast<std::int64_t>(matrix) * parts;
+  float squares = 0;
+  for (int part = threadIdx.x; part < parts; part += kThreads) squares += __ldcg(sums + part);
+  return 1.0f / (sqrtf(row_sum<kThreads>(squares)) * a.safety + a.eps);
 }
 
 template <bool kVectors>
-__device__ __forceinline__ void scale(const MuonPrepare& a, const Piece& p) {
-  const std::int64_t begin = p.matrix * p.size;
-  float u[kBatch][kPack];
+__device__ __forceinline__ void store_scaled(const Reach<kVectors>& reach, fp16* direction, float factor,
+                                             float (&u)[kFour]) {
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i)
-    Reach<kVectors>(i, p.chunk, p.size).load(reinterpret_cast<const bf16*>(a.direction) + begin, u[i]);
-  const float* parts = a.norm_parts + static_cast<std::int64_t>(p.matrix) * p.chunks;
+  for (int c = 0; c < kFour; ++c) u[c] *= factor;
+  reach.store(direction, u);
+}
+
+// ---- matrices that the blocks can hold ----
+
+// Updates of a part into `held`, each thread's own; the part's sum of squares.
+template <bool kVectors>
+__device__ __forceinline__ float prepare_part(const MuonPrepare& a, const Scalars& of, const MuonMatrix& matrix,
+                                              int part, uint2* held) {
   float squares = 0;
-  for (int part = threadIdx.x; part < p.chunks; part += kThreads) squares += parts[part];
-  const float factor = 1.0f / (sqrtf(row_sum<kThreads>(squares)) * a.safety + a.eps);
+#pragma unroll 1
+  for (int j = 0; j < kPartChunks; ++j, held += kBatch * kThreads)
+    squares += prepare_chunk<kVectors>(a, of, matrix, static_cast<std::int64_t>(part) * kPartChunks + j,
+                                       [&](int i, const Reach<kVectors>&, const float(&u)[kFour]) {
+                                         held[i * kThreads + threadIdx.x] = pack_four(u);
+                                       });
+  return row_sum<kThreads>(squares);
+}
+
+template <bool kVectors>
+__device__ __forceinline__ void scale_part(const MuonPrepare& a, int matrix, int part, float factor,
+                                           const uint2* held) {
+  fp16* direction = a.direction + matrix * size_of(a.batch);
+#pragma unroll 1
+  for (int j = 0; j < kPartChunks; ++j, held += kBatch * kThreads)
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-#pragma unroll
-    for (int c = 0; c < kPack; ++c) u[i][c] *= factor;
-    Reach<kVectors>(i, p.chunk, p.size).store(a.direction + begin, u[i]);
+    for (int i = 0; i < kBatch; ++i) {
+      float u[kFour];
+      unpack_four(held[i * kThreads + threadIdx.x], u);
+      const Reach<kVectors> reach(static_cast<std::int64_t>(part) * kPartChunks + j, i, size_of(a.batch));
+      store_scaled(reach, direction, factor, u);
+    }
+}
+
+// progress: of each matrix the parts prepared, then also those scaled; behind them the parts drawn. What is drawn is
+// prepared without waiting, and a block that waits has two parts: so the blocks can wait for one another only over a
+// matrix of more parts than they hold.
+__global__ void __launch_bounds__(kThreads, kBlocks) prepare_held_kernel(MuonPrepare a, int parts) {
+  extern __shared__ uint2 held[];
+  __shared__ int next;
+  const Scalars of(a);
+  const int items = parts * a.batch.count;
+  int* drawn = a.progress + a.batch.count;
+  for (int before = -1, turn = 0;; turn ^= 1) {
+    __syncthreads();  // all have read `next`
+    if (threadIdx.x == 0) next = atomicAdd(drawn, 1);
+    __syncthreads();
+    const int item = next;
+    if (item < items) {
+      const int matrix = item / parts, part = item - matrix * parts;
+      const MuonMatrix pointers = a.batch.matrices[matrix];
+      uint2* to = held + turn * kPartFours;
+      const float squares = takes_vectors(pointers, size_of(a.batch)) ? prepare_part<true>(a, of, pointers, part, to)
+                                                                      : prepare_part<false>(a, of, pointers, part, to);
+      if (threadIdx.x == 0) {
+        a.norm_parts[item] = squares;
+        __threadfence();
+        atomicAdd(a.progress + matrix, 1);
+      }
+    } else if (threadIdx.x == 0 && item == items + static_cast<int>(gridDim.x) - 1) {
+      *drawn = 0;  // each block draws once in vain
+    }
+    if (before >= 0) {
+      const int matrix = before / parts, part = before - matrix * parts;
+      int* done = a.progress + matrix;
+      if (threadIdx.x == 0) {
+        while (*static_cast<volatile int*>(done) < parts) __nanosleep(100);
+        __threadfence();
+      }
+      __syncthreads();
+      const float factor = factor_of(a, matrix, parts);
+      const uint2* from = held + (turn ^ 1) * kPartFours;
+      size_of(a.batch) % kFour == 0 ? scale_part<true>(a, matrix, part, factor, from)
+                                    : scale_part<false>(a, matrix, part, factor, from);
+      if (threadIdx.x == 0 && atomicAdd(done, 1) == 2 * parts - 1) *done = 0;
+    }
+    if (item >= items) return;
+    before = item;
   }
 }
 
-// Blocks prepare all chunks of a matrix, then scale those of the matrix before, whose update L2 still holds. Who scales
-// waits for blocks of lower index alone, which the device starts first.
-__global__ void __launch_bounds__(kThreads, 3) prepare_kernel(MuonPrepare a, int chunks) {
-  const int turn = blockIdx.x / chunks;
-  const bool scales = turn % 2 != 0;
-  const Piece p{turn / 2 - scales, static_cast<int>(blockIdx.x) - turn * chunks, chunks, a.batch.rows * a.batch.cols};
-  if (p.matrix < 0 || p.matrix >= a.batch.count) return;
-  int* done = a.progress + p.matrix;  // chunks prepared, then also those scaled
-  if (scales) {
-    if (threadIdx.x == 0) {
-      while (*static_cast<volatile int*>(done) < chunks) __nanosleep(100);
-      __threadfence();
-    }
-    __syncthreads();
-    p.size % kPack == 0 ? scale<true>(a, p) : scale<false>(a, p);
-  } else {
-    const MuonMatrix matrix = a.batch.matrices[p.matrix];
-    takes_vectors(matrix, p.size) ? prepare<true>(a, matrix, p) : prepare<false>(a, matrix, p);
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  __threadfence();
-  if (atomicAdd(done, 1) == 2 * chunks - 1) *done = 0;
+// ---- larger ones ----
+
+__global__ void __launch_bounds__(kThreads) prepare_kernel(MuonPrepare a) {
+  const Scalars of(a);
+  const MuonMatrix matrix = a.batch.matrices[blockIdx.y];
+  const std::int64_t size = size_of(a.batch);
+  bf16* update = reinterpret_cast<bf16*>(a.direction) + blockIdx.y * size;
+  const auto keep = [&](int, const auto& reach, const float(&u)[kFour]) { reach.store(update, u); };
+  const float squares =
+      row_sum<kThreads>(takes_vectors(matrix, size) ? prepare_chunk<true>(a, of, matrix, blockIdx.x, keep)
+                                                    : prepare_chunk<false>(a, of, matrix, blockIdx.x, keep));
+  if (threadIdx.x == 0) a.norm_parts[static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = squares;
 }
+
+template <bool kVectors>
+__device__ __forceinline__ void scale_chunk(const MuonPrepare& a, float factor) {
+  fp16* direction = a.direction + blockIdx.y * size_of(a.batch);
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    const Reach<kVectors> reach(blockIdx.x, i, size_of(a.batch));
+    float u[kFour];
+    reach.load(reinterpret_cast<const bf16*>(direction), u);
+    store_scaled(reach, direction, factor, u);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) scale_kernel(MuonPrepare a) {
+  const float factor = factor_of(a, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.x));
+  size_of(a.batch) % kFour == 0 ? scale_chunk<true>(a, factor) : scale_chunk<false>(a, factor);
+}
+
+// ---- the weights' update ----
 
 template <bool kVectors>
 __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matrix, std::int64_t size) {
   const MuonRates rates(a);
-  float w[kBatch][kPack], o[kBatch][kPack];
+  float w[kBatch][kFour], o[kBatch][kFour];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, blockIdx.x, size);
+    const Reach<kVectors> reach(blockIdx.x, i, size);
     reach.load(matrix.weight, w[i]);
     reach.load(a.direction + blockIdx.y * size, o[i]);
   }
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
-    const Reach<kVectors> reach(i, blockIdx.x, size);
+    const Reach<kVectors> reach(blockIdx.x, i, size);
 #pragma unroll
-    for (int c = 0; c < kPack; ++c) w[i][c] = rates.updated(w[i][c], o[i][c]);
+    for (int c = 0; c < kFour; ++c) w[i][c] = rates.updated(w[i][c], o[i][c]);
     reach.store(matrix.weight, w[i]);
     if (matrix.copy) reach.store(matrix.copy, w[i]);
   }
@@ -157,7 +282,7 @@ __device__ __forceinline__ void apply(const MuonApply& a, const MuonMatrix& matr
 __global__ void __launch_bounds__(kThreads) apply_kernel(MuonApply a) {
   if (*a.apply == 0) return;
   const MuonMatrix matrix = a.batch.matrices[blockIdx.y];
-  const std::int64_t size = a.batch.rows * a.batch.cols;
+  const std::int64_t size = size_of(a.batch);
   takes_vectors(matrix, size) ? apply<true>(a, matrix, size) : apply<false>(a, matrix, size);
 }
 
@@ -174,9 +299,19 @@ std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols) {
 
 void muon_prepare(const MuonPrepare& a, Stream stream) {
   if (a.batch.count == 0 || a.batch.rows * a.batch.cols == 0) return;
-  const std::int64_t chunks = muon_norm_parts(a.batch.rows, a.batch.cols), blocks = 2 * chunks * (a.batch.count + 1);
-  SWITCHYARD_ASSERT(blocks <= INT_MAX, "a Muon batch is larger than a grid");
-  prepare_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(a, static_cast<int>(chunks));
+  const dim3 chunks = grid_for(a.batch.count, a.batch.rows, a.batch.cols);
+  SWITCHYARD_CUDA(cudaFuncSetAttribute(prepare_held_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeldBytes));
+  int blocks = 0;  // that run at a time
+  SWITCHYARD_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, prepare_held_kernel, kThreads, kHeldBytes));
+  blocks *= multiprocessors();
+  const std::int64_t parts = ceil_div<std::int64_t>(chunks.x, kPartChunks), items = parts * a.batch.count;
+  if (parts <= blocks && items <= INT_MAX - blocks) {
+    prepare_held_kernel<<<static_cast<unsigned>(std::min<std::int64_t>(blocks, items)), kThreads, kHeldBytes, stream>>>(
+        a, static_cast<int>(parts));
+  } else {
+    prepare_kernel<<<chunks, kThreads, 0, stream>>>(a);
+    scale_kernel<<<chunks, kThreads, 0, stream>>>(a);
+  }
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

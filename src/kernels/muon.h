@@ -31,7 +31,7 @@ struct MuonPrepare {
   MuonBatch batch;
   fp16* direction;           // [count, rows, cols] overwritten, 16-byte aligned
   float* norm_parts;         // [count, muon_norm_parts(rows, cols)] scratch
-  int* progress;             // [count] zeros before and after
+  int* progress;             // [count + 1] zeros before and after
   const float* mu;           // one device value
   const float* grad_factor;  // one device value: factor on every gradient (clipping)
   const int* apply;          // one device value

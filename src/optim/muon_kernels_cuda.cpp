@@ -31,7 +31,7 @@ MuonKernels::MuonKernels(const std::vector<kernels::MuonMatrix>& matrices, std::
   const at::Tensor host = at::empty({table_bytes}, at::kByte);
   std::memcpy(host.data_ptr(), matrices.data(), matrices.size() * sizeof(kernels::MuonMatrix));
   table_ = host.to(device);
-  progress_ = at::zeros({at_once_}, table_.options().dtype(at::kInt));
+  progress_ = at::zeros({at_once_ + 1}, table_.options().dtype(at::kInt));
 }
 
 void MuonKernels::step(const StepScalars& scalars, const MuonConfig& config) const {

@@ -234,7 +234,8 @@ const std::vector<MuonCase> kMuonCases = {
     {"odd addresses", 3, 16, 48, true, false, true, 1},
     {"no copies", 2, 130, 129, false, true, false, 0},
     {"large", 2, 768, 1536, true, true, true, 0},
-    {"more chunks than fit on the device", 2, 2048, 1280, true, true, true, 0},
+    {"more parts than blocks at a time", 12, 768, 1537, true, true, true, 0},
+    {"more than all blocks hold", 2, 4096, 2048, true, true, true, 0},
 };
 
 struct MuonData {
@@ -263,7 +264,7 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   const Buffer<kernels::MuonMatrix> matrices(data.matrices);
   const Input<float> mu(Values{0.95}), grad_factor(Values{0.5}), schedule(Values{0.7}), decay(Values{0.2});
   const Buffer<int> flag(std::vector<int>{apply});
-  Buffer<int> progress(std::vector<int>(c.count, 0));
+  Buffer<int> progress(std::vector<int>(c.count + 1, 0));
   Buffer<fp16> direction(size * c.count);
   Buffer<float> parts(kernels::muon_norm_parts(c.rows, c.cols) * c.count);
   const kernels::MuonBatch batch{matrices.get(), c.count, c.rows, c.cols};
@@ -311,7 +312,7 @@ void check_muon(Report& report, const MuonCase& c, bool apply) {
   report.expect("muon_prepare", std::string(c.name) + ": writes stay inside",
                 progress.guard_intact() && direction.guard_intact() && parts.guard_intact());
   report.expect("muon_prepare", std::string(c.name) + ": progress is left at zero",
-                progress.download() == std::vector<int>(c.count, 0));
+                progress.download() == std::vector<int>(c.count + 1, 0));
 }
 
 }  // namespace

@@ -113,17 +113,22 @@ __device__ __forceinline__ void send(const Maps& maps, const Shape& shape, const
       fetch_weights(shape, step, tile, part);
       continue;
     }
+    // A buffer is free when the store after its own has set off and its own has been read.
+    std::uint32_t reading = 0;
     const auto store = [&](int column, int row) {
       hopper::barrier_wait(buffer.filled + 8 * buffer.ring.stage, buffer.ring.parity);
       hopper::store_box(&maps.of[step.out], buffer.address(), column, row, tile.matrix);
-      hopper::wait_stores_read<0>();
-      hopper::barrier_arrive(buffer.sent + 8 * buffer.ring.stage);
+      hopper::wait_stores_read<1>();
+      if (reading != 0) hopper::barrier_arrive(reading);
+      reading = buffer.sent + 8 * buffer.ring.stage;
       buffer.ring.advance();
     };
     for (int column = tile.n; column < tile.n + part.pieces * kPiece; column += kPiece) {
       store(column, part.row);
       if (is_mirrored(step, tile, part.row, column)) store(part.row, column);
     }
+    hopper::wait_stores_read<0>();
+    hopper::barrier_arrive(reading);
     hopper::wait_stores_complete();
     hopper::add_release(shape.finished + tile.matrix, 1);
   }

@@ -4,7 +4,6 @@
 // the norm adds the places in order. Matrices that all blocks together cannot hold take two passes, the update between
 // them as bf16 where the direction will be.
 #include <algorithm>
-#include <climits>
 
 #include "kernels/cuda_check.h"
 #include "kernels/device_limits.h"
@@ -19,10 +18,8 @@ constexpr int kThreads = 256;
 constexpr int kFour = 4;
 constexpr int kBatch = 4;  // fours a thread: of gradient and momentum eight loads in flight
 constexpr int kChunk = kThreads * kFour * kBatch;
-constexpr int kPartChunks = 3;  // of a matrix that a block holds
-constexpr int kPartFours = kPartChunks * kBatch * kThreads;
-constexpr int kHeldBytes = 2 * kPartFours * sizeof(uint2);
-constexpr int kBlocks = 4;  // a multiprocessor
+constexpr int kBlocks = 4;         // a multiprocessor
+constexpr int kStaticBytes = 128;  // of shared memory, at most
 
 __device__ __forceinline__ uint2 pack_four(const float (&f)[kFour]) {
   return make_uint2(pack_two(f[0], f[1]), pack_two(f[2], f[3]));
@@ -150,14 +147,20 @@ __device__ __forceinline__ void store_scaled(const Reach<kVectors>& reach, fp16*
 
 // ---- matrices that the blocks can hold ----
 
+struct Parts {
+  int of_matrix, chunks;  // chunks: of a part
+  __host__ __device__ int fours() const { return chunks * kBatch * kThreads; }
+  int bytes() const { return 2 * fours() * static_cast<int>(sizeof(uint2)); }  // of shared memory
+};
+
 // Updates of a part into `held`, each thread's own; the part's sum of squares.
 template <bool kVectors>
 __device__ __forceinline__ float prepare_part(const MuonPrepare& a, const Scalars& of, const MuonMatrix& matrix,
-                                              int part, uint2* held) {
+                                              const Parts& parts, int part, uint2* held) {
   float squares = 0;
 #pragma unroll 1
-  for (int j = 0; j < kPartChunks; ++j, held += kBatch * kThreads)
-    squares += prepare_chunk<kVectors>(a, of, matrix, static_cast<std::int64_t>(part) * kPartChunks + j,
+  for (int j = 0; j < parts.chunks; ++j, held += kBatch * kThreads)
+    squares += prepare_chunk<kVectors>(a, of, matrix, static_cast<std::int64_t>(part) * parts.chunks + j,
                                        [&](int i, const Reach<kVectors>&, const float(&u)[kFour]) {
                                          held[i * kThreads + threadIdx.x] = pack_four(u);
                                        });
@@ -165,28 +168,28 @@ __device__ __forceinline__ float prepare_part(const MuonPrepare& a, const Scalar
 }
 
 template <bool kVectors>
-__device__ __forceinline__ void scale_part(const MuonPrepare& a, int matrix, int part, float factor,
+__device__ __forceinline__ void scale_part(const MuonPrepare& a, const Parts& parts, int matrix, int part, float factor,
                                            const uint2* held) {
   fp16* direction = a.direction + matrix * size_of(a.batch);
 #pragma unroll 1
-  for (int j = 0; j < kPartChunks; ++j, held += kBatch * kThreads)
+  for (int j = 0; j < parts.chunks; ++j, held += kBatch * kThreads)
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       float u[kFour];
       unpack_four(held[i * kThreads + threadIdx.x], u);
-      const Reach<kVectors> reach(static_cast<std::int64_t>(part) * kPartChunks + j, i, size_of(a.batch));
+      const Reach<kVectors> reach(static_cast<std::int64_t>(part) * parts.chunks + j, i, size_of(a.batch));
       store_scaled(reach, direction, factor, u);
     }
 }
 
 // progress: of each matrix the parts prepared, then also those scaled; behind them the parts drawn. What is drawn is
-// prepared without waiting, and a block that waits has two parts: so the blocks can wait for one another only over a
-// matrix of more parts than they hold.
-__global__ void __launch_bounds__(kThreads, kBlocks) prepare_held_kernel(MuonPrepare a, int parts) {
-  extern __shared__ uint2 held[];
+// prepared without waiting, and a block that waits has two parts: so blocks that run can only wait for one another in
+// vain over a matrix of more than twice as many parts.
+__global__ void __launch_bounds__(kThreads, kBlocks) prepare_held_kernel(MuonPrepare a, Parts parts) {
+  extern __shared__ uint2 held[];  // two parts' updates, each thread's own
   __shared__ int next;
   const Scalars of(a);
-  const int items = parts * a.batch.count;
+  const int items = parts.of_matrix * a.batch.count;
   int* drawn = a.progress + a.batch.count;
   for (int before = -1, turn = 0;; turn ^= 1) {
     __syncthreads();  // all have read `next`
@@ -194,11 +197,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prepare_held_kernel(MuonPre
     __syncthreads();
     const int item = next;
     if (item < items) {
-      const int matrix = item / parts, part = item - matrix * parts;
+      const int matrix = item / parts.of_matrix, part = item - matrix * parts.of_matrix;
       const MuonMatrix pointers = a.batch.matrices[matrix];
-      uint2* to = held + turn * kPartFours;
-      const float squares = takes_vectors(pointers, size_of(a.batch)) ? prepare_part<true>(a, of, pointers, part, to)
-                                                                      : prepare_part<false>(a, of, pointers, part, to);
+      uint2* to = held + turn * parts.fours();
+      const float squares = takes_vectors(pointers, size_of(a.batch))
+                                ? prepare_part<true>(a, of, pointers, parts, part, to)
+                                : prepare_part<false>(a, of, pointers, parts, part, to);
       if (threadIdx.x == 0) {
         a.norm_parts[item] = squares;
         __threadfence();
@@ -208,18 +212,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prepare_held_kernel(MuonPre
       *drawn = 0;  // each block draws once in vain
     }
     if (before >= 0) {
-      const int matrix = before / parts, part = before - matrix * parts;
+      const int matrix = before / parts.of_matrix, part = before - matrix * parts.of_matrix;
       int* done = a.progress + matrix;
       if (threadIdx.x == 0) {
-        while (*static_cast<volatile int*>(done) < parts) __nanosleep(100);
+        while (*static_cast<volatile int*>(done) < parts.of_matrix) __nanosleep(100);
         __threadfence();
       }
       __syncthreads();
-      const float factor = factor_of(a, matrix, parts);
-      const uint2* from = held + (turn ^ 1) * kPartFours;
-      size_of(a.batch) % kFour == 0 ? scale_part<true>(a, matrix, part, factor, from)
-                                    : scale_part<false>(a, matrix, part, factor, from);
-      if (threadIdx.x == 0 && atomicAdd(done, 1) == 2 * parts - 1) *done = 0;
+      const float factor = factor_of(a, matrix, parts.of_matrix);
+      const uint2* from = held + (turn ^ 1) * parts.fours();
+      size_of(a.batch) % kFour == 0 ? scale_part<true>(a, parts, matrix, part, factor, from)
+                                    : scale_part<false>(a, parts, matrix, part, factor, from);
+      if (threadIdx.x == 0 && atomicAdd(done, 1) == 2 * parts.of_matrix - 1) *done = 0;
     }
     if (item >= items) return;
     before = item;
@@ -291,6 +295,15 @@ dim3 grid_for(int count, std::int64_t rows, std::int64_t cols) {
   return dim3(static_cast<unsigned>(muon_norm_parts(rows, cols)), count);
 }
 
+// How many blocks that hold parts run at a time.
+int held_blocks(const Parts& parts) {
+  int blocks = 0;
+  SWITCHYARD_CUDA(
+      cudaFuncSetAttribute(prepare_held_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, parts.bytes()));
+  SWITCHYARD_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, prepare_held_kernel, kThreads, parts.bytes()));
+  return blocks * multiprocessors();
+}
+
 }  // namespace
 
 std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols) {
@@ -300,18 +313,18 @@ std::int64_t muon_norm_parts(std::int64_t rows, std::int64_t cols) {
 void muon_prepare(const MuonPrepare& a, Stream stream) {
   if (a.batch.count == 0 || a.batch.rows * a.batch.cols == 0) return;
   const dim3 chunks = grid_for(a.batch.count, a.batch.rows, a.batch.cols);
-  SWITCHYARD_CUDA(cudaFuncSetAttribute(prepare_held_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kHeldBytes));
-  int blocks = 0;  // that run at a time
-  SWITCHYARD_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, prepare_held_kernel, kThreads, kHeldBytes));
-  blocks *= multiprocessors();
-  const std::int64_t parts = ceil_div<std::int64_t>(chunks.x, kPartChunks), items = parts * a.batch.count;
-  if (parts <= blocks && items <= INT_MAX - blocks) {
-    prepare_held_kernel<<<static_cast<unsigned>(std::min<std::int64_t>(blocks, items)), kThreads, kHeldBytes, stream>>>(
-        a, static_cast<int>(parts));
-  } else {
-    prepare_kernel<<<chunks, kThreads, 0, stream>>>(a);
-    scale_kernel<<<chunks, kThreads, 0, stream>>>(a);
+  // Parts no larger than they must be: what they take of shared memory, the cache that loads pass through lacks.
+  for (Parts parts{0, 2}; parts.bytes() <= most_shared_memory() - kStaticBytes; ++parts.chunks) {
+    parts.of_matrix = ceil_div<int>(chunks.x, parts.chunks);
+    const int blocks = held_blocks(parts);
+    if (parts.of_matrix > blocks) continue;
+    prepare_held_kernel<<<std::min(blocks, parts.of_matrix * a.batch.count), kThreads, parts.bytes(), stream>>>(a,
+                                                                                                                parts);
+    SWITCHYARD_CUDA_LAUNCHED();
+    return;
   }
+  prepare_kernel<<<chunks, kThreads, 0, stream>>>(a);
+  scale_kernel<<<chunks, kThreads, 0, stream>>>(a);
   SWITCHYARD_CUDA_LAUNCHED();
 }
 

@@ -235,7 +235,12 @@ const std::vector<MuonCase> kMuonCases = {
     {"no copies", 2, 130, 129, false, true, false, 0},
     {"large", 2, 768, 1536, true, true, true, 0},
     {"more parts than blocks at a time", 12, 768, 1537, true, true, true, 0},
+    {"a matrix for nearly all blocks", 2, 2048, 2048, true, true, true, 0},
+    {"a matrix for nearly all blocks, odd size", 2, 2049, 2047, true, true, true, 0},
+    {"larger parts", 2, 1280, 5120, true, true, true, 0},
     {"more than all blocks hold", 2, 4096, 2048, true, true, true, 0},
+    {"more than all blocks hold, odd size", 1, 4096, 2047, true, true, true, 0},
+    {"more than all blocks hold, odd addresses", 1, 4096, 2048, true, true, true, 1},
 };
 
 struct MuonData {

@@ -101,6 +101,7 @@ void attention_backward(const AttentionBackward& a, Stream stream) {
   p.log_sums = a.log_sums, p.rows = a.scratch + kSchedulers, p.scheduler = schedulers;
   p.seq_len = a.seq_len, p.row_tiles = ceil_div(a.seq_len, kTile), p.window = std::min(a.window, a.seq_len);
   p.heads = a.heads, p.kv_heads = a.kv_heads, p.group = a.heads / a.kv_heads;
+  p.cos = a.cos, p.sin = a.sin, p.inverse_rms = a.inverse_rms;
   p.scale = 1 / std::sqrt(static_cast<float>(kChannels));
   SWITCHYARD_CUDA(cudaMemsetAsync(schedulers, 0, 2 * sizeof(int), static_cast<cudaStream_t>(stream)));
   launch<QueryBlock>(query_gradient_kernel, maps, p, a.sequences, a.heads, stream);

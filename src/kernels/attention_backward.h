@@ -18,6 +18,10 @@ struct AttentionBackward {
   std::int64_t sequences;
   int seq_len, heads, kv_heads;
   int window;  // 1 to seq_len
+  // Where d_qkv is to be the gradient of what qkv_rope() read, its factors (kernels/qkv_rope.h); null: of its result.
+  const float* cos = nullptr;  // [seq_len, C/2]
+  const float* sin = nullptr;
+  const float* inverse_rms = nullptr;  // [T, heads + kv_heads], or null: no norm
 };
 
 // 64 channels, whole groups of query heads, and sequences of a multiple of 4 tokens.

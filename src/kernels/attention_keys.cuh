@@ -2,7 +2,7 @@
 // q. Scores stand on their sides here: a row is a key.
 #pragma once
 
-#include "kernels/attention_tiles.cuh"
+#include "kernels/attention_rotation.cuh"
 
 namespace switchyard::kernels::attention {
 
@@ -122,6 +122,7 @@ __device__ __forceinline__ void consume_keys(const Maps& maps, const Problem& p,
     hopper::products_wait<0>();
     settled(d_keys), settled(d_values), settled(chances), settled(d_scores);
     held.let_go(block.empty);
+    turn_back(d_keys, p, place, keys, item.sequence, p.heads + item.head, first);
     const int column = (p.heads + item.head) * kChannels;
     store_part(d_keys, p.scale, maps.d_qkv, keys, place, column, first, item.sequence);
     store_part(d_values, 1.0f, maps.d_qkv, keys + kTileBytes, place, column + p.kv_heads * kChannels, first,

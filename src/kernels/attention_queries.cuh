@@ -2,7 +2,7 @@
 // d_out for the gradients of keys and values.
 #pragma once
 
-#include "kernels/attention_tiles.cuh"
+#include "kernels/attention_rotation.cuh"
 
 namespace switchyard::kernels::attention {
 
@@ -172,6 +172,7 @@ __device__ __forceinline__ void consume_queries(const Maps& maps, const Problem&
     hopper::products_wait<0>();
     settled(d_queries), settled(d_scores);
     held.let_go(block.empty);
+    turn_back(d_queries, p, place, queries, item.sequence, item.head, first);
     if (real) store_part(d_queries, p.scale, maps.d_qkv, queries, place, item.head * kChannels, first, item.sequence);
   });
 }

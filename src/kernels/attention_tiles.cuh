@@ -26,6 +26,7 @@ struct Problem {
   Divisor tiles;  // items of a head of a sequence
   int items;
   float scale;  // of the scores
+  const float *cos, *sin, *inverse_rms;
 };
 
 // Tokens of one head of one sequence, for which a block makes gradients.

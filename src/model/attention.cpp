@@ -34,18 +34,21 @@ Attention::Attention(ParameterStore& store, const std::string& name, const Confi
 }
 
 at::Tensor Attention::project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
-                              const StepContext& step) const {
+                              const StepContext& step, ops::QkvRotation* rotation) const {
   ops::GatedInput input{at::Tensor(), n_TD};
   if (value.defined()) input = ops::value_gate(n_TD, value_gate_->weight());
   return ops::project_qkv(input.n_TD, qkv_->weight(), {value, input.gate_TK}, tables,
                           {step.seq_len, heads_, kv_heads_, head_dim_, norm_, eps_, q_norm_, k_norm_},
-                          qkv_->products(step));
+                          qkv_->products(step), rotation);
 }
 
 at::Tensor Attention::forward(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
                               const StepContext& step) const {
-  const at::Tensor qkv = project(n_TD, value, tables, step);
-  return out_->forward(ops::attention(qkv, {step.seq_len, heads_, kv_heads_, head_dim_, window_}), step);
+  const ops::AttentionShape shape{step.seq_len, heads_, kv_heads_, head_dim_, window_};
+  ops::QkvRotation rotation;
+  ops::QkvRotation* turned_back = !q_norm_ && ops::attention_turns_back(n_TD, shape) ? &rotation : nullptr;
+  const at::Tensor qkv = project(n_TD, value, tables, step, turned_back);
+  return out_->forward(ops::attention(qkv, shape, turned_back), step);
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,

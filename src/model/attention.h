@@ -21,9 +21,9 @@ class Attention : public Layer {
                             const StepContext& step, KvCache::LayerCache& cache) const;
 
  private:
-  // [T, (H + 2 KV) C]
+  // [T, (H + 2 KV) C]; rotation: as ops::project_qkv()
   at::Tensor project(const at::Tensor& n_TD, const at::Tensor& value, const ops::RotaryTables& tables,
-                     const StepContext& step) const;
+                     const StepContext& step, ops::QkvRotation* rotation = nullptr) const;
 
   const int heads_, kv_heads_, head_dim_, window_;
   const bool norm_;

@@ -102,14 +102,15 @@ Tensor lent(std::int64_t bytes, const Tensor& like) { return at::empty({bytes}, 
 class PackedAttention : public torch::autograd::Function<PackedAttention> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& packed, const AttentionShape& s,
-                        const CudnnAttention* plans) {
+                        const CudnnAttention* plans, const QkvRotation& rotation) {
     const Tensor qkv = dense(packed);
     const Tensor out = at::empty({qkv.size(0), std::int64_t{s.heads} * s.head_dim}, qkv.options());
     const Tensor statistics = at::empty({qkv.size(0) * s.heads}, qkv.options().dtype(at::kFloat));
     const Tensor workspace = lent(plans->forward_workspace(), qkv);
     plans->forward({qkv.data_ptr(), out.data_ptr(), statistics.data_ptr<float>(), workspace.data_ptr()},
                    at::native::getCudnnHandle());
-    context->save_for_backward({qkv, out, statistics});
+    context->save_for_backward(
+        {qkv, out, statistics, rotation.tables.cos_SC, rotation.tables.sin_SC, rotation.inverse_rms});
     context->saved_data["plans"] = reinterpret_cast<std::int64_t>(plans);
     context->saved_data["own_backward"] = own_backward(s);  // not asked again: plans are made for one answer
     context->saved_data["shape"] = std::vector<std::int64_t>{s.seq_len, s.heads, s.kv_heads, s.head_dim, s.window};
@@ -129,28 +130,39 @@ class PackedAttention : public torch::autograd::Function<PackedAttention> {
           at::empty({kernels::attention_backward_scratch(sequences, s.seq_len, s.heads)}, statistics.options());
       const auto bf16 = [](const Tensor& x) { return static_cast<kernels::bf16*>(x.data_ptr()); };
       kernels::attention_backward({bf16(qkv), bf16(out), bf16(d_out), statistics.data_ptr<float>(), bf16(d_qkv),
-                                   scratch.data_ptr<float>(), sequences, s.seq_len, s.heads, s.kv_heads, s.window},
+                                   scratch.data_ptr<float>(), sequences, s.seq_len, s.heads, s.kv_heads, s.window,
+                                   pointer<float>(saved[3]), pointer<float>(saved[4]), pointer<float>(saved[5])},
                                   current_stream(qkv));
-      return {d_qkv, Tensor(), Tensor()};
+      return {d_qkv, Tensor(), Tensor(), Tensor()};
     }
     const auto* plans = reinterpret_cast<const CudnnAttention*>(context->saved_data["plans"].toInt());
     const Tensor workspace = lent(plans->backward_workspace(), qkv);
     plans->backward({qkv.data_ptr(), out.data_ptr(), d_out.data_ptr(), statistics.data_ptr<float>(), d_qkv.data_ptr(),
                      workspace.data_ptr()},
                     at::native::getCudnnHandle());
-    return {d_qkv, Tensor(), Tensor()};
+    return {d_qkv, Tensor(), Tensor(), Tensor()};
   }
 };
 #endif
 
 }  // namespace
 
-Tensor attention(const Tensor& qkv, const AttentionShape& shape) {
+Tensor attention(const Tensor& qkv, const AttentionShape& shape, const QkvRotation* rotation) {
   check(qkv, shape);
+  SWITCHYARD_ASSERT(!rotation || attention_turns_back(qkv, shape), "a rotation only where backward is ours");
 #ifdef SWITCHYARD_CUDNN_ATTENTION
-  if (const CudnnAttention* plans = packed_plans(qkv, shape)) return PackedAttention::apply(qkv, shape, plans);
+  if (const CudnnAttention* plans = packed_plans(qkv, shape))
+    return PackedAttention::apply(qkv, shape, plans, rotation ? *rotation : QkvRotation());
 #endif
   return attention_of_torch(qkv, shape);
+}
+
+bool attention_turns_back([[maybe_unused]] const Tensor& x, [[maybe_unused]] const AttentionShape& shape) {
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+  return x.is_cuda() && own_backward(shape) && packed_plans(x, shape) != nullptr;
+#else
+  return false;
+#endif
 }
 
 bool attention_is_packed([[maybe_unused]] const Tensor& qkv, [[maybe_unused]] const AttentionShape& shape) {

@@ -91,7 +91,7 @@ class ProjectQkv : public torch::autograd::Function<ProjectQkv> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& /*w: links the graph*/,
                         const std::optional<Tensor>& value, const std::optional<Tensor>& gate, const Tensor& cos,
                         const Tensor& sin, const Parameter* parameter, const LinearProducts* products,
-                        const QkvShape& s) {
+                        const QkvShape& s, QkvRotation* rotation) {
     const RotaryTables tables{cos, sin};
     const ValueInput given{value.value_or(Tensor()), gate.value_or(Tensor())};
     Projected out;
@@ -102,6 +102,8 @@ class ProjectQkv : public torch::autograd::Function<ProjectQkv> {
     context->save_for_backward({x, out.qkv, out.inverse_rms, given.value, given.gate_TK, cos, sin});
     context->saved_data["parameter"] = reinterpret_cast<std::int64_t>(parameter);
     context->saved_data["products"] = reinterpret_cast<std::int64_t>(products);
+    if (rotation) *rotation = {tables, out.inverse_rms};
+    context->saved_data["turned_back"] = rotation != nullptr;
     context->saved_data["needs_input"] = x.requires_grad();
     context->saved_data["shape"] = std::vector<std::int64_t>{s.seq_len, s.heads, s.kv_heads, s.head_dim};
     return out.qkv;
@@ -121,11 +123,11 @@ class ProjectQkv : public torch::autograd::Function<ProjectQkv> {
 
     const Tensor d_qkv = own_gradient(grads[0], out.qkv);
     const ValueInput d_value = value.value.defined() ? value_gradients(d_qkv, value, s) : ValueInput();
-    rotate_back(d_qkv, out, {saved[5], saved[6]}, s);
+    if (!context->saved_data["turned_back"].toBool()) rotate_back(d_qkv, out, {saved[5], saved[6]}, s);
     Tensor dx = needs_input ? products->dgrad(d_qkv, *parameter) : Tensor();
     products->wgrad(d_qkv, x, *parameter);
     parameter->grad_added();
-    return {dx, Tensor(), d_value.value, d_value.gate_TK, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dx, Tensor(), d_value.value, d_value.gate_TK, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -152,12 +154,13 @@ RotaryTables rotary_tables(std::int64_t length, int head_dim, double theta, at::
 }
 
 Tensor project_qkv(const Tensor& x_TD, const Parameter& w, const ValueInput& value, const RotaryTables& tables,
-                   const QkvShape& shape, const LinearProducts& products) {
+                   const QkvShape& shape, const LinearProducts& products, QkvRotation* rotation) {
+  SWITCHYARD_ASSERT(!rotation || !shape.q_norm, "a norm's weights have a gradient of their own");
   SWITCHYARD_ASSERT(value.value.defined() == value.gate_TK.defined(), "value embeddings come with their gate");
   if (shape.q_norm) return project_qkv_reference(x_TD, w, value, tables, shape, products);
   if (at::GradMode::is_enabled()) w.use();
   return ProjectQkv::apply(x_TD, w.compute, optional(value.value), optional(value.gate_TK), tables.cos_SC,
-                           tables.sin_SC, &w, &products, shape);
+                           tables.sin_SC, &w, &products, shape, rotation);
 }
 
 Tensor project_qkv_reference(const Tensor& x_TD, const Parameter& w, const ValueInput& value,

@@ -94,7 +94,48 @@ struct Reference {
   }
 };
 
-void check_backward(Report& report, const AttentionCase& c) {
+// What qkv_rope() did, and the gradient's way back through it.
+enum class Rotated { kNo, kYes, kWithNorm };
+struct Rotation {
+  Rotated how;
+  Input<float> cos, sin, inverse_rms;
+  Rotation(Rotated how, const AttentionCase& c, Random& random)
+      : how(how),
+        cos(table(c, [](double angle) { return std::cos(angle); })),
+        sin(table(c, [](double angle) { return std::sin(angle); })),
+        inverse_rms(
+            positive(random.normal(static_cast<std::size_t>(c.sequences) * c.seq_len * (c.heads + c.kv_heads)))) {}
+
+  template <class Of>
+  static Values table(const AttentionCase& c, Of of) {
+    Values t;
+    for (int i = 0; i < c.seq_len; ++i)
+      for (int k = 0; k < kChannels / 2; ++k) t.push_back(of(i * std::pow(1000, -k / 32.0) + k));
+    return t;
+  }
+  static Values positive(Values v) {
+    for (double& x : v) x = 0.5 + std::abs(x);
+    return v;
+  }
+  // d of a head of token `token` (of all sequences), y its channels.
+  void turn_back(const AttentionCase& c, std::size_t token, int head, const double* y, double* d) const {
+    if (how == Rotated::kNo) return;
+    if (how == Rotated::kWithNorm) {
+      double along = 0;
+      for (int k = 0; k < kChannels; ++k) along += d[k] * y[k] / kChannels;
+      for (int k = 0; k < kChannels; ++k)
+        d[k] = (d[k] - along * y[k]) * inverse_rms[token * (c.heads + c.kv_heads) + head];
+    }
+    for (int k = 0; k < kChannels / 2; ++k) {
+      const std::size_t at = token % c.seq_len * (kChannels / 2) + k;
+      const double low = d[k], high = d[k + kChannels / 2];
+      d[k] = low * cos[at] - high * sin[at];
+      d[k + kChannels / 2] = high * cos[at] + low * sin[at];
+    }
+  }
+};
+
+void check_backward(Report& report, const AttentionCase& c, Rotated how) {
   Random random(13);
   const std::size_t tokens = static_cast<std::size_t>(c.sequences) * c.seq_len;
   const int width = (c.heads + 2 * c.kv_heads) * kChannels, out_width = c.heads * kChannels;
@@ -107,20 +148,33 @@ void check_backward(Report& report, const AttentionCase& c) {
   reference.forward(out_values, log_sum_values);
   const Input<bf16> out(out_values);
   const Input<float> log_sums(log_sum_values);
+  const Rotation rotation(how, c, random);
 
   Buffer<bf16> d_qkv(tokens * width), again(tokens * width);
   Buffer<float> scratch(kernels::attention_backward_scratch(c.sequences, c.seq_len, c.heads));
   for (const Buffer<bf16>* to : {&d_qkv, &again})
     run_captured([&](Stream s) {
-      kernels::attention_backward({qkv.get(), out.get(), d_out.get(), log_sums.get(), to->get(), scratch.get(),
-                                   c.sequences, c.seq_len, c.heads, c.kv_heads, c.window},
-                                  s);
+      kernels::attention_backward(
+          {qkv.get(), out.get(), d_out.get(), log_sums.get(), to->get(), scratch.get(), c.sequences, c.seq_len, c.heads,
+           c.kv_heads, c.window, how == Rotated::kNo ? nullptr : rotation.cos.get(), rotation.sin.get(),
+           how == Rotated::kWithNorm ? rotation.inverse_rms.get() : nullptr},
+          s);
     });
 
   // Chances and the scores' gradients are rounded to bf16 on their way into the products, each off by 1/512 at most;
   // what they are summed with is about one, at most five.
-  const Bound bound{1.0 / 100, 0.02 * c.size * std::sqrt(static_cast<double>(c.heads) / c.kv_heads)};
-  const Values got = values_of(d_qkv), want = reference.backward(out, d_out, log_sums);
+  const double grown = how == Rotated::kNo ? 1 : how == Rotated::kYes ? 1.5 : 5;  // a norm's factor is 4 at most
+  const Bound bound{1.0 / 100, grown * 0.02 * c.size * std::sqrt(static_cast<double>(c.heads) / c.kv_heads)};
+  const Values got = values_of(d_qkv);
+  Values want = reference.backward(out, d_out, log_sums);
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (int head = 0; head < c.heads + c.kv_heads; ++head) {
+      const std::size_t at = t * width + static_cast<std::size_t>(head) * kChannels;
+      rotation.turn_back(c, t, head, &qkv.host[at], &want[at]);
+    }
+  const std::string name = std::string(c.name) + (how == Rotated::kNo    ? ""
+                                                  : how == Rotated::kYes ? ", rotated"
+                                                                         : ", normed and rotated");
   const char* names[] = {", queries", ", keys", ", values"};
   const int ends[] = {0, c.heads * kChannels, (c.heads + c.kv_heads) * kChannels, width};
   for (int part = 0; part < 3; ++part) {
@@ -128,17 +182,17 @@ void check_backward(Report& report, const AttentionCase& c) {
     for (std::size_t i = 0; i < got.size(); ++i)
       if (const int column = static_cast<int>(i % width); column >= ends[part] && column < ends[part + 1])
         own.push_back(got[i]), wanted.push_back(want[i]);
-    report.compare("attention_backward", std::string(c.name) + names[part], own, wanted, bound);
+    report.compare("attention_backward", name + names[part], own, wanted, bound);
   }
-  report.compare("attention_backward", std::string(c.name) + ", the same bits", values_of(again), got, kExact);
-  report.expect("attention_backward", std::string(c.name) + ", nothing past the end",
-                d_qkv.guard_intact() && scratch.guard_intact());
+  report.compare("attention_backward", name + ", the same bits", values_of(again), got, kExact);
+  report.expect("attention_backward", name + ", nothing past the end", d_qkv.guard_intact() && scratch.guard_intact());
 }
 
 }  // namespace
 
 void check_attention(Report& report) {
-  for (const AttentionCase& c : kAttentionCases) check_backward(report, c);
+  for (const AttentionCase& c : kAttentionCases)
+    for (const Rotated how : {Rotated::kNo, Rotated::kYes, Rotated::kWithNorm}) check_backward(report, c, how);
 }
 
 }  // namespace switchyard::gpu_check

@@ -16,6 +16,8 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "kernels/attention_backward.h"
+#include "kernels/qkv_rope.h"
+#include "ops/launch.h"
 #endif
 
 namespace switchyard::ops {
@@ -46,6 +48,8 @@ std::pair<Tensor, Tensor> differentiate(const Op& op, const Tensor& qkv, const T
   return {out.detach(), torch::autograd::grad({out}, {leaf}, {d_out})[0]};
 }
 
+Tensor plain(const Tensor& qkv, const AttentionShape& shape) { return attention(qkv, shape); }
+
 const std::vector<Case> kCases = {
     {"one head", 1, 8, 1, 1, 16, 8},
     {"one token", 3, 1, 2, 1, 16, 1},
@@ -67,7 +71,7 @@ TEST(Attention, MatchesReference) {
       for (const Case& c : kCases) {
         if (device.is_cuda() && type == at::kDouble) continue;
         const Tensor qkv = packed(c, type).to(device), d_out = seed_of(c, type).to(device);
-        const auto [out, d_qkv] = differentiate(attention, qkv, d_out, c);
+        const auto [out, d_qkv] = differentiate(plain, qkv, d_out, c);
         const auto [want, d_want] = differentiate(attention_reference, qkv, d_out, c);
         const double tolerance = type == at::kDouble ? 1e-12 : 5e-5;
         ASSERT_EQ(out.sizes(), want.sizes()) << c.name;
@@ -81,7 +85,7 @@ TEST(Attention, GradientIsTheSlope) {
   constexpr double kStep = 1e-5;
   for (const Case& c : kCases) {
     const Tensor qkv = packed(c, at::kDouble), d_out = seed_of(c, at::kDouble);
-    const Tensor d_qkv = differentiate(attention, qkv, d_out, c).second;
+    const Tensor d_qkv = differentiate(plain, qkv, d_out, c).second;
     for (std::uint64_t direction = 5; direction < 8; ++direction) {
       const Tensor step = random(qkv.sizes().vec(), direction, at::kDouble);
       const auto loss = [&](double at) {
@@ -154,7 +158,7 @@ struct Inputs {
 // adds.
 void expect_matches_fp32(const Case& c) {
   const Inputs in(c);
-  const auto [out, d_qkv] = differentiate(attention, in.qkv, in.d_out, c);
+  const auto [out, d_qkv] = differentiate(plain, in.qkv, in.d_out, c);
   const auto [want, d_want] = differentiate(attention_reference, in.qkv.to(at::kFloat), in.d_out.to(at::kFloat), c);
   EXPECT_LT(relative(out, want), 0.01) << c.name;
   const std::int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
@@ -193,7 +197,7 @@ TEST(AttentionOnGpu, TakesAnyStridesAndAlignment) {
   const Op transposed = [](const Tensor& x, const AttentionShape& s) { return attention(x, s).t(); };
   const Tensor d_out = in.d_out.t().contiguous();
   EXPECT_LT(relative(differentiate(transposed, in.qkv, d_out, c).second,
-                     differentiate(attention, in.qkv, in.d_out, c).second.to(at::kFloat)),
+                     differentiate(plain, in.qkv, in.d_out, c).second.to(at::kFloat)),
             1e-3);
 }
 
@@ -205,6 +209,35 @@ bool has_own_backward([[maybe_unused]] const Case& c) {
   return false;
 #endif
 }
+
+#ifdef SWITCHYARD_CUDNN_ATTENTION
+// With a rotation, the gradient is the one without, by way of qkv_rope_backward().
+TEST(AttentionOnGpu, TakesGradientsBackThroughTheRotation) {
+  SKIP_WITHOUT_BF16_GPU();
+  for (const Case& c : kGpuCases) {
+    const Inputs in(c);
+    EXPECT_EQ(attention_turns_back(in.qkv, shape_of(c)), has_own_backward(c)) << c.name;
+    if (!has_own_backward(c)) continue;
+    const std::int64_t tokens = in.qkv.size(0), rotated = c.heads + c.kv_heads;
+    QkvRotation rotation{rotary_tables(c.seq_len, c.head_dim, 10000, in.qkv.device()), Tensor()};
+    for (const bool norm : {false, true}) {
+      if (norm) rotation.inverse_rms = random({tokens, rotated}, 3).abs().add(0.5).to(in.qkv.device());
+      const Op turned = [&](const Tensor& x, const AttentionShape& s) { return attention(x, s, &rotation); };
+      const auto [out, d_qkv] = differentiate(turned, in.qkv, in.d_out, c);
+      const auto [plain_out, want] = differentiate(plain, in.qkv, in.d_out, c);
+      kernels::qkv_rope_backward<kernels::bf16>({{tokens, c.seq_len, c.heads, c.kv_heads, c.head_dim},
+                                                 pointer<kernels::bf16>(in.qkv),
+                                                 pointer<float>(rotation.inverse_rms),
+                                                 pointer<float>(rotation.tables.cos_SC),
+                                                 pointer<float>(rotation.tables.sin_SC),
+                                                 pointer<kernels::bf16>(want)},
+                                                current_stream(want));
+      EXPECT_TRUE(at::equal(out, plain_out)) << c.name;
+      EXPECT_LT(relative(d_qkv, want.to(at::kFloat)), 0.01) << c.name << (norm ? ", norm" : "");
+    }
+  }
+}
+#endif
 
 class Deterministic {
  public:
@@ -223,10 +256,10 @@ TEST(AttentionOnGpu, RepeatsBitForBitWhereAsked) {
   SKIP_WITHOUT_BF16_GPU();
   for (const Case& c : kGpuCases) {
     const Inputs in(c);
-    const auto [free_out, free_d_qkv] = differentiate(attention, in.qkv, in.d_out, c);
+    const auto [free_out, free_d_qkv] = differentiate(plain, in.qkv, in.d_out, c);
 #ifdef SWITCHYARD_CUDNN_ATTENTION
     if (has_own_backward(c)) {
-      EXPECT_TRUE(at::equal(free_d_qkv, differentiate(attention, in.qkv, in.d_out, c).second)) << c.name << ", unasked";
+      EXPECT_TRUE(at::equal(free_d_qkv, differentiate(plain, in.qkv, in.d_out, c).second)) << c.name << ", unasked";
     }
 #endif
     const Deterministic asked;
@@ -235,10 +268,10 @@ TEST(AttentionOnGpu, RepeatsBitForBitWhereAsked) {
 #else
     if (c.window < c.seq_len) continue;  // torch has no deterministic kernel for a mask
 #endif
-    const auto [out, d_qkv] = differentiate(attention, in.qkv, in.d_out, c);
+    const auto [out, d_qkv] = differentiate(plain, in.qkv, in.d_out, c);
     EXPECT_LT(relative(d_qkv, free_d_qkv.to(at::kFloat)), 0.02) << c.name;
     for (int again = 0; again < 5; ++again) {
-      const auto [same, d_same] = differentiate(attention, in.qkv, in.d_out, c);
+      const auto [same, d_same] = differentiate(plain, in.qkv, in.d_out, c);
       EXPECT_TRUE(at::equal(out, same)) << c.name;
       EXPECT_TRUE(at::equal(d_qkv, d_same)) << c.name;
     }
@@ -250,7 +283,7 @@ TEST(AttentionOnGpu, ReplaysAsACudaGraph) {
   const c10::cuda::CUDAStreamGuard side(c10::cuda::getStreamFromPool());
   for (const Case& c : kGpuCases) {
     const Inputs in(c);
-    const auto [want, d_want] = differentiate(attention, in.qkv, in.d_out, c);
+    const auto [want, d_want] = differentiate(plain, in.qkv, in.d_out, c);
     const Tensor leaf = at::zeros_like(in.qkv).requires_grad_(true), d_out = at::zeros_like(in.d_out);
     Tensor out, d_qkv;
     const auto work = [&] {

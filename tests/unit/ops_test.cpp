@@ -194,6 +194,32 @@ const std::vector<QkvCase> kQkv = {
     {"heads of 128, no norm", 2, 128, 3, 1, 128, false, true, false},
 };
 
+// As kernels::qkv_rope_backward(): what a reader of qkv that takes gradients back through the rotation hands back.
+Tensor turned_back(const Tensor& grad, const Tensor& qkv, const QkvRotation& rotation, const QkvShape& s) {
+  const std::int64_t rotated = s.heads + s.kv_heads, half = s.head_dim / 2;
+  const auto heads = [&](const Tensor& x) { return x.view({x.size(0), -1, s.head_dim}).narrow(1, 0, rotated); };
+  Tensor d = heads(grad);
+  if (rotation.inverse_rms.defined())
+    d = (d - heads(qkv) * (d * heads(qkv)).mean(-1, true)) * rotation.inverse_rms.unsqueeze(-1);
+  const auto table = [&](const Tensor& t) {
+    return t.narrow(0, 0, s.seq_len).repeat({grad.size(0) / s.seq_len, 1}).unsqueeze(1);
+  };
+  const Tensor cos = table(rotation.tables.cos_SC), sin = table(rotation.tables.sin_SC);
+  const Tensor low = d.narrow(-1, 0, half), high = d.narrow(-1, half, half);
+  Tensor result = grad.clone();
+  heads(result).copy_(at::cat({low * cos - high * sin, high * cos + low * sin}, -1));
+  return result;
+}
+
+const auto kProjectQkv = [](const auto&... input) { return project_qkv(input...); };
+const auto kTurnedBackByReader = [](const Tensor& x, const Parameter& w, const ValueInput& value,
+                                    const RotaryTables& tables, const QkvShape& shape, const LinearProducts& products) {
+  QkvRotation rotation;
+  const Tensor out = project_qkv(x, w, value, tables, shape, products, &rotation);
+  out.register_hook([=, qkv = out.detach()](const Tensor& grad) { return turned_back(grad, qkv, rotation, shape); });
+  return out;
+};
+
 TEST(ProjectQkv, MatchesReference) {
   for (const at::Device device : devices())
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16})
@@ -217,7 +243,10 @@ TEST(ProjectQkv, MatchesReference) {
                                 rotary_tables(c.seq_len, c.head_dim, 10000, device), shape, LinearProducts::plain());
           return differentiate({out}, {x, value, gate}, store);
         };
-        expect_close(run(project_qkv), run(project_qkv_reference), type == at::kFloat ? 2e-5 : 2e-2, c.name);
+        const Results want = run(project_qkv_reference);
+        const double tolerance = type == at::kFloat ? 2e-5 : 2e-2;
+        expect_close(run(kProjectQkv), want, tolerance, c.name);
+        if (!c.weights) expect_close(run(kTurnedBackByReader), want, tolerance, c.name);
       }
 }
 
@@ -245,7 +274,7 @@ TEST(ProjectQkv, OverwritesNoGradientOfOthers) {
           EXPECT_TRUE(at::equal(seed, kept));
           return Results{out, wide.grad(), other.grad(), w.grad};
         };
-        expect_close(run(project_qkv), run(project_qkv_reference), 2e-5,
+        expect_close(run(kProjectQkv), run(project_qkv_reference), 2e-5,
                      shared ? "a sum reads it" : "a product reads it");
       }
 }

@@ -49,6 +49,12 @@ void time_attention(Clock& clock, int sequences, const AttentionSizes& s) {
     const Tensor qkv = noise({tokens, (s.heads + 2 * s.kv_heads) * s.head_dim}).requires_grad_(true);
     const ops::AttentionShape shape{s.seq_len, s.heads, s.kv_heads, s.head_dim, s.window};
     time_passes_of(clock, ours, flops, {qkv}, d_out, [&] { return ops::attention(qkv, shape); });
+    if (ops::attention_turns_back(qkv, shape)) {  // as in a step: norm's and rotation's backward inside
+      const ops::QkvRotation rotation{ops::rotary_tables(s.seq_len, s.head_dim, 10000, qkv.device()),
+                                      at::ones({tokens, s.heads + s.kv_heads}, qkv.options().dtype(at::kFloat))};
+      time_passes_of(clock, "rotated " + ours, flops, {qkv}, d_out,
+                     [&] { return ops::attention(qkv, shape, &rotation); });
+    }
   }
   {
     const auto leaf = [&](int heads) {  // [B, H, S, C], which torch wants in memory as the projection writes it

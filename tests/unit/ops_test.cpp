@@ -5,6 +5,7 @@
 
 #include "ops/activation.h"
 #include "ops/add_norm.h"
+#include "ops/attention.h"
 #include "ops/dropout.h"
 #include "ops/gradient.h"
 #include "ops/head_loss.h"
@@ -277,6 +278,41 @@ TEST(ProjectQkv, OverwritesNoGradientOfOthers) {
         expect_close(run(kProjectQkv), run(project_qkv_reference), 2e-5,
                      shared ? "a sum reads it" : "a product reads it");
       }
+}
+
+// Through attention, where its backward takes the gradient back through the rotation: beside the chain where it is
+// project_qkv()'s own.
+TEST(ProjectQkv, AttentionMayTurnGradientsBack) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU here";
+  const std::vector<QkvCase> cases = {
+      {"value embedding", 2, 256, 4, 4, 64, true, true, false},
+      {"grouped queries", 3, 200, 4, 2, 64, true, true, false},
+      {"no norm", 2, 256, 4, 2, 64, false, false, false},
+  };
+  for (const QkvCase& c : cases) {
+    const std::int64_t tokens = c.sequences * c.seq_len, width = 96, kv = c.kv_heads * c.head_dim;
+    const AttentionShape attended{c.seq_len, c.heads, c.kv_heads, c.head_dim, c.seq_len};
+    if (!attention_turns_back(at::empty({tokens, width}, at::device(at::kCUDA).dtype(at::kBFloat16)), attended))
+      GTEST_SKIP() << "attention's backward is not ours here";
+    const auto run = [&](bool turned_back) {
+      ParameterStore store;
+      Parameter& w = store.add("qkv", ParameterKind::kAttention, {c.heads * c.head_dim + 2 * kv, width},
+                               {Init::Kind::kNormal, 0.1});
+      store.allocate(at::kCUDA, at::kBFloat16, store.contiguous());
+      store.initialize(7);
+      const Tensor x = leaf(random({tokens, width}, 1, at::kBFloat16), at::kCUDA),
+                   value = leaf(random({tokens, kv}, 2, at::kBFloat16), at::kCUDA),
+                   gate = leaf(random({tokens, c.kv_heads}, 3, at::kBFloat16), at::kCUDA);
+      QkvRotation rotation;
+      QkvRotation* given = turned_back ? &rotation : nullptr;
+      const Tensor qkv =
+          project_qkv(x, w, c.value ? ValueInput{value, gate} : ValueInput(),
+                      rotary_tables(c.seq_len, c.head_dim, 10000, at::kCUDA),
+                      {c.seq_len, c.heads, c.kv_heads, c.head_dim, c.norm, 1e-6}, LinearProducts::plain(), given);
+      return differentiate({attention(qkv, attended, given)}, {x, value, gate}, store);
+    };
+    expect_close(run(true), run(false), 1e-2, c.name);
+  }
 }
 
 TEST(ProjectQkv, ScoresDependOnPositionDifferencesOnly) {
